@@ -1,0 +1,46 @@
+//! Allocation files: one file per container address, `<run-dir>/ipam/<network>/<address>`,
+//! written by the plugin alone and read by the daemon.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Mac;
+
+/// What an allocation file holds. Keyed by (`container_id`, `ifname`); everything DEL needs is here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// The address, also the file's name.
+    pub address: IpAddr,
+    /// The runtime's container id.
+    pub container_id: String,
+    /// Interface name inside the container.
+    pub ifname: String,
+    /// Path of the container's namespace as the runtime gave it.
+    pub netns: String,
+    /// Name of the host's end of the veth pair.
+    pub host_veth: String,
+    /// MAC of the container's end.
+    pub mac: Mac,
+    /// The container's name, where the runtime told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl Allocation {
+    /// Parses a file; the error says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// The file's text.
+    pub fn to_json(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+}
+
+/// A free address that was in use, `<run-dir>/ipam/<network>/freed/<address>`: the cool-down
+/// before it is given out again counts from the file's modification time.
+pub const FREED_DIR: &str = "freed";
+/// The lock of one network's allocations, in its folder.
+pub const LOCK_FILE: &str = "lock";

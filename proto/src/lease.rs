@@ -1,0 +1,392 @@
+//! Leases in etcd: the key `<prefix>/subnets/10.5.7.0-24` and its value, flannel's `LeaseAttrs`
+//! JSON (flannel `pkg/lease/lease.go`, `pkg/subnet/subnet.go`).
+//!
+//! What Loden adds stands in one extra member, `"Loden": {…}`, which flannel ignores. Members
+//! that we do not know are kept when a value is written again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::json::{shown, take};
+use crate::{Family, Mac, Subnet};
+
+/// The subnets of one lease: IPv4, IPv6 or both. As text `10.5.7.0-24`,
+/// `10.5.7.0-24&fd00:5:7::-64` or, where flannel never looks, `fd00:5:7::-64`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseKey {
+    v4: Option<Subnet>,
+    v6: Option<Subnet>,
+}
+
+/// A key that names no lease.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key:?} is not a lease key such as 10.5.7.0-24: {reason}")]
+pub struct KeyError {
+    key: String,
+    reason: String,
+}
+
+impl LeaseKey {
+    /// A key from at least one subnet; `None` if both are absent or of the wrong family.
+    pub fn new(v4: Option<Subnet>, v6: Option<Subnet>) -> Option<Self> {
+        let fits = v4.is_none_or(|s| s.family() == Family::V4) && v6.is_none_or(|s| s.family() == Family::V6);
+        (fits && (v4.is_some() || v6.is_some())).then_some(Self { v4, v6 })
+    }
+
+    /// The key of a lease of a single family.
+    pub fn single(subnet: Subnet) -> Self {
+        match subnet.family() {
+            Family::V4 => Self { v4: Some(subnet), v6: None },
+            Family::V6 => Self { v4: None, v6: Some(subnet) },
+        }
+    }
+
+    /// Parses the last component of a key. Stricter than flannel's expression, which takes
+    /// `10x5x7.0-24` too.
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        let error = |reason: String| KeyError { key: text.chars().take(80).collect(), reason };
+        let subnet = |part: &str| {
+            let (address, length) = part.rsplit_once('-').ok_or_else(|| error("no '-LENGTH'".into()))?;
+            format!("{address}/{length}").parse::<Subnet>().map_err(|e| error(e.to_string()))
+        };
+        let (first, second) = match text.split_once('&') {
+            Some((first, second)) => (subnet(first)?, Some(subnet(second)?)),
+            None => (subnet(text)?, None),
+        };
+        let key = match second {
+            None => Some(Self::single(first)),
+            Some(second) => Self::new(Some(first), Some(second)),
+        };
+        key.ok_or_else(|| error("'&' joins an IPv4 and an IPv6 subnet, in this order".into()))
+    }
+
+    /// The subnet of a family.
+    pub fn subnet(&self, family: Family) -> Option<Subnet> {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+
+    /// Its subnets in the order IPv4, IPv6.
+    pub fn subnets(&self) -> impl Iterator<Item = Subnet> {
+        self.v4.into_iter().chain(self.v6)
+    }
+
+    /// Whether any two subnets of the same family overlap.
+    pub fn overlaps(&self, other: &LeaseKey) -> bool {
+        self.subnets().any(|a| other.subnets().any(|b| a.overlaps(&b)))
+    }
+}
+
+impl fmt::Display for LeaseKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, subnet) in self.subnets().enumerate() {
+            let joint = if i == 0 { "" } else { "&" };
+            write!(f, "{joint}{}-{}", subnet.address(), subnet.length())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for LeaseKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The value of a lease.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LeaseValue {
+    /// `PublicIP`: where IPv4-encapsulated packets go. flannel writes `0.0.0.0` for none.
+    pub public_ip: Option<Ipv4Addr>,
+    /// `PublicIPv6`
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// `BackendType`; empty for udp and alloc leases, and for reservations.
+    pub backend_type: Box<str>,
+    /// `BackendData`
+    pub backend_data: BackendData,
+    /// `BackendV6Data`
+    pub backend_v6_data: BackendData,
+    /// `Loden`: absent when flannel holds the lease.
+    pub loden: Option<Box<LodenMember>>,
+    /// Members that neither flannel 0.28 nor this version knows.
+    pub other: Option<Box<Map<String, Value>>>,
+}
+
+/// Backend data of one family.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum BackendData {
+    /// The member is absent or null.
+    #[default]
+    None,
+    /// `{"VNI":1,"VtepMAC":"…"}`. flannel's receivers ignore the VNI.
+    Vxlan {
+        /// Network identifier as the peer states it.
+        vni: Option<u32>,
+        /// MAC of the peer's VXLAN device.
+        vtep_mac: Mac,
+    },
+    /// Data of another backend, kept as it is.
+    Other(Box<Value>),
+}
+
+/// What Loden adds to a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct LodenMember {
+    /// Lasting identity of the host, 32 hexadecimal digits.
+    #[serde(rename = "HostID")]
+    pub host_id: String,
+    /// The kernel's boot id: tells two lives of one host, or two clones, apart.
+    #[serde(rename = "BootID", skip_serializing_if = "String::is_empty")]
+    pub boot_id: String,
+    /// Host name, for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub host_name: String,
+    /// Labels such as `rack=r7`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Loden's version.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// What the host can do beyond flannel.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+    /// Further addresses that the host's VXLAN packets may come from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<IpAddr>,
+    /// Seconds between keep-alives; 0 if not stated. Tells how fresh a living holder's lease is.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub keep_alive_seconds: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// A value that is no lease.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key} is {value}, but must be {expected}")]
+pub struct ValueError {
+    key: &'static str,
+    value: String,
+    expected: &'static str,
+}
+
+/// Values larger than this are refused unread. A lease takes some 300 bytes; labels are the
+/// only part that an operator can grow.
+pub const VALUE_LIMIT: usize = 64 * 1024;
+
+impl LeaseValue {
+    /// Parses a value. The backend data of the type `vxlan` must be sound; of other types they
+    /// are kept as they are.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ValueError> {
+        let error = |key, value: String, expected| ValueError { key, value, expected };
+        if bytes.len() > VALUE_LIMIT {
+            return Err(error("the value", format!("{} bytes long", bytes.len()), "at most 65536 bytes"));
+        }
+        let mut object = match serde_json::from_slice(bytes) {
+            Ok(Value::Object(object)) => object,
+            Ok(other) => return Err(error("the value", shown(&other), "a JSON object")),
+            Err(e) => return Err(error("the value", format!("not JSON ({e})"), "a JSON object")),
+        };
+        let public_ip = match take(&mut object, "PublicIP") {
+            None => None,
+            Some(value) => match value.as_str().and_then(|s| s.parse::<Ipv4Addr>().ok()) {
+                Some(ip) => Some(ip).filter(|ip| !ip.is_unspecified()),
+                None => return Err(error("PublicIP", shown(&value), "an IPv4 address")),
+            },
+        };
+        let public_ipv6 = match take(&mut object, "PublicIPv6") {
+            None => None,
+            Some(value) => match value.as_str().and_then(|s| s.parse::<Ipv6Addr>().ok()) {
+                Some(ip) => Some(ip).filter(|ip| !ip.is_unspecified()),
+                None => return Err(error("PublicIPv6", shown(&value), "an IPv6 address or null")),
+            },
+        };
+        let backend_type: Box<str> = match take(&mut object, "BackendType") {
+            None => "".into(),
+            Some(Value::String(kind)) => kind.into(),
+            Some(value) => return Err(error("BackendType", shown(&value), "a text")),
+        };
+        let backend_data =
+            BackendData::parse("BackendData", take(&mut object, "BackendData"), &backend_type)?;
+        let backend_v6_data =
+            BackendData::parse("BackendV6Data", take(&mut object, "BackendV6Data"), &backend_type)?;
+        let loden = match take(&mut object, "Loden") {
+            None => None,
+            Some(value) => match LodenMember::deserialize(&value) {
+                Ok(member) => Some(Box::new(member)),
+                Err(_) => return Err(error("Loden", shown(&value), "an object with a text HostID")),
+            },
+        };
+        let other = (!object.is_empty()).then(|| Box::new(object));
+        Ok(Self { public_ip, public_ipv6, backend_type, backend_data, backend_v6_data, loden, other })
+    }
+
+    /// The text that flannel's Go code would write for the members it knows, in its order,
+    /// followed by ours.
+    pub fn to_json(&self) -> String {
+        let mut members = vec![
+            ("PublicIP".to_owned(), json!(self.public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED))),
+            ("PublicIPv6".to_owned(), json!(self.public_ipv6)),
+        ];
+        if !self.backend_type.is_empty() {
+            members.push(("BackendType".into(), json!(self.backend_type)));
+        }
+        for (key, data) in [("BackendData", &self.backend_data), ("BackendV6Data", &self.backend_v6_data)] {
+            let value = match data {
+                BackendData::None => continue,
+                BackendData::Vxlan { vni, vtep_mac } => match vni {
+                    Some(vni) => json!({"VNI": vni, "VtepMAC": vtep_mac}),
+                    None => json!({"VtepMAC": vtep_mac}),
+                },
+                BackendData::Other(value) => (**value).clone(),
+            };
+            members.push((key.into(), value));
+        }
+        if let Some(loden) = &self.loden {
+            members.push(("Loden".into(), json!(loden)));
+        }
+        members.extend(self.other.iter().flat_map(|o| o.iter()).map(|(k, v)| (k.clone(), v.clone())));
+        // Not a serde_json map, which would sort the members.
+        let members: Vec<String> = members.iter().map(|(k, v)| format!("{}:{v}", json!(k))).collect();
+        format!("{{{}}}", members.join(","))
+    }
+
+    /// The public address of a family.
+    pub fn public_address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.public_ip.map(IpAddr::V4),
+            Family::V6 => self.public_ipv6.map(IpAddr::V6),
+        }
+    }
+
+    /// The backend data of a family.
+    pub fn backend_data(&self, family: Family) -> &BackendData {
+        match family {
+            Family::V4 => &self.backend_data,
+            Family::V6 => &self.backend_v6_data,
+        }
+    }
+
+    /// The holder's host id, if Loden holds the lease.
+    pub fn host_id(&self) -> Option<&str> {
+        self.loden.as_deref().map(|m| m.host_id.as_str())
+    }
+}
+
+impl BackendData {
+    fn parse(key: &'static str, value: Option<Value>, backend_type: &str) -> Result<Self, ValueError> {
+        let Some(value) = value else { return Ok(BackendData::None) };
+        if backend_type != "vxlan" {
+            return Ok(BackendData::Other(Box::new(value)));
+        }
+        let error = || ValueError { key, value: shown(&value), expected: "an object with a VtepMAC" };
+        let Value::Object(mut object) = value.clone() else { return Err(error()) };
+        let vni = take(&mut object, "VNI").and_then(|v| v.as_u64()).and_then(|n| u32::try_from(n).ok());
+        let mac = take(&mut object, "VtepMAC").ok_or_else(error)?;
+        let vtep_mac = mac.as_str().and_then(|s| s.parse().ok()).ok_or_else(error)?;
+        Ok(BackendData::Vxlan { vni, vtep_mac })
+    }
+
+    /// The peer's VXLAN device's MAC.
+    pub fn vtep_mac(&self) -> Option<Mac> {
+        match self {
+            BackendData::Vxlan { vtep_mac, .. } => Some(*vtep_mac),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FLANNEL: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+
+    #[test]
+    fn keys_as_flannel_writes_them() {
+        for text in ["10.12.13.0-24", "10.12.13.0-24&fd00:12:13::-56", "fd00:12:13::-64"] {
+            assert_eq!(LeaseKey::parse(text).map(|k| k.to_string()), Ok(text.to_owned()));
+        }
+        let hostile = [
+            "", "config", "10.12.13.0", "10.12.13.0-33", "10.12.13.1-24", "10x12x13.0-24", "10.12.13.0-24&", "10.12.13.0-",
+            "fd00::-64&10.0.0.0-24", "10.0.0.0-24&10.1.0.0-24", "10.12.13.0-24/x", "-", "10.12.13.0-24&fd00::-64&x",
+        ];
+        for text in hostile {
+            assert!(LeaseKey::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn flannels_value_is_kept_to_the_byte() {
+        let value = LeaseValue::parse(FLANNEL.as_bytes()).expect("flannel's value");
+        assert_eq!(value.backend_data.vtep_mac().map(|m| m.to_string()), Some("c6:d2:32:6f:8f:44".into()));
+        assert_eq!(value.to_json(), FLANNEL);
+        let bare = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#;
+        assert_eq!(LeaseValue::parse(bare.as_bytes()).expect("udp").to_json(), bare);
+        let wireguard = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"x","Port":51820}}"#;
+        let again = LeaseValue::parse(wireguard.as_bytes()).expect("wireguard").to_json();
+        assert_eq!(serde_json::from_str::<Value>(&again).ok(), serde_json::from_str::<Value>(wireguard).ok());
+    }
+
+    #[test]
+    fn our_member_and_unknown_members_survive() {
+        let text = r#"{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::1","BackendType":"host-gw","Loden":{"HostID":"abc","Labels":{"rack":"r7"},"Sources":["10.0.0.9"]},"Future":[1]}"#;
+        let value = LeaseValue::parse(text.as_bytes()).expect("ours");
+        assert_eq!(value.host_id(), Some("abc"));
+        assert_eq!(value.to_json(), text);
+    }
+
+    #[test]
+    fn what_is_no_lease_is_refused_with_key_and_value() {
+        for (text, part) in [
+            ("not json", "not JSON"),
+            ("[]", "the value is []"),
+            (r#"{"PublicIP":"fd00::1"}"#, "PublicIP is \"fd00::1\""),
+            (r#"{"PublicIP":"999.1.1.1"}"#, "PublicIP is"),
+            (r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VtepMAC":"zz"}}"#, "BackendData is"),
+            (r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":"x"}"#, "BackendData is \"x\""),
+            (r#"{"PublicIP":"1.2.3.4","Loden":7}"#, "Loden is 7"),
+        ] {
+            let error = LeaseValue::parse(text.as_bytes()).expect_err(text).to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        assert!(LeaseValue::parse(&vec![b' '; VALUE_LIMIT + 1]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), key in ".{0,60}") {
+            let _ = LeaseValue::parse(&bytes);
+            let _ = LeaseKey::parse(&key);
+        }
+
+        #[test]
+        fn keys_survive_text(a in any::<[u8; 4]>(), la in 0u8..=32, b in any::<[u8; 16]>(), lb in 0u8..=128, both in 0..3) {
+            let v4 = Subnet::containing(a.into(), la).expect("length fits");
+            let v6 = Subnet::containing(b.into(), lb).expect("length fits");
+            let key = match both { 0 => LeaseKey::single(v4), 1 => LeaseKey::single(v6), _ => LeaseKey { v4: Some(v4), v6: Some(v6) } };
+            prop_assert_eq!(LeaseKey::parse(&key.to_string()), Ok(key));
+        }
+
+        #[test]
+        fn values_survive_text(ip in any::<[u8; 4]>(), mac in any::<[u8; 6]>(), vni in any::<Option<u32>>(), host in "[a-z0-9]{0,32}") {
+            let value = LeaseValue {
+                public_ip: Some(ip.into()).filter(|ip: &Ipv4Addr| !ip.is_unspecified()),
+                backend_type: "vxlan".into(),
+                backend_data: BackendData::Vxlan { vni, vtep_mac: Mac(mac) },
+                loden: Some(Box::new(LodenMember { host_id: host, ..LodenMember::default() })),
+                ..LeaseValue::default()
+            };
+            prop_assert_eq!(LeaseValue::parse(value.to_json().as_bytes()), Ok(value));
+        }
+    }
+}

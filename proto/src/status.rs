@@ -1,0 +1,156 @@
+//! The local socket `<run-dir>/loden.sock`: one JSON object per line, a request in, an answer
+//! out, then the connection closes. `loden status --json` prints [`Status`] as it is here.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Mac, Subnet};
+
+/// A question to the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// Answered with [`Status`].
+    Status,
+}
+
+/// Everything the daemon knows of itself. Members are stable; new ones may come.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Loden's version.
+    pub version: String,
+    /// Network name (`--network`).
+    pub network: String,
+    /// Who answered: `daemon`, or `kernel` when the daemon is down and the kernel and files were read.
+    pub source: String,
+    /// Process id of the daemon.
+    pub pid: Option<u32>,
+    /// One of `starting`, `ready`, `degraded`.
+    pub state: String,
+    /// What an operator should know, worst first.
+    pub problems: Vec<String>,
+    /// What is worth knowing and needs no hand.
+    pub notes: Vec<String>,
+    /// The network config in force.
+    pub config: Option<ConfigStatus>,
+    /// Our own lease.
+    pub lease: Option<LeaseStatus>,
+    /// The underlay.
+    pub underlay: Option<UnderlayStatus>,
+    /// The VXLAN devices or none.
+    pub devices: Vec<DeviceStatus>,
+    /// Peers in order of their subnets.
+    pub peers: Vec<PeerStatus>,
+    /// Leases that were refused, in order of their keys.
+    pub rejected: Vec<RejectedStatus>,
+    /// etcd.
+    pub etcd: EtcdStatus,
+    /// What was repaired, by kind of object, since the daemon started.
+    pub repairs: BTreeMap<String, u64>,
+    /// VXLAN packets dropped because they came from no peer, by source address.
+    pub rejected_vxlan: BTreeMap<IpAddr, u64>,
+    /// Containers that hold an address of our subnet.
+    pub endpoints: usize,
+}
+
+/// The network config in force.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// Networks of the overlay.
+    pub networks: Vec<Subnet>,
+    /// Backend type.
+    pub backend: String,
+    /// Why the config in etcd is not the one in force, if so.
+    pub pending: Option<String>,
+}
+
+/// Our own lease.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// `held`, `unconfirmed` (etcd is away, the recorded deadline has not passed) or `lost`.
+    pub state: String,
+    /// Its subnets.
+    pub subnets: Vec<Subnet>,
+    /// Our host id.
+    pub host_id: String,
+    /// Seconds until the lease ends unless it is refreshed.
+    pub expires_in_seconds: Option<u64>,
+}
+
+/// The interface and addresses that carry the overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UnderlayStatus {
+    /// Interface name.
+    pub interface: String,
+    /// Its addresses that carry the overlay.
+    pub addresses: Vec<IpAddr>,
+    /// The addresses that peers send to, where they differ (`--public-ip`).
+    pub public_addresses: Vec<IpAddr>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+}
+
+/// One VXLAN device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Interface name.
+    pub name: String,
+    /// Network identifier.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is there and up.
+    pub up: bool,
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its subnet.
+    pub subnet: Subnet,
+    /// Where its packets go.
+    pub public_address: IpAddr,
+    /// MAC of its VXLAN device; absent where packets go unencapsulated.
+    pub vtep_mac: Option<Mac>,
+    /// Its host name, if it runs Loden.
+    pub host_name: String,
+    /// Loden's version there, or `flannel`.
+    pub version: String,
+    /// `programmed`, `pending` (not yet in the kernel), `held` (its lease vanished with most others).
+    pub state: String,
+    /// Why it is not simply programmed.
+    pub reason: Option<String>,
+}
+
+/// A lease that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedStatus {
+    /// The key's last component.
+    pub key: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The health of etcd as the daemon sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EtcdStatus {
+    /// The endpoints in use, without secrets.
+    pub endpoints: Vec<String>,
+    /// The key prefix.
+    pub prefix: String,
+    /// Whether the watch is up.
+    pub connected: bool,
+    /// Seconds since the watch was last up, when it is not.
+    pub away_seconds: Option<u64>,
+    /// The last error.
+    pub error: Option<String>,
+    /// Revision up to which we have seen every change.
+    pub revision: i64,
+}

@@ -1,0 +1,200 @@
+//! `subnet.env`: what the daemon tells plugins, Docker and scripts. flannel's keys in
+//! flannel's order (flannel `pkg/subnet/subnet.go`), then our own `LODEN_…` lines.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use crate::{Family, Subnet};
+
+/// The contents of `subnet.env`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubnetEnv {
+    /// The networks, IPv4 and IPv6; flannel's readers take several of a family.
+    pub networks: Vec<Subnet>,
+    /// The leased subnets, at most one of each family.
+    pub subnets: Vec<Subnet>,
+    /// MTU for containers in bytes; when dual-stack the smaller one.
+    pub mtu: u32,
+    /// Whether the daemon masquerades, so that others must not.
+    pub masquerade: bool,
+    /// Whether the lease is held. Absent in flannel's files: held.
+    pub lease: LeaseState,
+    /// The bridge that holds the gateway address; absent in flannel's files.
+    pub bridge: Option<String>,
+}
+
+/// Whether new containers may be given addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LeaseState {
+    /// The subnet is ours.
+    #[default]
+    Held,
+    /// Another live host owns the subnet: running containers stay, new ones are refused.
+    Lost,
+}
+
+/// What is wrong with a `subnet.env`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubnetEnvError {
+    /// Keys that must be there are not, in flannel's words.
+    #[error("is missing {}", .0.join(", "))]
+    Missing(Vec<&'static str>),
+    /// A key has a value that cannot be right.
+    #[error("{key} is {value:?}, but must be {expected}")]
+    Value {
+        /// The key.
+        key: String,
+        /// Its value as found.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+}
+
+const KEYS: [(Family, &str, &str); 2] = [
+    (Family::V4, "FLANNEL_NETWORK", "FLANNEL_SUBNET"),
+    (Family::V6, "FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET"),
+];
+
+impl SubnetEnv {
+    /// Parses a file that flannel or Loden wrote. Unknown keys, comments and blank lines are skipped.
+    pub fn parse(text: &str) -> Result<Self, SubnetEnvError> {
+        let mut networks = Vec::new();
+        let mut subnets = Vec::new();
+        let (mut mtu, mut masquerade, mut lease, mut bridge) = (None, None, LeaseState::Held, None);
+        for line in text.lines() {
+            let line = line.trim();
+            let line = line.strip_prefix("export ").unwrap_or(line);
+            let Some((key, value)) = line.split_once('=').filter(|_| !line.starts_with('#')) else { continue };
+            let (key, value) = (key.trim(), unquoted(value.trim()));
+            let error = |expected| SubnetEnvError::Value { key: key.into(), value: value.into(), expected };
+            match key {
+                "FLANNEL_NETWORK" | "FLANNEL_IPV6_NETWORK" => {
+                    for part in value.split(',') {
+                        networks.push(part.trim().parse().map_err(|_| error("networks such as 10.5.0.0/16"))?);
+                    }
+                }
+                "FLANNEL_SUBNET" | "FLANNEL_IPV6_SUBNET" => subnets.push(
+                    gateway_form(value).ok_or_else(|| error("a gateway address with its length such as 10.5.7.1/24"))?,
+                ),
+                // 68 is the least MTU of IPv4 (RFC 791).
+                "FLANNEL_MTU" => {
+                    let number = value.parse().ok().filter(|mtu| (68..=65535).contains(mtu));
+                    mtu = Some(number.ok_or_else(|| error("a number from 68 to 65535"))?);
+                }
+                "FLANNEL_IPMASQ" => masquerade = Some(value == "true"),
+                "LODEN_LEASE" => {
+                    lease = match value {
+                        "held" => LeaseState::Held,
+                        "lost" => LeaseState::Lost,
+                        _ => return Err(error("held or lost")),
+                    };
+                }
+                "LODEN_BRIDGE" => bridge = Some(value.to_owned()).filter(|b| !b.is_empty()),
+                _ => {}
+            }
+        }
+        let mut missing = Vec::new();
+        if networks.is_empty() {
+            missing.extend(["FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"]);
+        }
+        if subnets.is_empty() {
+            missing.extend(["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"]);
+        }
+        if mtu.is_none() {
+            missing.push("FLANNEL_MTU");
+        }
+        if masquerade.is_none() {
+            missing.push("FLANNEL_IPMASQ");
+        }
+        match (mtu, masquerade) {
+            (Some(mtu), Some(masquerade)) if missing.is_empty() => {
+                Ok(Self { networks, subnets, mtu, masquerade, lease, bridge })
+            }
+            _ => Err(SubnetEnvError::Missing(missing)),
+        }
+    }
+
+    /// The subnet of a family.
+    pub fn subnet(&self, family: Family) -> Option<Subnet> {
+        self.subnets.iter().copied().find(|s| s.family() == family)
+    }
+
+    /// The text to write. With `ours` false only flannel's keys, for flannel's own file.
+    pub fn to_text(&self, ours: bool) -> String {
+        let mut out = String::new();
+        for (family, network_key, subnet_key) in KEYS {
+            let networks: Vec<String> =
+                self.networks.iter().filter(|n| n.family() == family).map(Subnet::to_string).collect();
+            if !networks.is_empty() {
+                let _ = writeln!(out, "{network_key}={}", networks.join(","));
+            }
+            if let Some(subnet) = self.subnet(family) {
+                let _ = writeln!(out, "{subnet_key}={}/{}", subnet.gateway(), subnet.length());
+            }
+        }
+        let _ = writeln!(out, "FLANNEL_MTU={}\nFLANNEL_IPMASQ={}", self.mtu, self.masquerade);
+        if ours {
+            let lease = match self.lease {
+                LeaseState::Held => "held",
+                LeaseState::Lost => "lost",
+            };
+            let _ = writeln!(out, "LODEN_LEASE={lease}");
+            if let Some(bridge) = &self.bridge {
+                let _ = writeln!(out, "LODEN_BRIDGE={bridge}");
+            }
+        }
+        out
+    }
+}
+
+fn unquoted(value: &str) -> &str {
+    for quote in ['"', '\''] {
+        if let Some(inner) = value.strip_prefix(quote).and_then(|v| v.strip_suffix(quote)) {
+            return inner;
+        }
+    }
+    value
+}
+
+/// `10.5.7.1/24`: flannel writes the gateway's address; the subnet is what it lies in.
+fn gateway_form(value: &str) -> Option<Subnet> {
+    let (address, length) = value.split_once('/')?;
+    let subnet = Subnet::containing(address.parse::<IpAddr>().ok()?, length.parse().ok()?).ok()?;
+    (subnet.size() >= 4).then_some(subnet)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FLANNEL: &str =
+        "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+
+    #[test]
+    fn flannels_file_is_read_and_written_to_the_byte() {
+        let env = SubnetEnv::parse(FLANNEL).expect("flannel's file");
+        assert_eq!(env.subnet(Family::V4).map(|s| s.to_string()), Some("10.5.52.0/24".into()));
+        assert_eq!((env.mtu, env.masquerade, env.lease), (1450, true, LeaseState::Held));
+        assert_eq!(env.to_text(false), FLANNEL);
+    }
+
+    #[test]
+    fn dual_stack_keeps_flannels_order() {
+        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\nLODEN_LEASE=lost\nLODEN_BRIDGE=loden0\n";
+        let env = SubnetEnv::parse(text).expect("our file");
+        assert_eq!((env.lease, env.bridge.as_deref()), (LeaseState::Lost, Some("loden0")));
+        assert_eq!(env.to_text(true), text);
+    }
+
+    #[test]
+    fn missing_keys_are_named_as_flannels_plugin_names_them() {
+        let error = SubnetEnv::parse("FLANNEL_NETWORK=10.5.0.0/16\n").expect_err("three missing").to_string();
+        assert_eq!(error, "is missing FLANNEL_SUBNET, FLANNEL_IPV6_SUBNET, FLANNEL_MTU, FLANNEL_IPMASQ");
+        let error = SubnetEnv::parse(&FLANNEL.replace("10.5.52.1/24", "10.5.52.1")).expect_err("no length").to_string();
+        assert!(error.contains("FLANNEL_SUBNET is \"10.5.52.1\""), "{error}");
+        for wrong in ["FLANNEL_MTU=x", "FLANNEL_MTU=0", "FLANNEL_MTU=99999"] {
+            assert!(SubnetEnv::parse(&FLANNEL.replace("FLANNEL_MTU=1450", wrong)).is_err());
+        }
+    }
+}
