@@ -1,0 +1,115 @@
+# Loden's commands. `make` alone lists them.
+#
+# Needs a Rust toolchain (rust-toolchain.toml names it) and Debian 12 or newer; what else is
+# missing is installed by `make deps`. Set CARGO_TARGET_DIR to build elsewhere than target/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# Downloaded tools and flanneld live here, whatever CARGO_TARGET_DIR is.
+TOOLS := $(CURDIR)/target/tools
+PEERS := $(CURDIR)/target/peers
+
+# etcd-client compiles etcd's protocol files, so a build needs protoc and its include files.
+BUILD_PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev
+CHECK_PACKAGES := jq systemd
+TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace \
+	conntrack openssl procps util-linux kmod ethtool
+
+CARGO_DENY_VERSION := 0.20.2
+FLANNEL_VERSION := v0.28.7
+
+PREFIX ?= /usr
+DESTDIR ?=
+CNI_BIN ?= /opt/cni/bin
+
+.PHONY: help
+help: ## List these commands
+	@echo 'Usage: make COMMAND'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: deps build-deps check-deps
+deps: ## Install the Debian packages that building, testing and the demo need
+	@scripts/install-deps $(BUILD_PACKAGES) $(CHECK_PACKAGES) $(TEST_PACKAGES)
+build-deps:
+	@scripts/install-deps $(BUILD_PACKAGES)
+check-deps:
+	@scripts/install-deps $(BUILD_PACKAGES) $(CHECK_PACKAGES)
+
+.PHONY: build release
+build: build-deps ## Build everything, unoptimised
+	cargo build --locked --workspace --bins
+release: build-deps ## Build the two binaries to install
+	cargo build --locked --release -p loden -p loden-cni
+
+.PHONY: demo
+demo: deps build ## Three hosts on this machine, their containers talking (KEEP=1 leaves it running)
+	@LODEN_BIN_DIR='$(TARGET)/debug' KEEP='$(KEEP)' scripts/demo.sh
+
+# The lab makes network namespaces, so tests run as root; cargo itself stays as you are.
+ifneq ($(shell id -u),0)
+HOST_TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+TEST_RUNNER := CARGO_TARGET_$(HOST_TRIPLE)_RUNNER='sudo -E'
+endif
+.PHONY: test
+test: deps build ## Unit tests, property tests and lab scenarios (the lab needs root)
+	$(TEST_RUNNER) cargo test --locked --workspace
+
+.PHONY: check
+check: check-deps $(TOOLS)/bin/cargo-deny ## Format, lints, documentation, each crate alone, licences, unit hardening
+	cargo fmt --all -- --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
+	for crate in $$(cargo metadata --locked --no-deps --format-version 1 | jq -r '.packages[].name'); do \
+		echo "cargo check -p $$crate"; cargo check --locked --quiet -p $$crate; done
+	'$(TOOLS)/bin/cargo-deny' --locked check licenses bans sources
+	@# The threshold is ten times the score: at most 2.0.
+	systemd-analyze security --offline=true --no-pager --threshold=20 packaging/loden.service | tail -n 1
+
+.PHONY: advisories
+advisories: $(TOOLS)/bin/cargo-deny ## Look for known vulnerabilities (fetches the advisory database)
+	'$(TOOLS)/bin/cargo-deny' --locked check advisories
+
+$(TOOLS)/bin/cargo-deny:
+	cargo install --locked --root '$(TOOLS)' --version $(CARGO_DENY_VERSION) cargo-deny
+
+.PHONY: peers
+peers: ## Build the real flanneld that mixed-cluster tests run against (skipped without Go)
+	@if [ -x '$(PEERS)/flanneld' ]; then exit 0; fi; \
+	if ! command -v go >/dev/null; then \
+		echo 'peers: Go is not installed, so scenarios with a real flanneld will be skipped'; exit 0; fi; \
+	scripts/install-deps gcc libc6-dev; \
+	echo 'peers: building flanneld $(FLANNEL_VERSION)'; \
+	GOBIN='$(PEERS)' CGO_ENABLED=1 GOFLAGS=-mod=mod go install \
+		-ldflags '-s -w -X github.com/flannel-io/flannel/pkg/version.Version=$(FLANNEL_VERSION)' \
+		github.com/flannel-io/flannel@$(FLANNEL_VERSION); \
+	mv '$(PEERS)/flannel' '$(PEERS)/flanneld'
+
+.PHONY: install
+install: ## Install what `make release` built (DESTDIR, PREFIX, CNI_BIN)
+	@for f in loden loden-cni; do \
+		[ -x '$(TARGET)/release/'$$f ] || { echo "install: $(TARGET)/release/$$f is missing: run 'make release' first" >&2; exit 1; }; done
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(CNI_BIN)'
+	@# Beside the old file, then over it: a plugin that is running cannot be written to.
+	install -m 755 '$(TARGET)/release/loden' '$(DESTDIR)$(PREFIX)/bin/.loden.new'
+	mv -f '$(DESTDIR)$(PREFIX)/bin/.loden.new' '$(DESTDIR)$(PREFIX)/bin/loden'
+	install -m 755 '$(TARGET)/release/loden-cni' '$(DESTDIR)$(CNI_BIN)/.loden.new'
+	mv -f '$(DESTDIR)$(CNI_BIN)/.loden.new' '$(DESTDIR)$(CNI_BIN)/loden'
+	install -d '$(DESTDIR)$(PREFIX)/lib/systemd/system'
+	sed 's|/usr/bin/loden|$(PREFIX)/bin/loden|' packaging/loden.service > '$(DESTDIR)$(PREFIX)/lib/systemd/system/loden.service'
+	chmod 644 '$(DESTDIR)$(PREFIX)/lib/systemd/system/loden.service'
+	install -D -m 644 packaging/sysusers.d/loden.conf '$(DESTDIR)$(PREFIX)/lib/sysusers.d/loden.conf'
+	install -D -m 644 packaging/tmpfiles.d/loden.conf '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/loden.conf'
+	install -D -m 644 packaging/networkd/10-loden.network '$(DESTDIR)$(PREFIX)/lib/systemd/network/10-loden.network'
+	install -D -m 644 packaging/networkd/90-loden.conf '$(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d/90-loden.conf'
+	install -D -m 644 packaging/NetworkManager/90-loden.conf '$(DESTDIR)$(PREFIX)/lib/NetworkManager/conf.d/90-loden.conf'
+	install -D -m 644 packaging/rt_protos.d/loden.conf '$(DESTDIR)/etc/iproute2/rt_protos.d/loden.conf'
+	install -D -m 644 packaging/loden.toml '$(DESTDIR)$(PREFIX)/share/loden/loden.toml'
+	install -D -m 644 packaging/10-loden.conflist '$(DESTDIR)$(PREFIX)/share/loden/10-loden.conflist'
+
+.PHONY: clean
+clean: ## Remove everything that was built, tools and flanneld included
+	cargo clean
+	rm -rf target
