@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv6Network};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An address family.
@@ -78,6 +78,9 @@ pub enum SubnetError {
 pub struct Subnet(IpNetwork);
 
 impl Subnet {
+    /// `::/0`
+    pub const ALL_V6: Subnet = Subnet(IpNetwork::V6(Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0).expect("length 0 is valid")));
+
     /// A subnet from its network address and length; host bits must be zero.
     pub fn new(address: IpAddr, length: u8) -> Result<Self, SubnetError> {
         let meant = Self::containing(address, length)?;

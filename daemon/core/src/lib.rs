@@ -1,1 +1,29 @@
+//! The pure core of Loden: every decision as a function of values. No clock, file, socket or
+//! runtime here; time comes in as a number, chance as a seed.
+//!
+//! ```text
+//! leases ──► peers ──► plan ──► diff ──► operations for the kernel
+//!    │                  ▲         ▲
+//!    └──► claim      underlay   observed
+//! ```
+//!
+//! [`leases`] is what stands in etcd, [`peers`] what of it can be trusted, [`claim`] which
+//! subnet is ours, [`underlay`] which interface carries the overlay, [`plan`] what the kernel
+//! should hold, [`filters`] our nftables table, and [`diff`] the way from what it holds.
 
+#![forbid(unsafe_code)]
+
+pub mod backoff;
+pub mod claim;
+pub mod diff;
+pub mod filters;
+pub mod leases;
+pub mod mac;
+pub mod observed;
+pub mod ownership;
+pub mod peers;
+pub mod plan;
+pub mod underlay;
+
+/// Milliseconds of a clock that never steps back (`CLOCK_BOOTTIME`).
+pub type Millis = u64;

@@ -1,0 +1,288 @@
+//! The diff converges from any state, then is silent, and never touches what is not ours.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::observed::VxlanLink;
+use crate::peers::{HostLabel, Path};
+use crate::plan::{Inputs, Options, plan};
+use crate::underlay::{Endpoint, Underlay};
+use loden_proto::config::NetworkConfig;
+use loden_proto::lease::LeaseKey;
+
+const DEVICE: u32 = 10;
+const UNDERLAY: u32 = 2;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect(text)
+}
+
+fn options() -> Options {
+    Options {
+        network: "loden".into(),
+        masquerade: true,
+        masquerade_inbound: true,
+        no_masquerade: Vec::new(),
+        fully_random: true,
+        fwmark: (1 << 30, 1 << 30),
+        check_sources: true,
+    }
+}
+
+fn desired(peers: OrdMap<Subnet, Peer>) -> Desired {
+    let config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).expect("config");
+    let underlay = Underlay {
+        interface: "eth0".into(),
+        index: UNDERLAY,
+        mtu: 1500,
+        endpoints: vec![Endpoint { local: ip("192.168.0.1"), public: ip("192.168.0.1") }],
+        on_link: vec!["192.168.0.0/24".parse().expect("subnet")],
+    };
+    plan(Inputs {
+        config: &config,
+        own: LeaseKey::parse("10.5.1.0-24").expect("key"),
+        macs: &[(Family::V4, Mac([2, 0, 0, 0, 0, 1]))].into(),
+        underlay: &underlay,
+        options: &options(),
+        adopted: &BTreeMap::new(),
+        bridges: &BTreeSet::new(),
+        peers,
+    })
+}
+
+fn peer(n: u8, endpoint: u8, mac: u8, direct: bool) -> Peer {
+    Peer {
+        subnet: Subnet::new([10, 5, n, 0].into(), 24).expect("aligned"),
+        public_address: [192, 168, 0, endpoint].into(),
+        sources: Vec::new(),
+        path: if direct { Path::Direct } else { Path::Vxlan(Mac([2, 0, 0, 0, 1, mac])) },
+        host: Arc::new(HostLabel::default()),
+    }
+}
+
+/// A link that is not ours, the underlay, and, if asked, our device as the plan wants it.
+fn host(device: bool) -> Observed {
+    let plain = |index: u32, name: &str| Link {
+        index, name: name.into(), mac: None, mtu: 1500, up: true, loopback: false, bridge: false, vxlan: None,
+    };
+    let mut observed = Observed { has_nexthops: true, ..Observed::default() };
+    observed.links.insert(UNDERLAY, plain(UNDERLAY, "eth0"));
+    observed.links.insert(3, plain(3, "cilium_host"));
+    if device {
+        add_device(&mut observed, &desired(OrdMap::new()).devices[0]);
+    }
+    observed
+}
+
+/// What the kernel does for `AddDevice`.
+fn add_device(observed: &mut Observed, device: &Device) {
+    let vxlan = VxlanLink {
+        vni: device.vni, port: device.port, local: Some(device.local), lower: device.lower, learning: device.learning,
+        gbp: device.gbp, external: false, family: device.family,
+    };
+    observed.links.insert(DEVICE, Link {
+        index: DEVICE, name: device.name.clone(), mac: Some(device.mac), mtu: device.mtu, up: false, loopback: false,
+        bridge: false, vxlan: Some(vxlan),
+    });
+}
+
+fn remove_device(observed: &mut Observed, index: u32) {
+    observed.links.remove(&index);
+    observed.addresses.remove(&index);
+    observed.neighbours.retain(|(d, _), _| *d != index);
+    observed.fdb.retain(|(d, _), _| *d != index);
+    let gone: Vec<u32> = observed.nexthops.iter().filter(|(_, n)| n.device == index).map(|(id, _)| *id).collect();
+    for id in gone {
+        applied(observed, &Operation::DeleteNexthop(id));
+    }
+}
+
+/// Runs both stages against the model; returns how many operations there were.
+fn pass(desired: &Desired, observed: &mut Observed) -> usize {
+    let mut count = 0;
+    for _ in 0..3 {
+        let (operations, _) = base(desired, observed);
+        if operations.is_empty() {
+            break;
+        }
+        count += operations.len();
+        for operation in &operations {
+            match operation {
+                Operation::AddDevice(device) => add_device(observed, device),
+                Operation::DeleteDevice { index, .. } => remove_device(observed, *index),
+                other => applied(observed, other),
+            }
+        }
+    }
+    let (operations, _) = peers(desired, observed, Scope::All);
+    for operation in &operations {
+        check_safe(operation, observed);
+        applied(observed, operation);
+    }
+    count + operations.len()
+}
+
+/// What the kernel would refuse or what would harm others.
+fn check_safe(operation: &Operation, observed: &Observed) {
+    match operation {
+        Operation::SetRoute { route, replace } => {
+            let present = observed.routes.get(&route.subnet).into_iter().flatten().any(|r| r.metric == route.metric);
+            assert_eq!(present, *replace, "{operation}: replace only one of ours, create only where none is");
+            if let Via::Nexthop(id) = route.via {
+                assert!(observed.nexthops.contains_key(&id), "{operation}: nexthop {id} comes first");
+            }
+        }
+        Operation::AddNexthop(id, _) => assert!(!observed.nexthops.contains_key(id), "{operation}"),
+        _ => {}
+    }
+}
+
+fn peers_strategy() -> impl Strategy<Value = OrdMap<Subnet, Peer>> {
+    prop::collection::btree_map(2u8..12, (2u8..9, any::<bool>()), 0..10).prop_map(|all| {
+        // MACs are unique among accepted peers.
+        all.into_iter().map(|(n, (e, direct))| peer(n, e, n.wrapping_mul(3), direct)).map(|p| (p.subnet, p)).collect()
+    })
+}
+
+/// Clutter of our own making, and of others'.
+fn clutter() -> impl Strategy<Value = Vec<(u8, u8)>> {
+    prop::collection::vec((0u8..9, 2u8..14), 0..25)
+}
+
+fn foreign_routes() -> Vec<Route> {
+    let route = |subnet: &str, via, protocol, metric| Route { subnet: subnet.parse().expect(subnet), via, protocol, metric };
+    let by = |device, gateway: &str| Via::Gateway { device, gateway: ip(gateway), onlink: false };
+    vec![
+        route("10.5.50.0/24", by(3, "10.0.0.9"), 4, 0),
+        route("10.5.3.0/24", by(3, "10.0.0.9"), 3, 50),
+        route("10.5.0.0/16", Via::Other, 2, 0),
+    ]
+}
+
+fn soil(observed: &mut Observed, clutter: &[(u8, u8)]) {
+    for (kind, n) in clutter {
+        let subnet = Subnet::new([10, 5, *n, 0].into(), 24).expect("aligned");
+        let base = subnet.address();
+        let mac = Mac([2, 0, 0, 0, 1, n.wrapping_mul(3)]);
+        let mut route = |via, protocol| {
+            let all = observed.routes.entry(subnet).or_default();
+            if all.iter().all(|r| r.metric != 0) {
+                all.push(Route { subnet, via, protocol, metric: 0 });
+            }
+        };
+        match kind {
+            0 => route(Via::Gateway { device: DEVICE, gateway: base, onlink: true }, 3),
+            1 => route(Via::Gateway { device: UNDERLAY, gateway: ip("192.168.0.77"), onlink: false }, ROUTE_PROTOCOL),
+            2 => {
+                let id = nexthop_ids(&subnet).nth(usize::from(n % 3)).expect("16 ids");
+                route(Via::Nexthop(id), ROUTE_PROTOCOL);
+                observed.nexthops.insert(id, Nexthop { device: DEVICE, gateway: Some(base), onlink: true, protocol: ROUTE_PROTOCOL });
+            }
+            3 => drop(observed.neighbours.insert((DEVICE, base), mac)),
+            4 => drop(observed.neighbours.insert((DEVICE, base), Mac([2, 9, 9, 9, 9, *n]))),
+            5 => drop(observed.fdb.insert((DEVICE, mac), [ip("192.168.0.99")].into())),
+            6 => drop(observed.fdb.insert((DEVICE, mac), [ip("192.168.0.2"), ip("192.168.0.3"), ip("192.168.0.4")].into())),
+            7 => {
+                let id = nexthop_ids(&subnet).next().expect("16 ids");
+                observed.nexthops.entry(id).or_insert(Nexthop { device: 3, gateway: None, onlink: false, protocol: 4 });
+            }
+            _ => drop(observed.admitted.insert([192, 168, 0, *n].into())),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_state_converges_in_one_pass_and_stays(wanted in peers_strategy(), clutter in clutter(), device in any::<bool>()) {
+        let desired = desired(wanted);
+        let mut observed = host(device);
+        if device {
+            soil(&mut observed, &clutter);
+        }
+        for route in foreign_routes() {
+            observed.routes.entry(route.subnet).or_default().push(route);
+        }
+        let foreign = |o: &Observed| {
+            let links: Vec<Link> = o.links.values().filter(|l| l.index != DEVICE).cloned().collect();
+            let nexthops: Vec<u32> = o.nexthops.iter().filter(|(_, n)| n.protocol != ROUTE_PROTOCOL).map(|(id, _)| *id).collect();
+            let routes: Vec<Route> = foreign_routes().into_iter().filter(|r| o.routes.get(&r.subnet).is_some_and(|all| all.contains(r))).collect();
+            (links, nexthops, routes)
+        };
+        let before = foreign(&observed);
+        pass(&desired, &mut observed);
+        let (links, nexthops, routes) = foreign(&observed);
+        prop_assert_eq!(before, (links, nexthops, routes));
+        let mut again = observed.clone();
+        prop_assert_eq!(pass(&desired, &mut again), 0, "a second pass has nothing to do");
+        prop_assert_eq!(&again, &observed);
+        for (subnet, peer) in &desired.peers {
+            let leads = observed.routes[subnet].iter().filter(|r| r.metric == 0).map(|r| observed.resolve(r.via)).collect::<Vec<_>>();
+            match PeerObjects::of(peer) {
+                PeerObjects::Direct { gateway } => prop_assert_eq!(leads, vec![Some((UNDERLAY, gateway))]),
+                PeerObjects::Vxlan { gateway, mac, endpoint } => {
+                    prop_assert_eq!(leads, vec![Some((DEVICE, gateway))]);
+                    prop_assert_eq!(observed.neighbours.get(&(DEVICE, gateway)), Some(&mac));
+                    prop_assert_eq!(observed.fdb.get(&(DEVICE, mac)), Some(&[endpoint].into()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_by_keys_ends_where_a_full_pass_ends(first in peers_strategy(), second in peers_strategy()) {
+        let (one, two) = (desired(first), desired(second));
+        let mut observed = host(false);
+        pass(&one, &mut observed);
+        let mut by_keys = observed.clone();
+        let (operations, _) = peers(&two, &by_keys, Scope::Since(&one.peers));
+        for operation in &operations {
+            check_safe(operation, &by_keys);
+            applied(&mut by_keys, operation);
+        }
+        pass(&two, &mut observed);
+        prop_assert_eq!(by_keys, observed);
+    }
+}
+
+#[test]
+fn a_flannel_host_is_taken_over_without_touching_its_routes() {
+    let wanted: OrdMap<Subnet, Peer> = [peer(2, 2, 6, false)].into_iter().map(|p| (p.subnet, p)).collect();
+    let desired = desired(wanted);
+    let mut observed = host(true);
+    soil(&mut observed, &[(0, 2), (3, 2)]);
+    observed.fdb.insert((DEVICE, Mac([2, 0, 0, 0, 1, 6])), [ip("192.168.0.2")].into());
+    let (operations, _) = peers(&desired, &observed, Scope::All);
+    assert!(operations.iter().all(|o| o.object() == "peer_set"), "the device is down, its peers wait: {operations:?}");
+    applied(&mut observed, &Operation::SetUp { device: DEVICE });
+    let (operations, _) = peers(&desired, &observed, Scope::All);
+    assert_eq!(operations, [Operation::Admit(vec![ip("192.168.0.2")])]);
+}
+
+#[test]
+fn a_foreign_route_in_the_way_is_reported_and_left() {
+    let desired = desired([peer(50, 2, 6, false)].into_iter().map(|p| (p.subnet, p)).collect());
+    let mut observed = host(false);
+    let foreign = foreign_routes().remove(0);
+    observed.routes.entry(foreign.subnet).or_default().push(foreign);
+    pass(&desired, &mut observed);
+    let (operations, conflicts) = peers(&desired, &observed, Scope::All);
+    assert!(operations.is_empty(), "{operations:?}");
+    assert!(conflicts[0].0.contains("10.5.50.0/24"), "{conflicts:?}");
+}
+
+#[test]
+fn foreign_devices_are_not_removed() {
+    let mut observed = host(true);
+    let desired = desired(OrdMap::new());
+    for (index, name) in [(20, "flannel.9"), (21, "loden-x.9"), (22, "vxlan.calico"), (23, "loden.9")] {
+        let vxlan = VxlanLink { vni: 9, port: 4789, local: None, lower: 0, learning: true, gbp: false, external: false, family: Family::V4 };
+        observed.links.insert(index, Link {
+            index, name: name.into(), mac: None, mtu: 1450, up: true, loopback: false, bridge: false, vxlan: Some(vxlan),
+        });
+    }
+    let deleted: Vec<Operation> =
+        base(&desired, &observed).0.into_iter().filter(|o| matches!(o, Operation::DeleteDevice { .. })).collect();
+    assert_eq!(deleted, [Operation::DeleteDevice { index: 23, name: "loden.9".into() }], "only the leftover with our name");
+}

@@ -1,0 +1,190 @@
+//! The leases as they stand in etcd, each key by itself: one that cannot be read harms only itself.
+//! The store folds its snapshot and events into a [`LeaseTable`]; copies share structure, so
+//! handing one on costs nothing, and two of them are compared in the time of their difference.
+
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+use loden_proto::lease::{LeaseKey, LeaseValue};
+use loden_proto::Subnet;
+
+/// One key below `<prefix>/subnets/`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LeaseRecord {
+    /// Its value, or why it cannot be read.
+    pub value: Result<LeaseValue, String>,
+    /// The etcd lease that the key hangs on; 0: none, the key is a reservation for ever.
+    pub etcd_lease: i64,
+    /// Revision of the key's creation. The smaller one is the older claim.
+    pub create_revision: i64,
+    /// Revision of its last change; every write of our own key compares it.
+    pub mod_revision: i64,
+}
+
+impl LeaseRecord {
+    /// Whether nobody lives behind it: no etcd lease and no backend data.
+    pub fn is_reservation(&self) -> bool {
+        use loden_proto::lease::BackendData::None;
+        self.etcd_lease == 0
+            && self.value.as_ref().is_ok_and(|v| {
+                v.backend_type.is_empty() && v.backend_data == None && v.backend_v6_data == None
+            })
+    }
+}
+
+/// All leases at one revision.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LeaseTable {
+    /// The etcd revision up to which every change is in here.
+    pub revision: i64,
+    leases: OrdMap<LeaseKey, Arc<LeaseRecord>>,
+    /// Every subnet of every key, for overlap.
+    subnets: OrdSet<(Subnet, LeaseKey)>,
+    /// Keys that name no subnet, with the reason.
+    malformed: OrdMap<String, String>,
+}
+
+impl LeaseTable {
+    /// Takes in a put of the key whose last component is `name`.
+    pub fn put(&mut self, name: &str, record: LeaseRecord) {
+        match LeaseKey::parse(name) {
+            Ok(key) => self.insert(key, record),
+            Err(e) => {
+                self.malformed.insert(name.to_owned(), e.to_string());
+            }
+        }
+    }
+
+    /// Takes in a record under a key that has been parsed.
+    pub fn insert(&mut self, key: LeaseKey, record: LeaseRecord) {
+        for subnet in key.subnets() {
+            self.subnets.insert((subnet, key));
+        }
+        self.leases.insert(key, Arc::new(record));
+    }
+
+    /// Takes in a deletion.
+    pub fn delete(&mut self, name: &str) {
+        let Ok(key) = LeaseKey::parse(name) else {
+            self.malformed.remove(name);
+            return;
+        };
+        for subnet in key.subnets() {
+            self.subnets.remove(&(subnet, key));
+        }
+        self.leases.remove(&key);
+    }
+
+    /// The record of a key.
+    pub fn get(&self, key: &LeaseKey) -> Option<&LeaseRecord> {
+        self.leases.get(key).map(Arc::as_ref)
+    }
+
+    /// All records in order of their keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&LeaseKey, &LeaseRecord)> {
+        self.leases.iter().map(|(k, r)| (k, r.as_ref()))
+    }
+
+    /// How many keys name a subnet.
+    pub fn len(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Whether there is no lease at all.
+    pub fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
+    /// Keys that name no subnet, with the reason.
+    pub fn malformed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.malformed.iter().map(|(k, r)| (k.as_str(), r.as_str()))
+    }
+
+    /// Keys whose record differs between `self` and a later table, in order.
+    pub fn changed_keys(&self, later: &LeaseTable) -> Vec<LeaseKey> {
+        use imbl::ordmap::DiffItem;
+        self.leases
+            .diff(&later.leases)
+            .map(|item| match item {
+                DiffItem::Add(key, _) | DiffItem::Remove(key, _) => *key,
+                DiffItem::Update { new: (key, _), .. } => *key,
+            })
+            .collect()
+    }
+
+    /// The first key that shares an address with the subnet.
+    pub fn overlapping(&self, subnet: &Subnet) -> Option<LeaseKey> {
+        let family = subnet.family();
+        let wider = (0..subnet.length()).filter_map(|l| Subnet::containing(subnet.address(), l).ok());
+        let in_wider = |wide: Subnet| self.first_at(wide).filter(|(found, _)| *found == wide);
+        // Sorted by address: what lies inside follows the subnet itself.
+        self.first_at(*subnet)
+            .filter(|(found, _)| found.family() == family && subnet.contains_subnet(found))
+            .or_else(|| wider.filter_map(in_wider).next())
+            .map(|(_, key)| key)
+    }
+
+    /// The first entry at or after the subnet. A key with the subnet alone sorts before every
+    /// other key that holds it: absent parts come first.
+    fn first_at(&self, subnet: Subnet) -> Option<(Subnet, LeaseKey)> {
+        self.subnets.range((subnet, LeaseKey::single(subnet))..).next().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record() -> LeaseRecord {
+        LeaseRecord { value: Ok(LeaseValue::default()), etcd_lease: 1, create_revision: 1, mod_revision: 1 }
+    }
+
+    #[test]
+    fn a_malformed_key_is_kept_apart_with_its_reason() {
+        let mut table = LeaseTable::default();
+        table.put("10.5.7.0-24", record());
+        table.put("garbage", record());
+        assert_eq!((table.len(), table.malformed().count()), (1, 1));
+        table.delete("garbage");
+        assert_eq!(table.malformed().count(), 0);
+    }
+
+    #[test]
+    fn changed_keys_are_those_put_changed_and_deleted() {
+        let mut table = LeaseTable::default();
+        for name in ["10.5.1.0-24", "10.5.2.0-24", "10.5.3.0-24"] {
+            table.put(name, record());
+        }
+        let before = table.clone();
+        table.delete("10.5.1.0-24");
+        table.put("10.5.2.0-24", LeaseRecord { mod_revision: 9, ..record() });
+        table.put("10.5.4.0-24", record());
+        let changed: Vec<String> = before.changed_keys(&table).iter().map(LeaseKey::to_string).collect();
+        assert_eq!(changed, ["10.5.1.0-24", "10.5.2.0-24", "10.5.4.0-24"]);
+    }
+
+    proptest! {
+        #[test]
+        fn overlap_agrees_with_trying_every_key(
+            keys in prop::collection::vec((0u8..4, 0u8..4, 14u8..=26), 0..20),
+            (a, b, length) in (0u8..4, 0u8..4, 14u8..=26),
+            v6 in any::<bool>(),
+        ) {
+            let subnet = |a: u8, b: u8, length: u8| {
+                if v6 {
+                    Subnet::containing([0xfd, 0, a, b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].into(), length)
+                } else {
+                    Subnet::containing([10, a, b, 0].into(), length)
+                }.expect("length fits")
+            };
+            let mut table = LeaseTable::default();
+            for (a, b, length) in keys {
+                table.insert(LeaseKey::single(subnet(a, b, length)), record());
+            }
+            let candidate = subnet(a, b, length);
+            let found = table.overlapping(&candidate).is_some();
+            prop_assert_eq!(found, table.iter().any(|(k, _)| k.subnets().any(|s| s.overlaps(&candidate))));
+        }
+    }
+}

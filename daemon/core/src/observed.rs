@@ -1,0 +1,169 @@
+//! What the kernel holds, as far as it concerns us: filled by the kernel layer from a dump, kept
+//! current with our own successful operations, and replaced by a fresh dump when a notice
+//! contradicts it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use loden_proto::{Family, Mac, Subnet};
+
+/// The kernel's state.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Observed {
+    /// Every interface by index.
+    pub links: BTreeMap<u32, Link>,
+    /// Addresses of every interface.
+    pub addresses: BTreeMap<u32, Vec<Address>>,
+    /// Interface index of the default route of each family.
+    pub default_routes: BTreeMap<Family, u32>,
+    /// Routes of the main table to subnets inside the overlay networks, or made by us.
+    pub routes: BTreeMap<Subnet, Vec<Route>>,
+    /// Permanent neighbours on VXLAN devices, by device index.
+    pub neighbours: BTreeMap<(u32, IpAddr), Mac>,
+    /// Permanent FDB entries of VXLAN devices, by device index. One MAC can stand for several addresses.
+    pub fdb: BTreeMap<(u32, Mac), BTreeSet<IpAddr>>,
+    /// Nexthop objects by id.
+    pub nexthops: BTreeMap<u32, Nexthop>,
+    /// Whether nexthop objects exist in this kernel.
+    pub has_nexthops: bool,
+    /// Interfaces that forward, by family and name.
+    pub forwarding: BTreeSet<(Family, String)>,
+    /// Digest of the rules that our table was last seen to hold as we wrote them; `None`: it is
+    /// missing or was changed.
+    pub filters: Option<String>,
+    /// Addresses in our table's peer sets.
+    pub admitted: BTreeSet<IpAddr>,
+}
+
+/// One interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its MAC, if it has one.
+    pub mac: Option<Mac>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Administrative state.
+    pub up: bool,
+    /// Whether it is the loopback.
+    pub loopback: bool,
+    /// Whether it is a bridge.
+    pub bridge: bool,
+    /// VXLAN settings, if it is one.
+    pub vxlan: Option<VxlanLink>,
+}
+
+/// Settings of a VXLAN device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VxlanLink {
+    /// Network identifier.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// Source address.
+    pub local: Option<IpAddr>,
+    /// Index of the lower device, 0 for none.
+    pub lower: u32,
+    /// Whether it learns from traffic.
+    pub learning: bool,
+    /// Whether group policy is on.
+    pub gbp: bool,
+    /// Whether it takes its tunnel data from routes (`external`), which is not our kind.
+    pub external: bool,
+    /// Whether the device is of the IPv6 underlay.
+    pub family: Family,
+}
+
+/// One address of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub address: IpAddr,
+    /// Prefix length.
+    pub length: u8,
+    /// Whether it has no end of life.
+    pub permanent: bool,
+    /// Temporary, deprecated or not yet proven unique.
+    pub unusable: bool,
+}
+
+impl Address {
+    /// Whether it is valid on its link only (RFC 3927, RFC 4291 §2.5.6).
+    pub fn link_local(&self) -> bool {
+        match self.address {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        }
+    }
+}
+
+/// One route of the main table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Destination.
+    pub subnet: Subnet,
+    /// Where it leads.
+    pub via: Via,
+    /// `rtm_protocol`
+    pub protocol: u8,
+    /// Metric; 0 is IPv4's default, 1024 IPv6's.
+    pub metric: u32,
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// By a nexthop object.
+    Nexthop(u32),
+    /// By a gateway.
+    Gateway {
+        /// Index of the device.
+        device: u32,
+        /// The gateway.
+        gateway: IpAddr,
+        /// Whether the gateway is taken as on the link.
+        onlink: bool,
+    },
+    /// Anything else: a device route, a blackhole, several paths. Never ours.
+    Other,
+}
+
+/// One nexthop object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Nexthop {
+    /// Index of the device.
+    pub device: u32,
+    /// The gateway.
+    pub gateway: Option<IpAddr>,
+    /// Whether the gateway is taken as on the link.
+    pub onlink: bool,
+    /// Protocol of its maker.
+    pub protocol: u8,
+}
+
+impl Observed {
+    /// An interface by name.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|l| l.name == name)
+    }
+
+    /// The VXLAN device of this identity, whatever its name: the kernel allows one per
+    /// namespace for VNI, port and family.
+    pub fn vxlan(&self, vni: u32, port: u16, family: Family) -> Option<&Link> {
+        self.links
+            .values()
+            .find(|l| l.vxlan.is_some_and(|v| v.vni == vni && v.port == port && v.family == family))
+    }
+
+    /// The device and gateway that a route leads to, nexthop objects resolved.
+    pub fn resolve(&self, via: Via) -> Option<(u32, IpAddr)> {
+        match via {
+            Via::Gateway { device, gateway, .. } => Some((device, gateway)),
+            Via::Nexthop(id) => self.nexthops.get(&id).and_then(|n| n.gateway.map(|g| (n.device, g))),
+            Via::Other => None,
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What the kernel should hold: leases, config and host facts in, desired objects out.
+//!
+//! The objects of one peer follow from the peer alone ([`PeerObjects::of`]), so a changed lease
+//! costs one peer's work.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use imbl::OrdMap;
+use loden_proto::config::{Backend, NetworkConfig, Vxlan};
+use loden_proto::lease::LeaseKey;
+use loden_proto::{Family, Mac, Subnet};
+
+use crate::filters::{self, Filters};
+use crate::peers::{Path, Peer};
+use crate::underlay::Underlay;
+
+/// Bytes that VXLAN adds to a packet: outer IP, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 §5).
+pub const fn vxlan_overhead(family: Family) -> u32 {
+    match family {
+        Family::V4 => 50,
+        Family::V6 => 70,
+    }
+}
+
+/// The operator's choices that shape the kernel's objects.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// `--network`: names devices, bridge and table.
+    pub network: String,
+    /// `--ip-masq`
+    pub masquerade: bool,
+    /// `--masq-inbound`
+    pub masquerade_inbound: bool,
+    /// `--no-masq-cidr`
+    pub no_masquerade: Vec<Subnet>,
+    /// Random source ports when masquerading (off by `--ip-masq-fully-random-disable`).
+    pub fully_random: bool,
+    /// `--fwmark` as value and mask.
+    pub fwmark: (u32, u32),
+    /// `--vtep-source-check`: accept VXLAN from current peers only.
+    pub check_sources: bool,
+}
+
+impl Options {
+    /// Name of the bridge that the plugin makes.
+    pub fn bridge(&self) -> String {
+        format!("{}0", self.network)
+    }
+
+    /// Name of a VXLAN device that we make.
+    pub fn device(&self, vni: u32, family: Family) -> String {
+        match family {
+            Family::V4 => format!("{}.{vni}", self.network),
+            Family::V6 => format!("{}6.{vni}", self.network),
+        }
+    }
+
+    /// Whether a device has a name of ours, from this config or an earlier one.
+    pub fn names_device(&self, name: &str) -> bool {
+        let rest = name.strip_prefix(&self.network).unwrap_or("");
+        let rest = rest.strip_prefix("6.").or_else(|| rest.strip_prefix('.')).unwrap_or("");
+        !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit())
+    }
+}
+
+/// What a plan is made from.
+#[derive(Debug, Clone)]
+pub struct Inputs<'a> {
+    /// The config in force.
+    pub config: &'a NetworkConfig,
+    /// Our own lease.
+    pub own: LeaseKey,
+    /// MACs of our VXLAN devices.
+    pub macs: &'a BTreeMap<Family, Mac>,
+    /// The underlay.
+    pub underlay: &'a Underlay,
+    /// The operator's choices.
+    pub options: &'a Options,
+    /// Names of existing VXLAN devices of our identity that somebody else made.
+    pub adopted: &'a BTreeMap<Family, String>,
+    /// Interfaces that hold our subnet's gateway address.
+    pub bridges: &'a BTreeSet<String>,
+    /// The peers.
+    pub peers: OrdMap<Subnet, Peer>,
+}
+
+/// What the kernel should hold.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Desired {
+    /// VXLAN devices, at most one per family.
+    pub devices: Vec<Device>,
+    /// Interfaces that must forward.
+    pub forwarding: BTreeSet<(Family, String)>,
+    /// Our nftables table.
+    pub filters: Filters,
+    /// The peers, from which their objects follow.
+    pub peers: OrdMap<Subnet, Peer>,
+    /// The overlay networks and the length of a lease in each: what ownership is told by.
+    pub networks: Vec<(Subnet, u8)>,
+    /// Index of the underlay interface, for direct routes.
+    pub underlay: u32,
+    /// Network name, for the names of our devices.
+    pub options: Options,
+}
+
+/// A VXLAN device with its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Its name: ours, or that of the adopted device.
+    pub name: String,
+    /// Address family of its underlay and of what it carries.
+    pub family: Family,
+    /// Network identifier.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// MAC.
+    pub mac: Mac,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Source address of its packets.
+    pub local: IpAddr,
+    /// Index of the lower device.
+    pub lower: u32,
+    /// Whether it learns.
+    pub learning: bool,
+    /// Whether group policy is on.
+    pub gbp: bool,
+    /// Its own address, the subnet's network address, as a host address.
+    pub address: IpAddr,
+}
+
+/// The objects of one peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerObjects {
+    /// A neighbour (`gateway` has `mac`), an FDB entry (`mac` is at `endpoint`) and a route by
+    /// `gateway`, which is the subnet's network address, on the VXLAN device.
+    Vxlan {
+        /// The route's gateway and the neighbour's address.
+        gateway: IpAddr,
+        /// MAC of the peer's VXLAN device.
+        mac: Mac,
+        /// The peer's public address.
+        endpoint: IpAddr,
+    },
+    /// A route by the peer's public address on the underlay.
+    Direct {
+        /// The peer's public address.
+        gateway: IpAddr,
+    },
+}
+
+impl PeerObjects {
+    /// The objects that follow from a peer.
+    pub fn of(peer: &Peer) -> Self {
+        match peer.path {
+            Path::Vxlan(mac) => {
+                PeerObjects::Vxlan { gateway: peer.subnet.address(), mac, endpoint: peer.public_address }
+            }
+            Path::Direct => PeerObjects::Direct { gateway: peer.public_address },
+        }
+    }
+}
+
+/// Makes the plan.
+pub fn plan(inputs: Inputs<'_>) -> Desired {
+    let Inputs { config, own, macs, underlay, options, adopted, bridges, peers } = inputs;
+    let mut devices = Vec::new();
+    if let Backend::Vxlan(vxlan) = &config.backend {
+        for subnet in own.subnets() {
+            let family = subnet.family();
+            let (Some(endpoint), Some(mac)) = (underlay.endpoint(family), macs.get(&family)) else { continue };
+            devices.push(Device {
+                name: adopted.get(&family).cloned().unwrap_or_else(|| options.device(vxlan.vni, family)),
+                family,
+                vni: vxlan.vni,
+                port: vxlan.port,
+                mac: *mac,
+                mtu: underlay_mtu(vxlan, underlay).saturating_sub(vxlan_overhead(family)),
+                local: endpoint.local,
+                lower: underlay.index,
+                learning: vxlan.learning,
+                gbp: vxlan.gbp,
+                address: subnet.address(),
+            });
+        }
+    }
+    let mut forwarding = BTreeSet::new();
+    if config.backend != Backend::Alloc {
+        for subnet in own.subnets() {
+            let family = subnet.family();
+            forwarding.insert((family, underlay.interface.clone()));
+            forwarding.insert((family, options.bridge()));
+            forwarding.extend(bridges.iter().map(|b| (family, b.clone())));
+            let device = devices.iter().find(|d| d.family == family);
+            forwarding.extend(device.map(|d| (family, d.name.clone())));
+        }
+    }
+    Desired {
+        filters: filters::filters(config, own, options),
+        devices,
+        forwarding,
+        peers,
+        networks: config.pools().map(|p| (p.network, p.subnet_length)).collect(),
+        underlay: underlay.index,
+        options: options.clone(),
+    }
+}
+
+fn underlay_mtu(vxlan: &Vxlan, underlay: &Underlay) -> u32 {
+    vxlan.underlay_mtu.unwrap_or(underlay.mtu)
+}
+
+/// MTU for containers: what one packet may hold on the way to any peer.
+pub fn container_mtu(config: &NetworkConfig, underlay: &Underlay) -> u32 {
+    match &config.backend {
+        Backend::Vxlan(vxlan) => {
+            let overhead = config.pools().map(|p| vxlan_overhead(p.network.family())).max().unwrap_or(0);
+            underlay_mtu(vxlan, underlay).saturating_sub(overhead)
+        }
+        Backend::HostGw | Backend::Alloc => underlay.mtu,
+    }
+}
