@@ -48,7 +48,7 @@ holder() { awk -v name="$1" '$1 == name {print $2}' "$dir/holders"; }
 run_in() { # WHERE COMMAND…
     local where=$1 pid; shift
     pid=$(holder "${where%%/*}")
-    [ -n "$pid" ] || fail "there is no ${where%%/*} (there are: $(cut -d' ' -f1 "$dir/holders" | xargs))"
+    [ -n "$pid" ] || fail "there is no ${where%%/*} (there are: $(awk '$1 != "launcher" {print $1}' "$dir/holders" | xargs))"
     case $where in
     */*) set -- ip netns exec "${where#*/}" "$@" ;;
     esac
@@ -63,7 +63,8 @@ background() { # NAME WHERE COMMAND…
 }
 
 hold() { # NAME: namespaces with a process that keeps them
-    local name=$1 launcher pid= tries
+    local name=$1 launcher pid
+    # shellcheck disable=SC2016  # for the inner shell
     setsid unshare --mount --uts --net --pid --fork --kill-child=KILL sh -c '
         set -e
         # Loden from here on, wherever it was built: what follows covers /run and /var/lib.
@@ -82,8 +83,10 @@ hold() { # NAME: namespaces with a process that keeps them
         echo ready
         exec sleep infinity' sh "$name" "$bin" </dev/null >"$dir/$name.log" 2>&1 &
     launcher=$!
+    # From now on an interrupted demo can end it, and by --kill-child what it started.
+    echo "launcher $launcher $(start_time "$launcher")" >>"$dir/holders"
     disown
-    for tries in {1..100}; do
+    for _ in {1..100}; do
         grep -qx ready "$dir/$name.log" && break
         sleep 0.05
     done
@@ -225,6 +228,7 @@ up() {
             "c1 $(address "$host/c1"), c2 $(address "$host/c2")"
     done
     for n in "${containers[@]}" outside; do
+        # shellcheck disable=SC2016  # for socat's shell
         background "seen-${n/\//-}" "$n" socat TCP-LISTEN:7000,fork,reuseaddr 'SYSTEM:echo $SOCAT_PEERADDR'
     done
     background iperf-c host2/c1 iperf3 --server
@@ -241,6 +245,7 @@ up() {
     say 'What is masqueraded: the source address that the receiver sees'
     # Somebody outside who was given host1 as the way to the overlay.
     run_in fabric ip route add "$network" via 192.0.2.11
+    # shellcheck disable=SC2016  # for the inner shell
     vtep1=$(run_in host1 sh -c '. /run/loden/subnet.env; echo "${FLANNEL_SUBNET%.*}.0"')
     printf '  %-42s %-16s %s\n' 'connection' 'source seen' ''
     while IFS='|' read -r row from to expected what; do
@@ -284,6 +289,7 @@ down)
     rmdir "$base" 2>/dev/null || true ;;
 in)
     # The one that was set up last.
+    # shellcheck disable=SC2012  # names are process ids
     dir=$(ls -td "$base"/*/ 2>/dev/null | head -n 1)
     [ -n "$dir" ] || fail "no demo is running: make demo KEEP=1"
     shift
