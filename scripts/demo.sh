@@ -290,7 +290,7 @@ down)
 in)
     # The one that was set up last.
     # shellcheck disable=SC2012  # names are process ids
-    dir=$(ls -td "$base"/*/ 2>/dev/null | head -n 1)
+    dir=$(ls -td "$base"/*/ 2>/dev/null | head -n 1) || true
     [ -n "$dir" ] || fail "no demo is running: make demo KEEP=1"
     shift
     [ $# -ge 2 ] || fail "usage: scripts/demo.sh in host1|host1/c1|etcd|outside COMMAND…"
