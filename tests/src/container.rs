@@ -1,0 +1,220 @@
+//! Containers: network namespaces wired by the real CNI plugin, or by hand on flannel's hosts.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use loden_proto::subnet_env::SubnetEnv;
+use loden_proto::{Family, Subnet};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use serde_json::{Value, json};
+
+use crate::process::{self, lock};
+use crate::{Host, Ns, daemon, eventually, probe};
+
+/// A container on a host. It lives until [`Container::delete`], a reboot or the lab's end.
+#[derive(Debug)]
+pub struct Container {
+    host: Host,
+    name: String,
+    ns: Arc<Ns>,
+    address: IpAddr,
+    conf: Option<Value>,
+    result: Value,
+    echo: Mutex<Option<probe::Echo>>,
+}
+
+/// What runtimes pass for a network of Loden's.
+fn default_conf() -> Value {
+    json!({"cniVersion": "1.0.0", "name": "loden", "type": "loden"})
+}
+
+impl Host {
+    /// A container wired by the plugin.
+    #[track_caller]
+    pub fn container(&self, name: &str) -> Container {
+        self.try_container(name).unwrap_or_else(|e| panic!("ADD of {name} on {}: {e}", self.name()))
+    }
+
+    /// A container wired by the plugin, or what the plugin answered instead.
+    pub fn try_container(&self, name: &str) -> Result<Container, String> {
+        self.container_with(name, default_conf())
+    }
+
+    /// The same with a network configuration of the scenario's own.
+    pub fn container_with(&self, name: &str, conf: Value) -> Result<Container, String> {
+        let ns = Arc::new(Ns::new());
+        self.bind_netns(name, &ns);
+        let answer = match cni(self, "ADD", name, &conf) {
+            Ok(answer) => answer,
+            Err(e) => {
+                self.unbind_netns(name);
+                return Err(e);
+            }
+        };
+        let result: Value = serde_json::from_str(&answer).map_err(|e| format!("{e} in {answer}"))?;
+        let address = result["ips"][0]["address"].as_str().and_then(|a| a.split('/').next()?.parse().ok());
+        let address: IpAddr = address.ok_or_else(|| format!("no address in {answer}"))?;
+        Ok(Container::new(self, name, ns, address, Some(conf), result))
+    }
+
+    /// A container on a bridge `cni0` made with `ip`, as flannel's plugin would: for hosts that
+    /// run flanneld. Its address is the subnet's with this last number.
+    #[track_caller]
+    pub fn container_by_hand(&self, name: &str, last: u8) -> Container {
+        let env = eventually(Duration::from_secs(10), "flannel's subnet.env is there", || {
+            SubnetEnv::parse(&self.read_file("/run/flannel/subnet.env")?).ok()
+        });
+        let subnet: Subnet = env.subnet(Family::V4).expect("an IPv4 subnet");
+        let (gateway, length) = (subnet.gateway(), subnet.length());
+        let address = subnet.nth(last.into());
+        let ns = Arc::new(Ns::new());
+        self.bind_netns(name, &ns);
+        let host = self.ns();
+        if !host.exec(&["ip", "link", "show", "cni0"]).success() {
+            host.ip(&format!(
+                "link add cni0 type bridge\naddr add {gateway}/{length} dev cni0\nlink set cni0 up"
+            ));
+            host.sysctl("net/ipv4/ip_forward", "1");
+        }
+        let mtu = env.mtu;
+        host.ip(&format!(
+            "link add veth-{name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
+             link set veth-{name} master cni0 up",
+            ns.path()
+        ));
+        ns.ip(&format!(
+            "addr add {address}/{length} dev eth0\nlink set eth0 up\nroute add default via {gateway}"
+        ));
+        Container::new(self, name, ns, address, None, Value::Null)
+    }
+
+    fn bind_netns(&self, name: &str, ns: &Ns) {
+        let (path, source) = (netns_path(name), ns.path());
+        self.ns().within_all(|| {
+            std::fs::write(&path, "").expect("a mount point in the host's /run/netns");
+            mount_bind(&source, &path).expect("binding a namespace");
+        });
+    }
+
+    fn unbind_netns(&self, name: &str) {
+        let path = netns_path(name);
+        self.ns().within_all(|| {
+            let _ = unmount(&path, UnmountFlags::DETACH);
+            let _ = std::fs::remove_file(&path);
+        });
+    }
+}
+
+fn netns_path(name: &str) -> String {
+    format!("/run/netns/{name}")
+}
+
+/// Calls the plugin as a runtime does; the error is what it printed.
+fn cni(host: &Host, command: &str, name: &str, conf: &Value) -> Result<String, String> {
+    let plugin = daemon::binary("loden-cni");
+    let dir = plugin.rsplit_once('/').map_or("/", |(dir, _)| dir).to_owned();
+    let mut call = host.ns().command(&[&plugin]);
+    call.env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", name)
+        .env("CNI_NETNS", netns_path(name))
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", dir);
+    let output = process::run(call, conf.to_string().as_bytes());
+    if output.success() { Ok(output.stdout) } else { Err(output.describe()) }
+}
+
+impl Container {
+    fn new(
+        host: &Host,
+        name: &str,
+        ns: Arc<Ns>,
+        address: IpAddr,
+        conf: Option<Value>,
+        result: Value,
+    ) -> Self {
+        lock(&host.lab().containers).insert((host.name().into(), name.into()), address);
+        Self { host: host.clone(), name: name.into(), ns, address, conf, result, echo: Mutex::default() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The host it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Its network namespace.
+    pub fn ns(&self) -> &Ns {
+        &self.ns
+    }
+
+    /// Its first address.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// What the plugin answered to ADD.
+    pub fn result(&self) -> &Value {
+        &self.result
+    }
+
+    /// Ends it, as a runtime does: DEL, then the namespace goes.
+    #[track_caller]
+    pub fn delete(self) {
+        if let Some(conf) = &self.conf {
+            cni(&self.host, "DEL", &self.name, conf)
+                .unwrap_or_else(|e| panic!("DEL of {} on {}: {e}", self.name, self.host.name()));
+        }
+        self.host.unbind_netns(&self.name);
+        lock(&self.host.lab().containers).remove(&(self.host.name().into(), self.name.clone()));
+    }
+
+    /// One ICMP echo to an address.
+    pub fn pings(&self, target: IpAddr) -> bool {
+        probe::ping(&self.ns, target)
+    }
+
+    /// The address of its echo server, which the first call starts.
+    #[track_caller]
+    pub fn echo(&self) -> SocketAddr {
+        lock(&self.echo).get_or_insert_with(|| probe::Echo::start(&self.ns, self.address)).address()
+    }
+
+    /// The address that another container's echo server saw when this one sent to it.
+    pub fn source_seen_by(&self, other: &Container) -> Option<IpAddr> {
+        probe::udp_source(&self.ns, other.echo().ip())
+    }
+
+    /// A steady stream from here to another container.
+    #[track_caller]
+    pub fn stream_to(&self, other: &Container, per_second: u32) -> probe::Stream {
+        probe::Stream::start(&self.ns, other.echo(), per_second)
+    }
+}
+
+/// Every container reaches every other, by ICMP and UDP, and is seen under its own address.
+#[track_caller]
+pub fn matrix(containers: &[&Container]) {
+    for container in containers {
+        container.echo();
+    }
+    eventually(Duration::from_secs(15), "every container reaches every other", || {
+        for from in containers {
+            for to in containers.iter().filter(|to| !std::ptr::eq(**to, *from)) {
+                let path = || format!("{} ({}) to {} ({})", from.name, from.address, to.name, to.address);
+                if !from.pings(to.address) {
+                    return Err(format!("no ICMP from {}", path()));
+                }
+                match from.source_seen_by(to) {
+                    Some(source) if source == from.address => {}
+                    other => return Err(format!("UDP from {} was seen from {other:?}", path())),
+                }
+            }
+        }
+        Ok(())
+    });
+}

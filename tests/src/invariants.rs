@@ -1,0 +1,110 @@
+//! What must hold at the end of every scenario.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use loden_proto::ROUTE_PROTOCOL;
+use loden_proto::status::{PeerStatus, Status};
+use serde_json::Value;
+
+use crate::process::lock;
+use crate::{Host, Lab, eventually, kernel};
+
+/// No two live containers share an address, no two hosts hold one subnet, own kernel objects
+/// are what `loden status` says, and foreign ones are as they were.
+#[track_caller]
+pub(crate) fn check(lab: &Lab) {
+    let mut owners: BTreeMap<IpAddr, (String, String)> = BTreeMap::new();
+    for (container, address) in lock(&lab.shared.containers).iter() {
+        if let Some(other) = owners.insert(*address, container.clone()) {
+            panic!("{address} is held by {other:?} and by {container:?}");
+        }
+    }
+    let hosts = lock(&lab.shared.hosts).clone();
+    // Changes may still be on their way when a scenario ends.
+    eventually(Duration::from_secs(10), "the invariants hold", || {
+        let mut holders = BTreeMap::new();
+        for host in hosts.iter().filter(|h| runs_loden(lab, h)) {
+            let status = host.try_status(&[])?;
+            if let Some(lease) = status.lease.as_ref().filter(|l| l.state == "held") {
+                for subnet in &lease.subnets {
+                    if let Some(other) = holders.insert(*subnet, host.name().to_owned()) {
+                        return Err(format!("{subnet} is held by {other} and by {}", host.name()));
+                    }
+                }
+            }
+            kernel_equals_status(host, &status)?;
+        }
+        hosts.iter().find_map(Host::foreign_damage).map_or(Ok(()), Err)
+    });
+}
+
+/// Whether a `loden daemon` of the default network runs there.
+fn runs_loden(lab: &Lab, host: &Host) -> bool {
+    let running = lock(&lab.shared.processes)
+        .iter()
+        .any(|(name, p)| name == host.name() && p.name().starts_with("loden") && p.exited().is_none());
+    running && host.read_file("/run/loden/subnet.env").is_some()
+}
+
+/// Each programmed peer has its route, neighbour and FDB entry, and none of ours serves nobody.
+pub(crate) fn kernel_equals_status(host: &Host, status: &Status) -> Result<(), String> {
+    let wrong = |what: String| Err(format!("on {}: {what}", host.name()));
+    let routes = kernel::routes(host);
+    let ours = |r: &&Value| r["protocol"].to_string().trim_matches('"') == ROUTE_PROTOCOL.to_string();
+    for route in routes.iter().filter(ours) {
+        let dst = kernel::text(route, "dst");
+        // A dst without a length is a host route.
+        if !status.peers.iter().any(|p| p.subnet.to_string() == dst) {
+            return wrong(format!("a route of ours to {dst}, which is no peer's: {route}"));
+        }
+    }
+    for device in &status.devices {
+        let Some(link) = kernel::link(host, &device.name) else {
+            return wrong(format!("no device {}, which status shows", device.name));
+        };
+        if kernel::text(&link, "address") != device.mac.to_string() {
+            return wrong(format!(
+                "{} has another MAC than status shows ({}): {link}",
+                device.name, device.mac
+            ));
+        }
+        let neighbours = kernel::neighbours(host, &device.name);
+        let fdb = kernel::fdb(host, &device.name);
+        let encapsulated =
+            |p: &&PeerStatus| p.vtep_mac.is_some() && (p.state == "programmed" || p.state == "held");
+        for peer in status.peers.iter().filter(encapsulated) {
+            let mac = peer.vtep_mac.expect("filtered").to_string();
+            let vtep = peer.subnet.address().to_string();
+            if !routes.iter().any(|r| is_route_to(r, peer, &device.name)) {
+                return wrong(format!("no route by {} for {peer:?}: {routes:#?}", device.name));
+            }
+            let right =
+                |n: &Value| kernel::text(n, "lladdr") == mac && n["state"].to_string().contains("PERMANENT");
+            if !neighbours.iter().any(|n| kernel::text(n, "dst") == vtep && right(n)) {
+                return wrong(format!("no neighbour for {peer:?}: {neighbours:#?}"));
+            }
+            let to = peer.public_address.to_string();
+            if !fdb.iter().any(|f| kernel::text(f, "mac") == mac && kernel::text(f, "dst") == to) {
+                return wrong(format!("no FDB entry for {peer:?}: {fdb:#?}"));
+            }
+        }
+        let known = |dst: &str| status.peers.iter().any(|p| p.subnet.address().to_string() == dst);
+        let permanent = |n: &&Value| n["state"].to_string().contains("PERMANENT");
+        if let Some(n) = neighbours.iter().filter(permanent).find(|n| !known(kernel::text(n, "dst"))) {
+            return wrong(format!("a neighbour on {} that is no peer: {n}", device.name));
+        }
+        let known = |mac: &str| status.peers.iter().any(|p| p.vtep_mac.is_some_and(|m| m.to_string() == mac));
+        if let Some(f) =
+            fdb.iter().filter(|f| f.get("dst").is_some()).find(|f| !known(kernel::text(f, "mac")))
+        {
+            return wrong(format!("an FDB entry on {} that is no peer's: {f}", device.name));
+        }
+    }
+    Ok(())
+}
+
+fn is_route_to(route: &Value, peer: &PeerStatus, device: &str) -> bool {
+    kernel::text(route, "dst") == peer.subnet.to_string() && kernel::text(route, "dev") == device
+}
