@@ -1,1 +1,36 @@
+//! Loden's CNI plugin as a library: addresses from the leased subnet, one bridge, one veth
+//! pair per container. The binary `loden-cni` (installed as `/opt/cni/bin/loden`) is
+//! [`run::run`]; the daemon's `loden attach` calls [`add::add`] and [`del::del`].
+//!
+//! ```text
+//! environment, stdin ─► request ─► add ─► netns, bridge ─► links ─► kernel
+//!                                   │
+//!                                   ├──► allocations ─► ipam (pure)
+//!                                   └──► result ─► stdout
+//! ```
+//!
+//! Synchronous throughout, without child processes and sleeps. It enters the container's
+//! namespace with the calling thread and returns; give it a thread of its own in a program
+//! that has several. It needs neither the daemon nor etcd, only `subnet.env` (ADD alone) and
+//! its own allocation files.
 
+pub mod add;
+pub mod allocations;
+pub mod bridge;
+pub mod check;
+pub mod container;
+pub mod del;
+pub mod environment;
+pub mod error;
+pub mod ifname;
+pub mod ipam;
+mod json;
+mod links;
+pub mod naming;
+pub mod netns;
+pub mod request;
+pub mod result;
+pub mod run;
+mod sysctl;
+
+pub use error::Error;

@@ -1,0 +1,330 @@
+//! Allocation files: the only state of the plugin, `<dataDir>/<network>/`. `add.rs` claims,
+//! `del.rs` releases, `check.rs` and `bridge.rs` look.
+//!
+//! ```text
+//! 10.5.7.2             proto's Allocation as JSON; written beside and renamed, so never half there
+//! by-veth/veth….ipv4   link to the address that this container interface has (an index for ADD)
+//! freed/10.5.7.9       empty; the cool-down counts from its modification time
+//! last-ipv4            the last address given; may be lost
+//! lock                 held while an address is chosen or freed, never while the kernel works
+//! ```
+//!
+//! A crash between two steps can waste an address until the same container's next ADD or
+//! DEL, but never give it twice: the link comes before the file, the mark in `freed` before
+//! the file's removal, and a file that cannot be read holds its address. Files are not
+//! synced: by default they lie on a tmpfs, and a power failure ends the containers too.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use loden_proto::allocation::{Allocation, FREED_DIR, LOCK_FILE};
+use loden_proto::{Family, Subnet};
+
+use crate::error::{Error, Exhaustion};
+use crate::ipam::{self, Pool, Usage};
+use crate::naming;
+use crate::request::Attachment;
+
+/// Where host-local (of flannel's CNI chain) keeps its files: `<network>/<address>`.
+pub const HOST_LOCAL_DIR: &str = "/var/lib/cni/networks";
+const INDEX_DIR: &str = "by-veth";
+const NEW_FILE: &str = ".new";
+
+/// The allocations of one network.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: PathBuf,
+    host_local: PathBuf,
+}
+
+/// What happens to an address that is released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// It cools down: a container has used it.
+    CoolDown,
+    /// It is free at once: no container ever used it.
+    None,
+}
+
+impl Store {
+    /// The store of a network below `dataDir`. Touches no file.
+    pub fn new(data_dir: &Path, network: &str) -> Self {
+        Self { dir: data_dir.join(network), host_local: HOST_LOCAL_DIR.into() }
+    }
+
+    /// Claims one address in each subnet. What this attachment holds already (an ADD that was
+    /// killed, then repeated) is kept where it fits and released where not.
+    pub fn claim(&self, who: &Attachment, subnets: &[Subnet]) -> Result<Vec<Allocation>, Error> {
+        let _lock = self.lock()?;
+        let host_veth = naming::host_end(who).name;
+        let held = self.indexed(who, &host_veth);
+        let mut taken = self.addresses().map_err(Error::file("list", &self.dir))?;
+        let mut addresses = Vec::with_capacity(subnets.len());
+        for subnet in subnets {
+            let address = match held.iter().find(|a| Pool::new(*subnet).contains(a.address)) {
+                Some(allocation) => allocation.address,
+                None => self.choose(*subnet, &taken)?,
+            };
+            taken.insert(address);
+            addresses.push(address);
+        }
+        for stale in held.iter().filter(|a| !addresses.contains(&a.address)) {
+            self.remove(stale.address, Rest::CoolDown)?;
+        }
+        let mac = naming::mac_of(addresses.first().copied().unwrap_or(IpAddr::from([0; 4])));
+        let mut written = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            let allocation = Allocation {
+                address,
+                container_id: who.container_id.clone(),
+                ifname: who.ifname.to_string(),
+                netns: who.netns.clone(),
+                host_veth: host_veth.clone(),
+                mac,
+                name: None,
+            };
+            written.push(allocation);
+            let Some(Err(error)) = written.last().map(|allocation| self.write(allocation)) else { continue };
+            for allocation in &written {
+                // The error at hand is the one to tell; what cannot be undone here, DEL will.
+                let _ = self.remove(allocation.address, Rest::None);
+            }
+            self.remove_index(&host_veth);
+            return Err(error);
+        }
+        Ok(written)
+    }
+
+    /// The allocations of this attachment: by the index, else by reading every file.
+    pub fn find(&self, who: &Attachment) -> Result<Vec<Allocation>, Error> {
+        let indexed = self.indexed(who, &naming::host_end(who).name);
+        if !indexed.is_empty() {
+            return Ok(indexed);
+        }
+        let addresses = self.addresses().map_err(Error::file("list", &self.dir))?;
+        Ok(addresses.into_iter().filter_map(|a| self.read(a).ok()).filter(|a| belongs(a, who)).collect())
+    }
+
+    /// Frees what this attachment holds and returns it. Nothing held is fine, no folder too.
+    pub fn release(&self, who: &Attachment, rest: Rest) -> Result<Vec<Allocation>, Error> {
+        let host_veth = naming::host_end(who).name;
+        let found = self.find(who)?;
+        let links = Family::ALL.iter().any(|f| self.index_path(&host_veth, *f).is_symlink());
+        if found.is_empty() && !links {
+            return Ok(Vec::new());
+        }
+        let _lock = self.lock()?;
+        let mut released = Vec::new();
+        for allocation in found {
+            // Read again: until the lock was ours, another DEL may have freed it and another
+            // ADD taken it.
+            if self.read(allocation.address).is_ok_and(|now| belongs(&now, who)) {
+                self.remove(allocation.address, rest)?;
+                released.push(allocation);
+            }
+        }
+        self.remove_index(&host_veth);
+        Ok(released)
+    }
+
+    /// Whether a container has an address in this subnet.
+    pub fn uses(&self, subnet: Subnet) -> Result<bool, Error> {
+        let addresses = self.addresses().map_err(Error::file("list", &self.dir))?;
+        Ok(addresses.iter().any(|a| subnet.contains(*a)))
+    }
+
+    fn choose(&self, subnet: Subnet, taken: &BTreeSet<IpAddr>) -> Result<IpAddr, Error> {
+        let pool = Pool::new(subnet);
+        let foreign: BTreeSet<IpAddr> = foreign_addresses(&self.host_local)
+            .into_iter()
+            .filter(|a| pool.contains(*a) && !taken.contains(a))
+            .collect();
+        let now = SystemTime::now();
+        let cursor = self.cursor(subnet.family());
+        let mut usage = Usage {
+            taken: taken.iter().filter(|a| pool.contains(**a)).copied().collect(),
+            last: fs::read_to_string(&cursor).ok().and_then(|text| text.trim().parse().ok()),
+            freed: Default::default(),
+        };
+        let own = usage.taken.len();
+        usage.taken.extend(&foreign);
+        self.read_freed(&mut usage, now);
+        let Some(address) = ipam::choose(pool, &usage, now) else {
+            let unreadable = usage
+                .taken
+                .iter()
+                .filter(|a| taken.contains(a) && self.read(**a).is_err())
+                .map(|a| self.path(*a));
+            return Err(Error::Exhausted(Exhaustion {
+                subnet,
+                usable: pool.usable(),
+                taken: own,
+                foreign: foreign.len(),
+                unreadable: unreadable.collect(),
+            }));
+        };
+        // A lost cursor costs only the order.
+        let _ = fs::write(&cursor, address.to_string());
+        Ok(address)
+    }
+
+    /// Reads the marks of freed addresses and removes those whose time is over.
+    fn read_freed(&self, usage: &mut Usage, now: SystemTime) {
+        let Ok(entries) = fs::read_dir(self.dir.join(FREED_DIR)) else { return };
+        for entry in entries.flatten() {
+            let Some(address) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+            match entry.metadata().and_then(|m| m.modified()) {
+                Ok(freed) if !ipam::has_rested(freed, now) => {
+                    usage.freed.insert(address, freed);
+                }
+                _ => {
+                    let _ = fs::remove_file(entry.path());
+                }
+            }
+        }
+    }
+
+    /// Writes the index link, then the file in one step.
+    fn write(&self, allocation: &Allocation) -> Result<(), Error> {
+        let link = self.index_path(&allocation.host_veth, Family::of(allocation.address));
+        let target = Path::new("..").join(allocation.address.to_string());
+        in_folder(&link, || {
+            let _ = fs::remove_file(&link);
+            symlink(&target, &link)
+        })
+        .map_err(Error::file("write", &link))?;
+        let (new, path) = (self.dir.join(NEW_FILE), self.path(allocation.address));
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o644);
+        let written = options
+            .open(&new)
+            .and_then(|mut file| file.write_all(allocation.to_json().as_bytes()))
+            .and_then(|()| fs::rename(&new, &path));
+        if written.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        written.map_err(Error::file("write", &path))?;
+        let _ = fs::remove_file(self.freed_path(allocation.address));
+        Ok(())
+    }
+
+    fn remove(&self, address: IpAddr, rest: Rest) -> Result<(), Error> {
+        if rest == Rest::CoolDown {
+            let mark = self.freed_path(address);
+            // Without a mark (no inode left) the address is free at once, which beats a DEL
+            // that fails for ever. A file that was there keeps its old time, hence the set.
+            let _ = in_folder(&mark, || File::create(&mark)?.set_modified(SystemTime::now()));
+        }
+        let path = self.path(address);
+        absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", &path))
+    }
+
+    fn remove_index(&self, host_veth: &str) {
+        for family in Family::ALL {
+            // A link that leads nowhere, or to another's file, is ignored by all readers.
+            let _ = fs::remove_file(self.index_path(host_veth, family));
+        }
+    }
+
+    /// What the index says, as far as the files agree with it.
+    fn indexed(&self, who: &Attachment, host_veth: &str) -> Vec<Allocation> {
+        let target = |family| {
+            let target = fs::read_link(self.index_path(host_veth, family)).ok()?;
+            target.file_name()?.to_str()?.parse().ok()
+        };
+        let addresses = Family::ALL.into_iter().filter_map(target);
+        addresses.filter_map(|a| self.read(a).ok()).filter(|a| belongs(a, who)).collect()
+    }
+
+    /// Every address that has a file, whatever is in it.
+    fn addresses(&self) -> io::Result<BTreeSet<IpAddr>> {
+        match addresses_in(&self.dir) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(BTreeSet::new()),
+            result => result,
+        }
+    }
+
+    fn read(&self, address: IpAddr) -> io::Result<Allocation> {
+        let allocation =
+            Allocation::parse(&fs::read_to_string(self.path(address))?).map_err(io::Error::other)?;
+        if allocation.address == address { Ok(allocation) } else { Err(ErrorKind::InvalidData.into()) }
+    }
+
+    /// Takes the lock, for as long as the file lives. Only root can open it: whoever can open
+    /// a file can lock it, and would stop every ADD.
+    fn lock(&self) -> Result<File, Error> {
+        let path = self.dir.join(LOCK_FILE);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).mode(0o600);
+        let file = in_folder(&path, || options.open(&path)).map_err(Error::file("open", &path))?;
+        file.lock().map_err(Error::file("lock", &path))?;
+        Ok(file)
+    }
+
+    fn path(&self, address: IpAddr) -> PathBuf {
+        self.dir.join(address.to_string())
+    }
+
+    fn freed_path(&self, address: IpAddr) -> PathBuf {
+        self.dir.join(FREED_DIR).join(address.to_string())
+    }
+
+    fn index_path(&self, host_veth: &str, family: Family) -> PathBuf {
+        self.dir.join(INDEX_DIR).join(format!("{host_veth}.{}", suffix(family)))
+    }
+
+    fn cursor(&self, family: Family) -> PathBuf {
+        self.dir.join(format!("last-{}", suffix(family)))
+    }
+}
+
+fn suffix(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    }
+}
+
+fn belongs(allocation: &Allocation, who: &Attachment) -> bool {
+    allocation.container_id == who.container_id && allocation.ifname == who.ifname.as_str()
+}
+
+/// Runs it, and once more after making the file's folder if that is what was missing.
+fn in_folder<T>(path: &Path, mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    match (write(), path.parent()) {
+        (Err(e), Some(parent)) if e.kind() == ErrorKind::NotFound => {
+            fs::create_dir_all(parent)?;
+            write()
+        }
+        (result, _) => result,
+    }
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
+/// The names in a folder that are addresses.
+fn addresses_in(dir: &Path) -> io::Result<BTreeSet<IpAddr>> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(dir)? {
+        found.extend(entry?.file_name().to_str().and_then(|n| n.parse::<IpAddr>().ok()));
+    }
+    Ok(found)
+}
+
+/// Addresses that host-local gave out. It has no say in this plugin's being able to work:
+/// what cannot be read is no address.
+fn foreign_addresses(dir: &Path) -> BTreeSet<IpAddr> {
+    let networks = fs::read_dir(dir).into_iter().flatten().flatten();
+    networks.filter_map(|network| addresses_in(&network.path()).ok()).flatten().collect()
+}
+
+#[cfg(test)]
+#[path = "allocations_tests.rs"]
+mod tests;

@@ -1,0 +1,200 @@
+//! Tests of `allocations.rs`, on a folder of their own.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::ifname::IfName;
+
+struct Fixture {
+    root: tempfile::TempDir,
+    store: Store,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let root = tempfile::tempdir().expect("tempdir");
+        let mut store = Store::new(&root.path().join("ipam"), "net");
+        store.host_local = root.path().join("host-local");
+        Self { root, store }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join("ipam/net").join(name)
+    }
+
+    fn claim(&self, id: &str, subnet: &str) -> Result<Vec<String>, Error> {
+        let subnets: Vec<Subnet> = subnet.split(' ').map(|s| s.parse().expect("subnet")).collect();
+        Ok(self.store.claim(&who(id), &subnets)?.iter().map(|a| a.address.to_string()).collect())
+    }
+
+    fn rested(&self, address: &str) {
+        let mark = File::options().write(true).open(self.path("freed").join(address)).expect("mark");
+        mark.set_modified(SystemTime::now() - Duration::from_secs(61)).expect("mtime");
+    }
+}
+
+fn who(id: &str) -> Attachment {
+    Attachment {
+        network: "net".into(),
+        container_id: id.into(),
+        ifname: IfName::new("eth0").expect("valid"),
+        netns: format!("/run/netns/{id}"),
+        own_netns_allowed: false,
+    }
+}
+
+const SMALL: &str = "10.5.7.0/29";
+
+#[test]
+fn a_claim_is_one_file_named_like_its_address() {
+    let f = Fixture::new();
+    assert_eq!(f.claim("a", "10.5.7.0/24 fd00::/64").expect("free"), ["10.5.7.2", "fd00::2"]);
+    let text = fs::read_to_string(f.path("fd00::2")).expect("file");
+    let allocation = Allocation::parse(&text).expect("JSON");
+    assert_eq!((allocation.container_id.as_str(), allocation.ifname.as_str()), ("a", "eth0"));
+    assert_eq!(allocation.mac.to_string(), "0a:58:0a:05:07:02");
+    assert_eq!(allocation.netns, "/run/netns/a");
+    assert_eq!(allocation.host_veth, naming::host_end(&who("a")).name);
+    let mut names: Vec<String> = fs::read_dir(f.path(""))
+        .expect("dir")
+        .map(|e| e.expect("entry").file_name().into_string().expect("name"))
+        .collect();
+    names.sort();
+    assert_eq!(names, ["10.5.7.2", "by-veth", "fd00::2", "last-ipv4", "last-ipv6", "lock"]);
+}
+
+#[test]
+fn a_released_address_rests_before_it_is_given_again() {
+    let f = Fixture::new();
+    for (id, address) in [("a", "10.5.7.2"), ("b", "10.5.7.3"), ("c", "10.5.7.4")] {
+        assert_eq!(f.claim(id, SMALL).expect("free"), [address]);
+    }
+    for id in ["a", "b"] {
+        assert_eq!(f.store.release(&who(id), Rest::CoolDown).expect("released").len(), 1);
+    }
+    assert!(f.path("freed/10.5.7.2").exists() && !f.path("10.5.7.2").exists());
+    assert_eq!(f.claim("d", SMALL).expect("free"), ["10.5.7.5"]);
+    assert_eq!(f.claim("e", SMALL).expect("free"), ["10.5.7.6"]);
+    f.rested("10.5.7.3");
+    assert_eq!(f.claim("f", SMALL).expect("free"), ["10.5.7.3"], "the rested one before the cooling one");
+    assert_eq!(f.claim("g", SMALL).expect("free"), ["10.5.7.2"], "cooling is better than none");
+    assert!(!f.path("freed/10.5.7.2").exists(), "an address in use has no mark");
+    let error = f.claim("h", SMALL).expect_err("all taken");
+    assert_eq!(
+        (error.code(), error.to_string().as_str()),
+        (11, "no IP addresses available in 10.5.7.0/29: 5 of 5 are taken")
+    );
+}
+
+#[test]
+fn an_address_that_was_never_used_needs_no_rest() {
+    let f = Fixture::new();
+    f.claim("a", "10.5.7.0/30").expect("free");
+    f.store.release(&who("a"), Rest::None).expect("released");
+    assert!(!f.path("freed/10.5.7.2").exists());
+    assert_eq!(f.claim("b", "10.5.7.0/30").expect("free"), ["10.5.7.2"]);
+}
+
+#[test]
+fn a_repeated_claim_keeps_its_address_and_moves_with_the_subnet() {
+    let f = Fixture::new();
+    assert_eq!(f.claim("a", SMALL).expect("free"), ["10.5.7.2"]);
+    assert_eq!(f.claim("b", SMALL).expect("free"), ["10.5.7.3"]);
+    assert_eq!(f.claim("a", SMALL).expect("kept"), ["10.5.7.2"]);
+    assert_eq!(f.claim("a", "10.5.9.0/24").expect("moved"), ["10.5.9.2"]);
+    assert!(!f.path("10.5.7.2").exists(), "the old one is free");
+    assert!(f.path("10.5.7.3").exists(), "another's is not touched");
+    assert_eq!(f.store.find(&who("a")).expect("found").len(), 1);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_holds_its_address() {
+    let f = Fixture::new();
+    f.claim("a", SMALL).expect("free");
+    for (name, content) in [("10.5.7.3", ""), ("10.5.7.4", "{\"address\":\"10.5."), ("10.5.7.5", "{}")] {
+        fs::write(f.path(name), content).expect("write");
+    }
+    // It speaks of another address than its name: just as unfit.
+    fs::copy(f.path("10.5.7.2"), f.path("10.5.7.6")).expect("copy");
+    let text = f.claim("b", SMALL).expect_err("all taken").to_string();
+    for address in ["10.5.7.3", "10.5.7.4", "10.5.7.5", "10.5.7.6"] {
+        assert!(text.contains(f.path(address).to_str().expect("path")), "{text}");
+    }
+    assert!(!text.contains("net/10.5.7.2"), "{text}");
+    // DEL of anybody leaves them; their owner is not known.
+    f.store.release(&who("a"), Rest::CoolDown).expect("released");
+    assert!(f.path("10.5.7.3").exists() && f.path("10.5.7.6").exists());
+}
+
+#[test]
+fn an_allocation_without_its_index_is_found_by_reading() {
+    let f = Fixture::new();
+    f.claim("a", SMALL).expect("free");
+    fs::remove_dir_all(f.path("by-veth")).expect("remove");
+    assert_eq!(f.store.find(&who("a")).expect("found").len(), 1);
+    assert_eq!(f.store.release(&who("a"), Rest::CoolDown).expect("released").len(), 1);
+    assert!(!f.path("10.5.7.2").exists());
+}
+
+#[test]
+fn an_index_that_leads_to_anothers_file_is_not_believed() {
+    let f = Fixture::new();
+    f.claim("a", SMALL).expect("free");
+    let link = f.store.index_path(&naming::host_end(&who("b")).name, Family::V4);
+    symlink("../10.5.7.2", &link).expect("link");
+    assert!(f.store.release(&who("b"), Rest::CoolDown).expect("released").is_empty());
+    assert!(f.path("10.5.7.2").exists() && !link.is_symlink());
+    symlink("../10.5.7.2", &link).expect("link");
+    assert_eq!(f.claim("b", SMALL).expect("free"), ["10.5.7.3"]);
+}
+
+#[test]
+fn release_of_the_unknown_leaves_nothing_behind() {
+    let f = Fixture::new();
+    assert!(f.store.release(&who("a"), Rest::CoolDown).expect("nothing to do").is_empty());
+    assert!(!f.root.path().join("ipam").exists());
+}
+
+#[test]
+fn addresses_of_host_local_are_passed_over() {
+    let f = Fixture::new();
+    let cbr0 = f.root.path().join("host-local/cbr0");
+    fs::create_dir_all(&cbr0).expect("dir");
+    for name in ["10.5.7.2", "10.5.7.4", "192.0.2.1", "last_reserved_ip.0", "lock"] {
+        fs::write(cbr0.join(name), "x\r\neth0").expect("write");
+    }
+    assert_eq!(f.claim("a", SMALL).expect("free"), ["10.5.7.3"]);
+    for (id, address) in [("b", "10.5.7.5"), ("c", "10.5.7.6")] {
+        assert_eq!(f.claim(id, SMALL).expect("free"), [address]);
+    }
+    let text = f.claim("d", SMALL).expect_err("all taken").to_string();
+    assert!(text.contains("3 of 5 are taken, 2 more by host-local"), "{text}");
+}
+
+#[test]
+fn when_one_family_has_no_address_the_other_stays_free() {
+    let f = Fixture::new();
+    f.claim("a", "fd00::/127 fd00::/126").expect_err("a /127 has none");
+    f.claim("a", "10.5.7.0/30").expect("free");
+    assert_eq!(f.claim("b", "fd00::/64 10.5.7.0/30").expect_err("IPv4 is full").code(), 11);
+    assert!(!f.path("fd00::2").exists());
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named_with_the_next_step() {
+    let f = Fixture::new();
+    fs::write(f.root.path().join("ipam"), "a file").expect("write");
+    let error = f.claim("a", SMALL).expect_err("no folder");
+    assert_eq!(error.code(), 5);
+    assert!(error.to_string().contains("ipam/net/lock"), "{error}");
+}
+
+#[test]
+fn nobody_but_root_can_hold_the_lock() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let f = Fixture::new();
+    f.claim("a", SMALL).expect("free");
+    assert_eq!(f.path("lock").metadata().expect("lock").permissions().mode() & 0o077, 0);
+    assert_eq!(f.path("10.5.7.2").metadata().expect("file").permissions().mode() & 0o022, 0);
+}

@@ -1,0 +1,165 @@
+//! Connecting one container to the bridge: the veth pair, then what is inside the
+//! container's namespace. Called by `add.rs`; undone by deleting the host's end.
+
+use std::time::{Duration, Instant};
+
+use loden_netlink::{Events, KernelError, Request, Socket};
+use loden_proto::{Family, Mac};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::bridge::Bridge;
+use crate::error::Error;
+use crate::links;
+use crate::naming::HostEnd;
+use crate::netns::Netns;
+use crate::request::Attachment;
+use crate::result::Address;
+use crate::sysctl;
+
+/// How one container is connected.
+#[derive(Debug, Clone, Copy)]
+pub struct Wiring<'a> {
+    /// The container's interface.
+    pub attachment: &'a Attachment,
+    /// Its namespace.
+    pub netns: &'a Netns,
+    /// The bridge.
+    pub bridge: &'a Bridge,
+    /// The host's end of the pair.
+    pub host_end: &'a HostEnd,
+    /// MAC of the container's end.
+    pub mac: Mac,
+    /// MTU of both ends.
+    pub mtu: u32,
+    /// The container's addresses.
+    pub addresses: &'a [Address],
+}
+
+/// `lo` has this index in every namespace.
+const LOOPBACK: u32 = 1;
+/// Metric, with the interface's index added, of a default route beside another network's;
+/// behind IPv4's 0 and IPv6's 1024.
+const SECOND_METRIC: u32 = 2048;
+/// The kernel tells of a carrier within a millisecond; this only ends a wait without end.
+const CARRIER_WAIT: Duration = Duration::from_secs(2);
+/// `RTNLGRP_LINK`
+const LINK_GROUP: u32 = 1;
+
+/// Makes the pair. A host's end that is there already is left from an ADD that was killed
+/// (the name says it is this container interface's) and goes first.
+pub fn create_pair(host: &mut Socket, wiring: Wiring<'_>) -> Result<(), Error> {
+    let ifname = wiring.attachment.ifname.as_str();
+    let request = links::new_pair(
+        (&wiring.host_end.name, wiring.host_end.mac),
+        (ifname, wiring.mac),
+        wiring.netns.as_raw_fd(),
+        wiring.bridge.index,
+        wiring.mtu,
+    );
+    let exists = |e: &loden_netlink::Error| e.kernel().is_some_and(KernelError::is_present);
+    let mut made = host.request(&request);
+    if made.as_ref().is_err_and(exists) && delete_pair(host, &wiring.host_end.name)? {
+        made = host.request(&request);
+    }
+    match made {
+        Err(e) if exists(&e) => Err(interface_exists(wiring.attachment)),
+        other => other.map_err(Error::kernel(format!("make {ifname} in {}", wiring.attachment.netns))),
+    }
+}
+
+/// Deletes the pair by its host's end; `false` when there is none.
+pub fn delete_pair(host: &mut Socket, host_veth: &str) -> Result<bool, Error> {
+    links::delete(host, host_veth).map_err(Error::kernel(format!("delete {host_veth}")))
+}
+
+/// The error of an ADD for a name that the namespace has already.
+pub fn interface_exists(attachment: &Attachment) -> Error {
+    Error::InterfaceExists { ifname: attachment.ifname.to_string(), netns: attachment.netns.clone() }
+}
+
+/// Parameters, addresses and routes inside; `inside` is a socket of the container's namespace.
+pub fn configure(inside: &mut Socket, wiring: Wiring<'_>) -> Result<(), Error> {
+    wiring.netns.run(|| parameters(wiring))??;
+    let ifname = wiring.attachment.ifname.as_str();
+    let look_up = || Error::kernel(format!("look up {ifname} in {}", wiring.attachment.netns));
+    let index = links::by_name(inside, ifname).map_err(look_up())?.map_or(0, |l| l.index);
+    // The interface is up before it gets addresses: IPv6 refuses routes through one that is down.
+    let mut what = vec!["bring lo up".to_owned(), format!("bring {ifname} up")];
+    let mut requests: Vec<Request> = vec![links::set_up(LOOPBACK), links::set_up(index)];
+    for Address { address, subnet } in wiring.addresses {
+        what.push(format!("give {ifname} the address {address}/{}", subnet.length()));
+        requests.push(links::add_address(index, *address, *subnet));
+    }
+    for Address { subnet, .. } in wiring.addresses {
+        requests.push(links::default_route(index, subnet.gateway(), None));
+    }
+    let mut verdicts = inside.batch(&requests).map_err(Error::kernel(format!("configure {ifname}")))?;
+    let routes = verdicts.split_off(what.len());
+    for (verdict, what) in verdicts.into_iter().zip(what) {
+        verdict.map_err(Error::kernel(format!("{what} in {}", wiring.attachment.netns)))?;
+    }
+    for (verdict, Address { subnet, .. }) in routes.into_iter().zip(wiring.addresses) {
+        let gateway = subnet.gateway();
+        let verdict = match verdict {
+            // The container is in another network already, whose default route stays first.
+            Err(e) if e.is_present() => {
+                inside.request(&links::default_route(index, gateway, Some(SECOND_METRIC + index)))
+            }
+            other => other.map_err(Into::into),
+        };
+        verdict.map_err(Error::kernel(format!(
+            "route traffic through {gateway} in {}",
+            wiring.attachment.netns
+        )))?;
+    }
+    Ok(())
+}
+
+/// Runs inside the container's namespace, while its interface is still down: a router
+/// advertisement must not have a chance, and a duplicate address cannot be.
+fn parameters(wiring: Wiring<'_>) -> Result<(), Error> {
+    let ifname = &wiring.attachment.ifname;
+    sysctl::set("ipv6", ifname, "accept_ra", "0")?;
+    sysctl::set("ipv6", ifname, "accept_dad", "0")?;
+    if wiring.addresses.iter().any(|a| a.subnet.family() == Family::V6) {
+        sysctl::set("ipv6", ifname, "disable_ipv6", "0")?;
+        sysctl::set("ipv6", ifname, "keep_addr_on_down", "1")?;
+    }
+    // A gratuitous ARP when it goes down and up again, or its MAC changes.
+    sysctl::set("ipv4", ifname, "arp_notify", "1")
+}
+
+/// Returns when the link carries packets. The carrier of a new pair reaches the bridge from
+/// a work queue of the kernel's, and until then the bridge drops the container's first
+/// packets. Since Linux 6.8 asking for the link is enough: the kernel works off the queue
+/// before it answers. Older ones are waited for by event.
+pub fn await_carrier(host: &mut Socket, name: &str) -> Result<(), Error> {
+    if is_running(host, name)? {
+        return Ok(());
+    }
+    let socket =
+        |e| Error::Kernel { action: format!("wait for {name}"), source: loden_netlink::Error::Socket(e) };
+    let events = Events::route(&[LINK_GROUP]).map_err(socket)?;
+    let deadline = Instant::now() + CARRIER_WAIT;
+    // Looked at again after listening began, so that no change falls in between.
+    while !is_running(host, name)? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::NotUp(name.into()));
+        }
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(socket(e.into())),
+        }
+        // What the event says does not matter, nor that some were lost: the next look tells.
+        let _ = events.read();
+    }
+    Ok(())
+}
+
+fn is_running(host: &mut Socket, name: &str) -> Result<bool, Error> {
+    let link = links::by_name(host, name).map_err(Error::kernel(format!("look up {name}")))?;
+    // Gone: deleted by somebody, and no event will come.
+    link.map(|l| l.running).ok_or_else(|| Error::NotUp(name.into()))
+}

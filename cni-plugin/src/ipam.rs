@@ -1,0 +1,249 @@
+//! Which address is next: a pure choice among the addresses of one subnet. What is in use
+//! and what cools down comes from `allocations.rs`, which also writes the choice down.
+//!
+//! Round robin from the last address given; an address that was freed a short time ago is
+//! passed over, so that a stale ARP entry or a half-closed connection of its former holder
+//! does not reach the next one. When all free addresses are cooling, the one that was freed
+//! longest ago is given.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use loden_proto::{Family, Subnet};
+
+/// How long a freed address rests.
+pub const COOL_DOWN: Duration = Duration::from_secs(60);
+
+/// The addresses of a subnet that containers can have: all but the network address, the
+/// gateway (the first host address) and, in IPv4, the broadcast address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    subnet: Subnet,
+}
+
+impl Pool {
+    /// Offset of the first usable address.
+    const FIRST: u128 = 2;
+
+    /// The pool of a subnet.
+    pub fn new(subnet: Subnet) -> Self {
+        Self { subnet }
+    }
+
+    /// How many addresses containers can have.
+    pub fn usable(&self) -> u128 {
+        let reserved = match self.subnet.family() {
+            Family::V4 => 3,
+            Family::V6 => 2,
+        };
+        self.subnet.size().saturating_sub(reserved)
+    }
+
+    /// Whether a container can have this address.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.subnet.contains(address) && self.position(address).is_some()
+    }
+
+    /// Place of an address among the usable ones.
+    fn position(&self, address: IpAddr) -> Option<u128> {
+        if !self.subnet.contains(address) {
+            return None;
+        }
+        self.subnet.offset_of(address).checked_sub(Self::FIRST).filter(|p| *p < self.usable())
+    }
+
+    fn at(&self, position: u128) -> IpAddr {
+        self.subnet.nth(position + Self::FIRST)
+    }
+}
+
+/// What is known of a subnet's addresses. Addresses outside the subnet do no harm.
+#[derive(Debug, Clone, Default)]
+pub struct Usage {
+    /// In use; never given.
+    pub taken: BTreeSet<IpAddr>,
+    /// When each freed address was freed.
+    pub freed: BTreeMap<IpAddr, SystemTime>,
+    /// The last address given.
+    pub last: Option<IpAddr>,
+}
+
+/// The address to give next; `None` when all are taken.
+pub fn choose(pool: Pool, usage: &Usage, now: SystemTime) -> Option<IpAddr> {
+    let usable = pool.usable();
+    if usable == 0 {
+        return None;
+    }
+    let start = usage.last.and_then(|last| pool.position(last)).map_or(0, |p| (p + 1) % usable);
+    // At most this many addresses can be passed over, also in a subnet of 2^64.
+    let steps = (usage.taken.len() + usage.freed.len() + 1) as u128;
+    let rested = (0..steps.min(usable)).map(|i| pool.at((start + i) % usable)).find(|address| {
+        !usage.taken.contains(address) && usage.freed.get(address).is_none_or(|at| has_rested(*at, now))
+    });
+    rested.or_else(|| {
+        let cooling = usage.freed.iter().filter(|(a, _)| !usage.taken.contains(*a));
+        cooling
+            .filter_map(|(a, at)| Some((*at, (pool.position(*a)? + usable - start) % usable, *a)))
+            .min()
+            .map(|(_, _, address)| address)
+    })
+}
+
+/// Whether the cool-down is over. A time in the future (the clock was set back) counts as now.
+pub fn has_rested(freed: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(freed).is_ok_and(|age| age >= COOL_DOWN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect(text)
+    }
+
+    fn pool(text: &str) -> Pool {
+        Pool::new(text.parse().expect(text))
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
+    }
+
+    #[test]
+    fn network_gateway_and_broadcast_are_never_given() {
+        assert_eq!(pool("10.5.7.0/24").usable(), 253);
+        assert_eq!(pool("10.5.7.0/30").usable(), 1);
+        assert_eq!(pool("fd00::/126").usable(), 2);
+        let pool = pool("10.5.7.0/29");
+        let given: Vec<String> =
+            (0..8).map(|i| format!("10.5.7.{i}")).filter(|a| pool.contains(ip(a))).collect();
+        assert_eq!(given, ["10.5.7.2", "10.5.7.3", "10.5.7.4", "10.5.7.5", "10.5.7.6"]);
+        assert!(!pool.contains(ip("10.5.7.10")) && !pool.contains(ip("fd00::2")));
+    }
+
+    #[test]
+    fn the_next_one_follows_the_last_and_wraps() {
+        let mut usage = Usage::default();
+        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(0)), Some(ip("10.5.7.2")));
+        usage.last = Some(ip("10.5.7.3"));
+        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(0)), Some(ip("10.5.7.4")));
+        usage.last = Some(ip("10.5.7.6"));
+        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(0)), Some(ip("10.5.7.2")));
+        usage.last = Some(ip("192.0.2.1"));
+        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(0)), Some(ip("10.5.7.2")));
+    }
+
+    #[test]
+    fn of_cooling_addresses_the_longest_freed_is_given() {
+        let mut usage = Usage::default();
+        usage.taken.extend([ip("10.5.7.2"), ip("10.5.7.3")]);
+        usage.freed.extend([(ip("10.5.7.4"), at(5)), (ip("10.5.7.5"), at(3)), (ip("10.5.7.6"), at(9))]);
+        // A mark left beside a taken address means nothing.
+        usage.freed.insert(ip("10.5.7.2"), at(0));
+        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(10)), Some(ip("10.5.7.5")));
+        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(66)), Some(ip("10.5.7.4")));
+        // The clock was set back: all are in the future, none has rested.
+        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(0)), Some(ip("10.5.7.5")));
+    }
+
+    #[test]
+    fn a_large_subnet_is_not_walked() {
+        let mut usage = Usage::default();
+        usage.taken.extend((2..5000u128).map(|i| "fd00::/64".parse::<Subnet>().expect("subnet").nth(i)));
+        assert_eq!(choose(pool("fd00::/64"), &usage, at(0)), Some(ip("fd00::1388")));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Give,
+        Free(prop::sample::Index),
+        Wait(u64),
+        /// The cursor file is lost.
+        Forget,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            5 => Just(Step::Give),
+            4 => any::<prop::sample::Index>().prop_map(Step::Free),
+            1 => (1..90u64).prop_map(Step::Wait),
+            1 => Just(Step::Forget),
+        ]
+    }
+
+    /// The plain statement of the rule: a list of all usable addresses, each free since some
+    /// time or taken, searched from front to back.
+    struct Model {
+        addresses: Vec<(IpAddr, Option<SystemTime>)>,
+        taken: Vec<bool>,
+        next: usize,
+    }
+
+    impl Model {
+        fn give(&mut self, now: SystemTime) -> Option<IpAddr> {
+            let n = self.addresses.len();
+            let order: Vec<usize> = (0..n).map(|i| (self.next + i) % n).collect();
+            let free = || order.iter().copied().filter(|i| !self.taken[*i]);
+            let warm = |i: &usize| self.addresses[*i].1.is_none_or(|t| now >= t + COOL_DOWN);
+            let found = free().find(warm).or_else(|| free().min_by_key(|i| self.addresses[*i].1))?;
+            self.taken[found] = true;
+            self.next = (found + 1) % n;
+            Some(self.addresses[found].0)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_history_gives_what_the_model_gives(
+            subnet in prop::sample::select(vec!["10.5.7.0/30", "10.5.7.0/29", "10.5.7.128/28", "fd00::/126", "fd00::/124"]),
+            steps in prop::collection::vec(step(), 1..80),
+        ) {
+            let subnet: Subnet = subnet.parse().expect("subnet");
+            let pool = Pool::new(subnet);
+            let usable = usize::try_from(pool.usable()).expect("small");
+            let mut model = Model {
+                addresses: (0..usable).map(|i| (subnet.nth(i as u128 + 2), None)).collect(),
+                taken: vec![false; usable],
+                next: 0,
+            };
+            let mut usage = Usage::default();
+            let mut now = at(0);
+            for step in steps {
+                match step {
+                    Step::Give => {
+                        let given = choose(pool, &usage, now);
+                        prop_assert_eq!(given, model.give(now));
+                        if let Some(address) = given {
+                            prop_assert!(pool.contains(address));
+                            prop_assert!(usage.taken.insert(address), "{} was given twice", address);
+                            usage.freed.remove(&address);
+                            usage.last = Some(address);
+                        }
+                    }
+                    Step::Free(index) => {
+                        let taken: Vec<IpAddr> = usage.taken.iter().copied().collect();
+                        if taken.is_empty() { continue }
+                        let address = *index.get(&taken);
+                        usage.taken.remove(&address);
+                        usage.freed.insert(address, now);
+                        let i = model.addresses.iter().position(|(a, _)| *a == address).expect("known");
+                        model.taken[i] = false;
+                        model.addresses[i].1 = Some(now);
+                        // Two addresses are never freed in the same instant here.
+                        now += Duration::from_millis(1);
+                    }
+                    Step::Wait(seconds) => now += Duration::from_secs(seconds),
+                    Step::Forget => {
+                        usage.last = None;
+                        model.next = 0;
+                    }
+                }
+                // Marks whose time is over are removed by the store; it must make no difference.
+                usage.freed.retain(|_, freed| !has_rested(*freed, now));
+            }
+        }
+    }
+}

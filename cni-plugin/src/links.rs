@@ -1,0 +1,268 @@
+//! The rtnetlink messages that this plugin sends, and what it reads of the answers. Called
+//! by `bridge.rs`, `container.rs`, `del.rs` and `check.rs`; knows nothing of CNI.
+
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+
+use loden_netlink::{Error, Request, Socket, flags};
+use loden_proto::{Family, Mac, ROUTE_PROTOCOL, Subnet};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
+};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+/// What is known of a link.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mac: Option<Mac>,
+    pub(crate) mtu: u32,
+    /// Switched on (`IFF_UP`).
+    pub(crate) up: bool,
+    /// Able to carry packets (`IF_OPER_UP`).
+    pub(crate) running: bool,
+    pub(crate) kind: Option<InfoKind>,
+    /// Index of the bridge that it is a port of.
+    pub(crate) master: Option<u32>,
+}
+
+impl Link {
+    pub(crate) fn is_veth(&self) -> bool {
+        self.kind == Some(InfoKind::Veth)
+    }
+
+    pub(crate) fn is_bridge(&self) -> bool {
+        self.kind == Some(InfoKind::Bridge)
+    }
+}
+
+pub(crate) fn by_name(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
+    get(socket, |m| m.attributes.push(LinkAttribute::IfName(name.into())))
+}
+
+pub(crate) fn by_index(socket: &mut Socket, index: u32) -> Result<Option<Link>, Error> {
+    get(socket, |m| m.header.index = index)
+}
+
+fn get(socket: &mut Socket, select: impl FnOnce(&mut LinkMessage)) -> Result<Option<Link>, Error> {
+    let mut message = LinkMessage::default();
+    select(&mut message);
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let reply = socket.get(&Request::route(&RouteNetlinkMessage::GetLink(message), 0))?;
+    match reply.map(|r| r.route()).transpose()? {
+        Some(RouteNetlinkMessage::NewLink(message)) => Ok(Some(link(message))),
+        _ => Ok(None),
+    }
+}
+
+fn link(message: LinkMessage) -> Link {
+    let up = message.header.flags.contains(LinkFlags::Up);
+    let mut link = Link { index: message.header.index, up, ..Link::default() };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::OperState(state) => link.running = state == State::Up,
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind =
+                    infos.into_iter().find_map(|i| if let LinkInfo::Kind(k) = i { Some(k) } else { None });
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+/// A new bridge, not yet up.
+pub(crate) fn new_bridge(name: &str, mac: Mac, mtu: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.into()),
+        LinkAttribute::Address(mac.0.to_vec()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+    ];
+    Request::route(&RouteNetlinkMessage::NewLink(message), flags::CREATE | flags::EXCL)
+}
+
+/// A pair of interfaces in one message: this end up and a port of the bridge, the other in
+/// another namespace under its final name. The other's UP cannot be in the message (the
+/// kernel brings it up before the pair is joined, and veth answers ENOTCONN).
+pub(crate) fn new_pair(
+    host: (&str, Mac),
+    container: (&str, Mac),
+    namespace: RawFd,
+    bridge: u32,
+    mtu: u32,
+) -> Request {
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![
+        LinkAttribute::IfName(container.0.into()),
+        LinkAttribute::Address(container.1.0.to_vec()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::NetNsFd(namespace),
+    ];
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes = vec![
+        LinkAttribute::IfName(host.0.into()),
+        LinkAttribute::Address(host.1.0.to_vec()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::Controller(bridge),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ];
+    Request::route(&RouteNetlinkMessage::NewLink(message), flags::CREATE | flags::EXCL)
+}
+
+/// Removes a link, and with it the other end of a pair; `false` when there was none. Takes
+/// some 20 ms: the kernel waits until no CPU looks at it any more.
+pub(crate) fn delete(socket: &mut Socket, name: &str) -> Result<bool, Error> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    match socket.request(&Request::route(&RouteNetlinkMessage::DelLink(message), 0)) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kernel().is_some_and(|k| k.is_absent()) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+pub(crate) fn set_up(index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    Request::route(&RouteNetlinkMessage::SetLink(message), 0)
+}
+
+pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    Request::route(&RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// An address of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) index: u32,
+    pub(crate) address: IpAddr,
+    pub(crate) length: u8,
+    /// Whether it carries our protocol number (kernels from 5.18 keep it).
+    pub(crate) ours: bool,
+}
+
+/// All addresses of a family in the namespace.
+pub(crate) fn addresses(socket: &mut Socket, family: Family) -> Result<Vec<Held>, Error> {
+    let mut message = AddressMessage::default();
+    message.header.family = address_family(family);
+    let replies = socket.dump(&Request::route(&RouteNetlinkMessage::GetAddress(message), 0))?;
+    let mut found = Vec::with_capacity(replies.len());
+    for reply in replies {
+        let RouteNetlinkMessage::NewAddress(message) = reply.route()? else { continue };
+        let (mut address, mut ours) = (None, false);
+        for attribute in &message.attributes {
+            match attribute {
+                // IPv4: the interface's own; ADDRESS is the peer's on a point-to-point link.
+                AddressAttribute::Local(ip) => address = Some(*ip),
+                AddressAttribute::Address(ip) => address = address.or(Some(*ip)),
+                AddressAttribute::Protocol(p) => ours = u8::from(*p) == ROUTE_PROTOCOL,
+                _ => {}
+            }
+        }
+        let Some(address) = address else { continue };
+        found.push(Held { index: message.header.index, address, length: message.header.prefix_len, ours });
+    }
+    Ok(found)
+}
+
+/// Gives an interface an address of a subnet. No duplicate address detection: the address
+/// comes from our own lease, and IPv6 would keep it unusable for a second.
+pub(crate) fn add_address(index: u32, address: IpAddr, subnet: Subnet) -> Request {
+    let mut message = address_message(index, address, subnet.length());
+    if let IpAddr::V4(last) = subnet.last() {
+        message.attributes.push(AddressAttribute::Broadcast(last));
+    } else {
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    message.attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(ROUTE_PROTOCOL)));
+    Request::route(&RouteNetlinkMessage::NewAddress(message), flags::CREATE | flags::EXCL)
+}
+
+pub(crate) fn remove_address(held: &Held) -> Request {
+    Request::route(
+        &RouteNetlinkMessage::DelAddress(address_message(held.index, held.address, held.length)),
+        0,
+    )
+}
+
+fn address_message(index: u32, address: IpAddr, length: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = address_family(Family::of(address));
+    message.header.prefix_len = length;
+    message.header.scope = AddressScope::Universe;
+    message.header.index = index;
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message
+}
+
+/// A default route; refused when there is one of the same metric already.
+pub(crate) fn default_route(index: u32, gateway: IpAddr, metric: Option<u32>) -> Request {
+    let mut message = route_message(Family::of(gateway));
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![RouteAttribute::Gateway(gateway.into()), RouteAttribute::Oif(index)];
+    message.attributes.extend(metric.map(RouteAttribute::Priority));
+    Request::route(&RouteNetlinkMessage::NewRoute(message), flags::CREATE | flags::EXCL)
+}
+
+/// Gateways of the default routes through an interface.
+pub(crate) fn default_gateways(
+    socket: &mut Socket,
+    index: u32,
+    family: Family,
+) -> Result<Vec<IpAddr>, Error> {
+    let replies = socket.dump(&Request::route(&RouteNetlinkMessage::GetRoute(route_message(family)), 0))?;
+    let mut gateways = Vec::new();
+    for reply in replies {
+        let RouteNetlinkMessage::NewRoute(message) = reply.route()? else { continue };
+        if message.header.destination_prefix_length != 0
+            || !message.attributes.contains(&RouteAttribute::Oif(index))
+        {
+            continue;
+        }
+        gateways.extend(message.attributes.iter().find_map(|a| match a {
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(IpAddr::from(*ip)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => Some(IpAddr::from(*ip)),
+            _ => None,
+        }));
+    }
+    Ok(gateways)
+}
+
+fn route_message(family: Family) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(family);
+    message
+}
+
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}

@@ -1,0 +1,16 @@
+//! The binary: hands environment and standard streams to the library.
+
+use std::io::{stderr, stdin, stdout};
+use std::process::ExitCode;
+
+use loden_cni::request::Environment;
+use loden_cni::run::{Streams, run};
+use rustix::fs::Mode;
+
+fn main() -> ExitCode {
+    // The daemon reads the allocation files as a user of its own, whatever mask the runtime has.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let streams =
+        Streams { stdin: &mut stdin().lock(), stdout: &mut stdout().lock(), stderr: &mut stderr().lock() };
+    ExitCode::from(run(&Environment::of_process(), streams))
+}

@@ -1,0 +1,8 @@
+//! The real binary in real network namespaces: one plays the host, others play containers.
+//! Needs root and iproute2; some tests need strace and util-linux.
+
+mod addresses;
+mod failures;
+mod lab;
+mod protocol;
+mod wiring;
