@@ -51,6 +51,12 @@ impl Host {
         Daemon::start_first(self, "loden", argv)
     }
 
+    /// Runs a `loden` command to its end.
+    pub fn loden(&self, args: &[&str]) -> crate::Output {
+        let loden = binary("loden");
+        self.exec(&[&[loden.as_str()], args].concat())
+    }
+
     /// Starts real flanneld; `None`, with a note, where it has not been built.
     pub fn flanneld(&self, flags: &[&str]) -> Option<Daemon> {
         let Some(flanneld) = flanneld() else {

@@ -232,6 +232,19 @@ impl Etcd {
         self.ctl(&["lease", "revoke", lease]).expect_success();
     }
 
+    /// Keeps a lease alive as its holder would, until the returned process is killed or dropped.
+    pub fn keep_alive(&self, lease: &str) -> Process {
+        let endpoint = format!("--endpoints={}", self.url());
+        let mut argv = vec!["etcdctl".to_owned(), endpoint];
+        argv.extend(self.inner.tls.ctl_flags());
+        argv.extend(["lease".into(), "keep-alive".into(), lease.to_owned()]);
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let mut command = self.inner.ns.command(&argv);
+        command.env("ETCDCTL_API", "3");
+        let log = self.inner.dir.join(format!("keep-alive-{lease}"));
+        Process::start("keep-alive", command, &log).expect("starting etcdctl")
+    }
+
     /// The current revision.
     pub fn revision(&self) -> i64 {
         let text = self.ctl(&["get", "answers?", "-w", "json"]).expect_success();

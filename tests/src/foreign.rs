@@ -65,7 +65,7 @@ fn look(host: &Host) -> String {
         &["ip", "route", "show", "dev", "foreign9"],
         &["ip", "-4", "neigh", "show", "dev", "foreign9"],
         &["bridge", "fdb", "show", "dev", "foreign9"],
-        &["nft", "list", "table", "inet", "foreign"],
+        &["nft", "-s", "list", "table", "inet", "foreign"],
     ]
     .iter()
     .map(|argv| {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use loden_proto::status::Status;
@@ -173,7 +173,9 @@ impl Host {
         let inner = &self.inner;
         {
             let mut life = self.life();
-            lab.wire.ip(&format!("link del {}", life.port));
+            if !life.port.is_empty() {
+                lab.wire.ip(&format!("link del {}", life.port));
+            }
             *life = boot(&lab, &inner.name, inner.number, inner.segment, &inner.disk);
         }
         if lock(&inner.foreign).is_some() {
@@ -193,6 +195,30 @@ impl Host {
         lab.kill_processes(self.name());
         crate::process::run(shell(&copy), b"").expect_success();
         self.reboot();
+    }
+
+    /// A new installation on the same hardware and address: empty disk, new machine id.
+    pub fn reinstall(&self) {
+        self.lab().kill_processes(self.name());
+        for layer in ["etc", "lib"] {
+            crate::process::run(shell(&format!("rm -rf {}/{layer}", self.inner.disk.display())), b"")
+                .expect_success();
+        }
+        self.reboot();
+        self.write_file("/etc/machine-id", &format!("{}\n", world::uuid().replace('-', "")));
+    }
+
+    /// Removes `eth0`, and with it all routes of the underlay.
+    pub fn unplug(&self) {
+        let mut life = self.life();
+        life.ns.ip("link del eth0");
+        life.port.clear();
+    }
+
+    /// Puts `eth0` back, with its address and default route.
+    pub fn plug(&self) {
+        let mut life = self.life();
+        life.port = plug(&self.lab(), &life.ns, self.inner.number, self.inner.segment);
     }
 
     /// A further NIC with these addresses (`192.168.79.40/24`), up.
@@ -224,13 +250,18 @@ fn shell(line: &str) -> std::process::Command {
     command
 }
 
-fn boot(lab: &Shared, name: &str, number: u8, segment: Segment, disk: &std::path::Path) -> Life {
+fn boot(lab: &Shared, name: &str, number: u8, segment: Segment, disk: &Path) -> Life {
     let ns = world::boot(name, disk, &world::uuid());
-    let port = lab.plug(&ns, "eth0", segment);
+    let port = plug(lab, &ns, number, segment);
+    Life { ns: Arc::new(ns), port }
+}
+
+fn plug(lab: &Shared, ns: &Ns, number: u8, segment: Segment) -> String {
+    let port = lab.plug(ns, "eth0", segment);
     let net = segment.number();
     ns.ip(&format!(
         "addr add 192.168.{net}.{number}/24 dev eth0\naddr add fd{net}::{number}/64 dev eth0 nodad\n\
          link set eth0 up\nroute add default via 192.168.{net}.1\nroute add default via fd{net}::1"
     ));
-    Life { ns: Arc::new(ns), port }
+    port
 }

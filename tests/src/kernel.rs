@@ -74,7 +74,7 @@ pub fn addresses(ns: &Ns, interface: &str) -> Vec<String> {
 
 /// A nft table as text, if it exists.
 pub fn table(host: &Host, family: &str, name: &str) -> Option<String> {
-    let output = host.exec(&["nft", "list", "table", family, name]);
+    let output = host.exec(&["nft", "-s", "list", "table", family, name]);
     output.success().then_some(output.stdout)
 }
 

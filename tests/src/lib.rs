@@ -28,6 +28,7 @@ mod lab;
 mod netns;
 pub mod probe;
 mod process;
+pub mod story;
 mod tls;
 mod wait;
 mod world;

@@ -1,0 +1,308 @@
+//! Who owns a subnet, and what is done with leases that are wrong.
+
+use std::time::Duration;
+
+use loden_proto::Family;
+use loden_proto::subnet_env::LeaseState;
+use loden_tests::story::{Cluster, SOON, VXLAN, vxlan_lease};
+use loden_tests::{Etcd, Host, Lab, PREFIX, always, eventually, kernel, matrix};
+use serde_json::json;
+
+/// A lease that is kept alive every two seconds, so that a dead holder is known soon.
+const SHORT: &str = "--subnet-lease-ttl=6s";
+
+#[test]
+fn hostile_leases_change_nothing_and_are_listed_with_their_reasons() {
+    let cluster = Cluster::<2>::start("hostile", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let routes = || format!("{:#?}", kernel::routes(a));
+    let before = routes();
+    let stream = a1.stream_to(&b1, 1000);
+    let mac = "02:00:00:00:00:66";
+    let fine = vxlan_lease([192, 168, 77, 66], mac);
+    let (own, peer) = (a.subnet(), b.subnet());
+    let narrower = |s: loden_proto::Subnet| format!("{}-25", s.address());
+    let hostile: Vec<(String, String)> = [
+        ("10.5.177.0-24", "not json".to_owned()),
+        ("10.5.178.0-24", "[]".into()),
+        ("10.5.179.0-24", r#"{"PublicIP":"nowhere","BackendType":"vxlan"}"#.into()),
+        ("no-subnet", fine.clone()),
+        ("10.5.180.7-24", fine.clone()),
+        ("10.9.0.0-24", fine.clone()),
+        ("0.0.0.0-0", fine.clone()),
+        ("192.168.77.0-24", fine.clone()),
+        (&narrower(own), fine.clone()),
+        (&narrower(peer), fine.clone()),
+        ("10.5.0.0-16", fine.clone()),
+        (&format!("{}&fd00:5::-64", own.to_string().replace('/', "-")), fine.clone()),
+        ("10.5.181.0-24", vxlan_lease([239, 1, 1, 1], mac)),
+        ("10.5.182.0-24", vxlan_lease([255, 255, 255, 255], mac)),
+        ("10.5.183.0-24", vxlan_lease([127, 0, 0, 1], mac)),
+        ("10.5.184.0-24", vxlan_lease([10, 5, 184, 9], mac)),
+        ("10.5.185.0-24", vxlan_lease(a.address(), mac)),
+        ("10.5.186.0-24", vxlan_lease([192, 168, 77, 66], "01:00:5e:00:00:01")),
+        ("10.5.187.0-24", vxlan_lease([192, 168, 77, 66], "00:00:00:00:00:00")),
+        ("10.5.188.0-24", fine.replace("vxlan", "host-gw")),
+        ("10.5.189.0-24", format!(r#"{{"Loden":{{"HostID":{}}}}}"#, "9".repeat(10_000))),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect();
+    for (key, value) in &hostile {
+        cluster.etcd.put_leased(&format!("{PREFIX}/subnets/{key}"), value, 3600);
+    }
+    eventually(SOON, "each is listed with a reason", || {
+        let rejected = a.try_status(&[])?.rejected;
+        let missing: Vec<_> = hostile
+            .iter()
+            .filter(|(key, _)| !rejected.iter().any(|r| r.key == *key && !r.reason.is_empty()))
+            .map(|(key, _)| key)
+            .collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("not listed: {missing:?} in {rejected:#?}")) }
+    });
+    let losses = stream.stop();
+    assert_eq!(losses.lost, 0, "{losses:?}");
+    assert_eq!(routes(), before, "nothing changed in the kernel");
+    assert!(!kernel::fdb(a, &a.device()).iter().any(|f| f["mac"] == mac), "no FDB entry either");
+    matrix(&[&a1, &b1]);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn two_peers_with_one_mac_or_one_address_do_not_take_each_others_packets() {
+    let cluster = Cluster::<2>::start("same_mac", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let mac = a.status().peers[0].vtep_mac.expect("a vxlan peer").to_string();
+    let stream = a1.stream_to(&b1, 1000);
+    cluster.etcd.put_leased(&Etcd::key("10.5.201.0/24"), &vxlan_lease([192, 168, 77, 201], &mac), 3600);
+    cluster.etcd.put_leased(
+        &Etcd::key("10.5.202.0/24"),
+        &vxlan_lease(b.address(), "02:00:00:00:00:02"),
+        3600,
+    );
+    // Something must follow that shows when both have been seen.
+    let last = cluster.etcd.put_peer(203);
+    eventually(SOON, "the later lease is programmed", || {
+        let status = a.try_status(&[])?;
+        let seen = status.peers.iter().any(|p| p.subnet == last && p.state == "programmed");
+        if seen { Ok(()) } else { Err(format!("{:#?}", status.peers)) }
+    });
+    let losses = stream.stop();
+    assert_eq!(losses.lost, 0, "{losses:?}");
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_deleted_own_key_is_claimed_again() {
+    own_lease_returns("own_key", |etcd, key| {
+        assert!(etcd.delete(key));
+    });
+}
+
+#[test]
+fn a_revoked_own_lease_is_claimed_again() {
+    own_lease_returns("revoked", |etcd, key| etcd.revoke(&etcd.lease_of(key).expect("our key has a lease")));
+}
+
+fn own_lease_returns(name: &str, lose: impl FnOnce(&Etcd, &str)) {
+    let cluster = Cluster::<2>::start(name, VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let (subnet, pid) = (a.subnet(), cluster.daemons[0].pid());
+    let key = Etcd::key(subnet);
+    lose(&cluster.etcd, &key);
+    eventually(SOON, "the key is back, on a lease", || cluster.etcd.lease_of(&key).filter(|l| l != "0"));
+    assert_eq!(cluster.daemons[0].pid(), pid);
+    assert!(cluster.daemons[0].exited().is_none(), "the daemon lives");
+    assert_eq!(eventually(SOON, "a holds it", || a.held_subnet()), subnet);
+    b.sees_peers(1);
+    matrix(&[&a1, &b1]);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_subnet_lost_to_a_living_owner_is_left_to_it() {
+    let cluster = Cluster::<2>::start("lost", VXLAN, &[SHORT]);
+    let [a, b] = &cluster.hosts;
+    let a1 = a.container("a1");
+    let lost = a.subnet();
+    let key = Etcd::key(lost);
+    let thief = json!({
+        "PublicIP": "192.168.77.99", "PublicIPv6": null, "BackendType": "vxlan",
+        "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:99"},
+        "Loden": {"HostID": "ffffffffffffffffffffffffffffffff", "HostName": "thief", "KeepAliveSeconds": 2},
+    })
+    .to_string();
+    let lease = cluster.etcd.put_leased(&key, &thief, 6);
+    let _alive = cluster.etcd.keep_alive(&lease);
+    let stolen = cluster.etcd.revisions(&key).expect("the key")["mod_revision"].clone();
+    eventually(SOON, "subnet.env says lost", || match a.subnet_env() {
+        Some(env) if env.lease == LeaseState::Lost => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let refused = a.try_container("a2").expect_err("ADD is refused");
+    assert!(
+        refused.contains("lost") || refused.contains("owned") || refused.contains("another"),
+        "{refused}"
+    );
+    assert_eq!(a.status().lease.expect("a lost lease is shown").state, "lost");
+    always(Duration::from_secs(3), "the owner's key is not touched", || {
+        let now = cluster.etcd.revisions(&key).map(|r| r["mod_revision"].clone());
+        if now.as_ref() == Some(&stolen) { Ok(()) } else { Err(format!("{now:?}, was {stolen}")) }
+    });
+    a1.delete();
+    let fresh = eventually(SOON, "a takes another subnet once its last container is gone", || {
+        match (a.held_subnet()?, a.subnet_env().map(|e| (e.lease, e.subnet(Family::V4)))) {
+            (now, Some((LeaseState::Held, Some(env)))) if now != lost && env == now => Ok(now),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    assert_ne!(fresh, lost);
+    let (a3, b1) = (a.container("a3"), b.container("b1"));
+    assert!(fresh.contains(a3.address()));
+    matrix(&[&a3, &b1]);
+    assert_eq!(cluster.etcd.get(&key), Some(thief));
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_clone_of_a_living_host_gets_its_own_identity() {
+    let lab = Lab::new("clone");
+    let etcd = lab.etcd();
+    etcd.config(VXLAN);
+    let [a, b] = lab.hosts();
+    let _a = a.daemon(&[SHORT]).ready();
+    let subnet = a.subnet();
+    b.clone_identity_from(&a);
+    let _b = b.daemon(&[SHORT]).ready();
+    let other = eventually(SOON, "the clone holds a subnet", || b.held_subnet());
+    assert_ne!(other, subnet);
+    assert_eq!(a.subnet(), subnet, "the original keeps its own");
+    let id = |h: &Host| h.status().lease.expect("held").host_id;
+    assert_ne!(id(&a), id(&b));
+    let mac = |h: &Host| h.status().devices[0].mac;
+    assert_ne!(mac(&a), mac(&b));
+    matrix(&[&a.container("a1"), &b.container("b1")]);
+    lab.check_invariants();
+}
+
+#[test]
+fn a_host_that_moved_to_another_address_keeps_its_subnet() {
+    let lab = Lab::new("moved");
+    let etcd = lab.etcd();
+    etcd.config(VXLAN);
+    let [a, b] = lab.hosts();
+    let daemon = a.daemon(&[SHORT]).ready();
+    let (subnet, id) = (a.subnet(), a.status().lease.expect("held").host_id);
+    daemon.kill9();
+    b.clone_identity_from(&a);
+    let _b = b.daemon(&[SHORT]);
+    let now = eventually(Duration::from_secs(25), "the moved host holds a subnet", || b.held_subnet());
+    assert_eq!((now, b.status().lease.expect("held").host_id), (subnet, id));
+    assert_eq!(etcd.subnets().len(), 1);
+    lab.check_invariants();
+}
+
+#[test]
+fn a_second_host_with_the_same_address_is_refused_and_told_who_has_it() {
+    let lab = Lab::new("duplicate");
+    let etcd = lab.etcd();
+    etcd.config(VXLAN);
+    let [a, b] = lab.hosts();
+    let _a = a.daemon(&[SHORT]).ready();
+    let (subnet, id) = (a.subnet(), a.status().lease.expect("held").host_id);
+    let value = etcd.get(&Etcd::key(subnet));
+    let public = format!("--public-ip={}", a.address());
+    let refused = b.daemon(&[SHORT, &public]);
+    eventually(SOON, "b names the holder", || {
+        let said = format!("{}{:?}", refused.log(), b.try_status(&[]).map(|s| s.problems));
+        if said.contains(&id) || said.contains("host a") || said.contains("\"a\"") {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    });
+    assert_eq!(etcd.subnets().len(), 1, "b has claimed nothing");
+    assert_eq!(etcd.get(&Etcd::key(subnet)), value);
+    assert_eq!(a.subnet(), subnet);
+}
+
+#[test]
+fn a_reinstalled_host_takes_its_former_subnet_over() {
+    let lab = Lab::new("reinstalled");
+    let etcd = lab.etcd();
+    etcd.config(VXLAN);
+    let a = lab.host("a");
+    let _first = a.daemon(&[SHORT]).ready();
+    let (subnet, id) = (a.subnet(), a.status().lease.expect("held").host_id);
+    a.reinstall();
+    let _second = a.daemon(&[SHORT]);
+    let now = eventually(Duration::from_secs(25), "it holds a subnet again", || a.held_subnet());
+    assert_eq!(now, subnet);
+    assert_ne!(a.status().lease.expect("held").host_id, id, "its identity is new");
+    assert_eq!(etcd.subnets().len(), 1);
+    lab.check_invariants();
+}
+
+#[test]
+fn a_flannel_lease_with_our_address_is_our_own() {
+    let lab = Lab::new("former_flannel");
+    let etcd = lab.etcd();
+    etcd.config(VXLAN);
+    let a = lab.host("a");
+    etcd.put_leased(&Etcd::key("10.5.42.0/24"), &vxlan_lease(a.address(), "02:00:00:00:00:42"), 86400);
+    let _a = a.daemon(&[]).ready();
+    assert_eq!(a.subnet().to_string(), "10.5.42.0/24");
+    let value = etcd.get(&Etcd::key("10.5.42.0/24")).expect("our key");
+    assert!(value.contains("\"Loden\""), "{value}");
+    assert_eq!(etcd.subnets().len(), 1);
+    lab.check_invariants();
+}
+
+#[test]
+fn reservations_are_respected_and_last() {
+    let lab = Lab::new("reserved");
+    let etcd = lab.etcd();
+    etcd.config(
+        r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.3.0","Backend":{"Type":"vxlan"}}"#,
+    );
+    let [a, b] = lab.hosts();
+    etcd.put(&Etcd::key("10.5.1.0/24"), r#"{"PublicIP":"192.168.77.99","PublicIPv6":null}"#);
+    let mine = format!(r#"{{"PublicIP":"{}","PublicIPv6":null}}"#, a.address());
+    etcd.put(&Etcd::key("10.5.2.0/24"), &mine);
+    let (_b, da) = (b.daemon(&[]).ready(), a.daemon(&[]).ready());
+    assert_eq!(a.subnet().to_string(), "10.5.2.0/24", "the one reserved for it");
+    assert_eq!(b.subnet().to_string(), "10.5.3.0/24", "the only one left");
+    assert_eq!(etcd.lease_of(&Etcd::key("10.5.2.0/24")), None, "a reservation does not expire");
+    assert_eq!(a.sees_peers(1).peers[0].subnet.to_string(), "10.5.3.0/24", "a reservation is no peer");
+    da.restart();
+    assert_eq!(a.subnet().to_string(), "10.5.2.0/24");
+    lab.check_invariants();
+}
+
+#[test]
+fn leases_are_reserved_listed_and_released_by_command() {
+    let cluster = Cluster::<2>::start("commands", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let loden = |args: &[&str]| {
+        let endpoints = format!("--etcd-endpoints={}", cluster.etcd.url());
+        a.loden(&[args, &[&endpoints]].concat())
+    };
+    let list = loden(&["lease", "list"]).expect_success();
+    for host in [a, b] {
+        assert!(list.contains(&host.subnet().to_string()), "{list}");
+    }
+    let living = b.subnet().to_string();
+    let refused = loden(&["lease", "release", &living]).expect_failure();
+    assert!(refused.contains("--force"), "a living host's lease needs --force: {refused}");
+    assert!(cluster.etcd.get(&Etcd::key(b.subnet())).is_some());
+    cluster.daemons[1].kill9();
+    loden(&["lease", "release", &living, "--force"]).expect_success();
+    assert_eq!(cluster.etcd.get(&Etcd::key(&living)), None);
+    a.sees_peers(0);
+}

@@ -1,0 +1,117 @@
+//! Restarts, crashes and reboots lose no packet that they need not lose.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use loden_tests::story::{Cluster, SOON, VXLAN};
+use loden_tests::{eventually, matrix};
+
+#[test]
+fn a_killed_and_restarted_daemon_loses_no_packet() {
+    let cluster = Cluster::<2>::start("kill9", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let before = a.status();
+    let stream = a1.stream_to(&b1, 1000);
+    for _ in 0..3 {
+        cluster.daemons[0].kill9();
+        sleep(Duration::from_millis(200));
+        cluster.daemons[0].start();
+        cluster.daemons[0].wait_ready();
+        sleep(Duration::from_millis(200));
+    }
+    a.sees_peers(1);
+    let losses = stream.stop();
+    assert_eq!(losses.lost, 0, "{losses:?}");
+    let after = a.status();
+    assert_eq!(after.lease.map(|l| l.subnets), before.lease.map(|l| l.subnets));
+    assert_eq!(after.devices[0].mac, before.devices[0].mac);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_stopped_daemon_leaves_everything_in_place() {
+    let cluster = Cluster::<2>::start("sigterm", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let stream = a1.stream_to(&b1, 1000);
+    assert!(cluster.daemons[0].terminate().success(), "SIGTERM is a clean end");
+    sleep(Duration::from_millis(500));
+    let a2 = a.container("a2");
+    matrix(&[&a1, &a2, &b1]);
+    let losses = stream.stop();
+    assert_eq!(losses.lost, 0, "{losses:?}");
+    let status = a.status();
+    assert_eq!(status.source, "kernel", "status reads the kernel while the daemon is down: {status:#?}");
+    assert_eq!(status.peers.len(), 1, "{status:#?}");
+    cluster.daemons[0].start();
+    cluster.daemons[0].wait_ready();
+    a.sees_peers(1);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_daemon_killed_at_any_moment_of_its_start_does_no_harm() {
+    let cluster = Cluster::<2>::start("kill_early", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let subnet = a.subnet();
+    let stream = a1.stream_to(&b1, 1000);
+    for moment in (0..60).step_by(4) {
+        cluster.daemons[0].kill9();
+        cluster.daemons[0].start();
+        sleep(Duration::from_millis(moment));
+    }
+    cluster.daemons[0].wait_ready();
+    assert_eq!(eventually(SOON, "a holds its subnet", || a.held_subnet()), subnet);
+    a.sees_peers(1);
+    let losses = stream.stop();
+    assert_eq!(losses.lost, 0, "{losses:?}");
+    assert_eq!(cluster.etcd.subnets().len(), 2);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_rebooted_host_is_back_without_etcd() {
+    let cluster = Cluster::<3>::start("reboot", VXLAN, &[]);
+    let [a, b, c] = &cluster.hosts;
+    let (b1, c1) = (b.container("b1"), c.container("c1"));
+    let before = a.status();
+    cluster.etcd.kill9();
+    a.reboot();
+    cluster.daemons[0].start();
+    cluster.daemons[0].wait_ready();
+    let after = eventually(SOON, "peers are in the kernel", || {
+        let status = a.kernel_matches_status()?;
+        if status.peers.len() == 2 { Ok(status) } else { Err(format!("{status:#?}")) }
+    });
+    let lease = after.lease.expect("the last subnet is used at once");
+    assert_eq!(lease.state, "unconfirmed");
+    assert_eq!(lease.subnets, before.lease.expect("held").subnets);
+    assert_eq!(after.devices[0].mac, before.devices[0].mac);
+    let a1 = a.container("a1");
+    matrix(&[&a1, &b1, &c1]);
+    cluster.etcd.start();
+    eventually(Duration::from_secs(30), "the lease is confirmed", || a.held_subnet());
+    matrix(&[&a1, &b1, &c1]);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_rebooted_host_takes_its_subnet_at_once() {
+    let cluster = Cluster::<2>::start("reboot2", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let b1 = b.container("b1");
+    let (subnet, mac) = (a.subnet(), a.status().devices[0].mac);
+    a.reboot();
+    cluster.daemons[0].start();
+    cluster.daemons[0].wait_ready();
+    assert_eq!(eventually(SOON, "a holds a subnet", || a.held_subnet()), subnet);
+    assert_eq!(a.status().devices[0].mac, mac);
+    matrix(&[&a.container("a1"), &b1]);
+    assert_eq!(cluster.etcd.subnets().len(), 2);
+    cluster.lab.check_invariants();
+}

@@ -1,0 +1,89 @@
+//! VXLAN is accepted from current peers only.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use loden_tests::story::{Cluster, SOON, VXLAN, vxlan_lease};
+use loden_tests::{Container, Etcd, Host, Lab, Ns, eventually, matrix, probe};
+
+const ROGUE: &str = "10.5.250.0";
+const ROGUE_MAC: &str = "02:00:00:00:00:fa";
+
+/// Makes a namespace encapsulate for a host's subnet, as a peer would.
+fn encapsulate(ns: &Ns, host: &Host) {
+    let status = host.status();
+    let (subnet, mac) = (host.subnet(), status.devices[0].mac);
+    let (vtep, address) = (subnet.address(), host.address());
+    ns.ip(&format!(
+        "link add rogue type vxlan id 1 dstport 8472 dev eth0 nolearning\n\
+         link set rogue address {ROGUE_MAC}\naddr add {ROGUE}/32 dev rogue\nlink set rogue up\n\
+         neigh add {vtep} lladdr {mac} dev rogue nud permanent\n\
+         route add {subnet} via {vtep} dev rogue onlink src {ROGUE}"
+    ));
+    ns.run(&["bridge", "fdb", "add", &mac.to_string(), "dev", "rogue", "dst", &address.to_string()]);
+}
+
+/// Whether a datagram from the namespace arrives in the container.
+fn arrives(from: &Ns, to: &Container) -> bool {
+    let target = SocketAddr::new(to.address(), 4000);
+    let source: IpAddr = ROGUE.parse().expect("an address");
+    let send = || {
+        let socket = from.within(|| UdpSocket::bind((source, 0))).expect("a UDP socket");
+        let _ = socket.send_to(b"x", target);
+    };
+    probe::datagram_source(to.ns(), target, send).is_some()
+}
+
+#[test]
+fn vxlan_from_a_stranger_is_dropped_and_counted_until_it_has_a_lease() {
+    let cluster = Cluster::<2>::start("stranger", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let outside = cluster.lab.outside();
+    encapsulate(&outside, a);
+    assert!(!arrives(&outside, &a1), "a stranger's packet is dropped");
+    let stranger: IpAddr = Lab::OUTSIDE.parse().expect("an address");
+    eventually(SOON, "it is counted by address", || {
+        let counted = a.try_status(&[])?.rejected_vxlan;
+        if counted.get(&stranger).is_some_and(|n| *n > 0) { Ok(()) } else { Err(format!("{counted:?}")) }
+    });
+    // The control: with a lease the very same packet arrives.
+    cluster.etcd.put_leased(&Etcd::key("10.5.250.0/24"), &vxlan_lease(stranger, ROGUE_MAC), 3600);
+    a.sees_peers(2);
+    eventually(SOON, "a peer's packet arrives", || arrives(&outside, &a1));
+    cluster.etcd.delete(&Etcd::key("10.5.250.0/24"));
+    a.sees_peers(1);
+    eventually(SOON, "a former peer's packet does not", || !arrives(&outside, &a1));
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn the_source_check_can_be_turned_off() {
+    let cluster = Cluster::<1>::start("no_check", VXLAN, &["--vtep-source-check=off"]);
+    let [a] = &cluster.hosts;
+    let a1 = a.container("a1");
+    let outside = cluster.lab.outside();
+    encapsulate(&outside, a);
+    eventually(SOON, "the packet arrives", || arrives(&outside, &a1));
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn vxlan_from_a_container_is_dropped() {
+    let cluster = Cluster::<2>::start("inside_job", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    // Masqueraded, its packets would come from a peer's address.
+    a1.ns().ip(&format!("route add {}/32 via {}", b.address(), a.subnet().gateway()));
+    encapsulate(a1.ns(), b);
+    assert!(!arrives(a1.ns(), &b1), "a container cannot pose as its host");
+    // Nor against its own host.
+    a1.ns().ip("link del rogue");
+    let a2 = a.container("a2");
+    encapsulate(a1.ns(), a);
+    assert!(!arrives(a1.ns(), &a2), "nor to its own host");
+    a1.ns().ip("link del rogue");
+    matrix(&[&a1, &b1]);
+    cluster.lab.check_invariants();
+}
