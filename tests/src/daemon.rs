@@ -1,5 +1,7 @@
 //! Overlay daemons on a host: `loden daemon`, and real flanneld for comparison and mixing.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -217,6 +219,8 @@ impl Daemon {
 /// Receives notifications until nobody holds `notified` any more.
 fn listen(path: &Path, notified: &Arc<Mutex<Notified>>) {
     let socket = UnixDatagram::bind(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    // Daemons that are not root report too.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).expect("opening the socket to all");
     socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout above zero");
     let notified: Weak<_> = Arc::downgrade(notified);
     thread::spawn(move || {

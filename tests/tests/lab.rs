@@ -44,6 +44,25 @@ fn segments_are_routed_and_sources_are_seen() {
 }
 
 #[test]
+fn a_single_datagram_arrives_by_unicast_link_local_and_multicast() {
+    let lab = Lab::new("datagrams");
+    let a = lab.host("a");
+    let outside = lab.outside();
+    // A second address, as the bridge's is: packets leave by eth0 with it.
+    a.ip("addr add 10.5.9.1/32 dev lo\nroute add 169.254.9.9/32 dev eth0");
+    outside.ip("addr add 169.254.9.9/32 dev eth0");
+    for target in [Lab::OUTSIDE, "169.254.9.9", "239.9.9.9"] {
+        let target = std::net::SocketAddr::new(target.parse().expect("an address"), 4000);
+        let send = || {
+            let socket = a.ns().within(|| std::net::UdpSocket::bind("10.5.9.1:0")).expect("a socket");
+            socket.send_to(b"x", target).expect("sending");
+        };
+        let source = probe::datagram_source(&outside, target, send).map(|s| s.ip().to_string());
+        assert_eq!(source.as_deref(), Some("10.5.9.1"), "to {target}");
+    }
+}
+
+#[test]
 fn a_stream_counts_what_is_lost_and_only_that() {
     let lab = Lab::new("stream");
     let [a, b] = lab.hosts();

@@ -3,21 +3,23 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use loden_tests::story::{Cluster, SOON, VXLAN, vxlan_lease};
-use loden_tests::{Container, Etcd, Host, Lab, Ns, eventually, matrix, probe};
+use loden_tests::{Container, Etcd, Lab, Ns, eventually, matrix, probe};
 
 const ROGUE: &str = "10.5.250.0";
 const ROGUE_MAC: &str = "02:00:00:00:00:fa";
 
-/// Makes a namespace encapsulate for a host's subnet, as a peer would.
-fn encapsulate(ns: &Ns, host: &Host) {
+/// Makes a namespace encapsulate for a container, as a peer of its host would.
+fn encapsulate(ns: &Ns, to: &Container) {
+    let host = to.host();
     let status = host.status();
-    let (subnet, mac) = (host.subnet(), status.devices[0].mac);
-    let (vtep, address) = (subnet.address(), host.address());
+    let mac = status.devices[0].mac;
+    let (vtep, address) = (host.subnet().address(), host.address());
     ns.ip(&format!(
         "link add rogue type vxlan id 1 dstport 8472 dev eth0 nolearning\n\
          link set rogue address {ROGUE_MAC}\naddr add {ROGUE}/32 dev rogue\nlink set rogue up\n\
          neigh add {vtep} lladdr {mac} dev rogue nud permanent\n\
-         route add {subnet} via {vtep} dev rogue onlink src {ROGUE}"
+         route add {}/32 via {vtep} dev rogue onlink src {ROGUE}",
+        to.address()
     ));
     ns.run(&["bridge", "fdb", "add", &mac.to_string(), "dev", "rogue", "dst", &address.to_string()]);
 }
@@ -40,7 +42,7 @@ fn vxlan_from_a_stranger_is_dropped_and_counted_until_it_has_a_lease() {
     let (a1, b1) = (a.container("a1"), b.container("b1"));
     matrix(&[&a1, &b1]);
     let outside = cluster.lab.outside();
-    encapsulate(&outside, a);
+    encapsulate(&outside, &a1);
     assert!(!arrives(&outside, &a1), "a stranger's packet is dropped");
     let stranger: IpAddr = Lab::OUTSIDE.parse().expect("an address");
     eventually(SOON, "it is counted by address", || {
@@ -63,7 +65,7 @@ fn the_source_check_can_be_turned_off() {
     let [a] = &cluster.hosts;
     let a1 = a.container("a1");
     let outside = cluster.lab.outside();
-    encapsulate(&outside, a);
+    encapsulate(&outside, &a1);
     eventually(SOON, "the packet arrives", || arrives(&outside, &a1));
     cluster.lab.check_invariants();
 }
@@ -76,12 +78,12 @@ fn vxlan_from_a_container_is_dropped() {
     matrix(&[&a1, &b1]);
     // Masqueraded, its packets would come from a peer's address.
     a1.ns().ip(&format!("route add {}/32 via {}", b.address(), a.subnet().gateway()));
-    encapsulate(a1.ns(), b);
+    encapsulate(a1.ns(), &b1);
     assert!(!arrives(a1.ns(), &b1), "a container cannot pose as its host");
     // Nor against its own host.
     a1.ns().ip("link del rogue");
     let a2 = a.container("a2");
-    encapsulate(a1.ns(), a);
+    encapsulate(a1.ns(), &a2);
     assert!(!arrives(a1.ns(), &a2), "nor to its own host");
     a1.ns().ip("link del rogue");
     matrix(&[&a1, &b1]);

@@ -1,0 +1,118 @@
+//! Machines that lack something: disk, programs, privileges.
+
+use std::time::Duration;
+
+use loden_tests::story::{Cluster, SOON, VXLAN};
+use loden_tests::{Daemon, Host, Lab, eventually, matrix};
+
+fn says(daemon: &Daemon, host: &Host, words: &[&str]) {
+    eventually(SOON, &format!("log or status has {words:?}"), || {
+        let said = format!("{}\n{:?}", daemon.log(), host.try_status(&[]).map(|s| s.problems));
+        if said.lines().any(|line| words.iter().all(|w| line.contains(w))) { Ok(()) } else { Err(said) }
+    });
+}
+
+#[test]
+fn a_full_disk_stops_no_traffic() {
+    let cluster = Cluster::<2>::start("full", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    let subnet = a.subnet();
+    cluster.daemons[0].terminate();
+    a.run(&["mount", "-t", "tmpfs", "-o", "size=16k", "lab", "/var/lib/loden"]);
+    // It fails, having filled the disk.
+    a.exec(&["dd", "if=/dev/zero", "of=/var/lib/loden/ballast", "bs=4k"]);
+    cluster.daemons[0].start();
+    cluster.daemons[0].wait_ready();
+    says(&cluster.daemons[0], a, &["/var/lib/loden"]);
+    assert_eq!(eventually(SOON, "a holds its subnet", || a.held_subnet()), subnet, "etcd knows it");
+    a.sees_peers(1);
+    matrix(&[&a1, &b1, &a.container("a2")]);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_read_only_disk_stops_no_traffic() {
+    let cluster = Cluster::<2>::start("read_only", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    let before = a.status();
+    a.run(&["mount", "-o", "bind", "/var/lib/loden", "/var/lib/loden"]);
+    a.run(&["mount", "-o", "remount,ro,bind", "/var/lib/loden"]);
+    cluster.daemons[0].restart();
+    says(&cluster.daemons[0], a, &["/var/lib/loden"]);
+    assert_eq!(
+        eventually(SOON, "a holds its subnet", || a.held_subnet()),
+        before.lease.expect("held").subnets[0]
+    );
+    assert_eq!(a.status().devices[0].mac, before.devices[0].mac);
+    matrix(&[&a1, &b1]);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn without_nft_the_daemon_says_so() {
+    let lab = Lab::new("no_nft");
+    lab.etcd().config(VXLAN);
+    let a = lab.host("a");
+    let daemon = a.daemon_under(&["env", "PATH=/nowhere"], &[]);
+    says(&daemon, &a, &["nft"]);
+    let table = loden_tests::kernel::table(&a, "inet", "loden");
+    let device = loden_tests::kernel::link(&a, "loden.1");
+    let up = device.is_some_and(|d| d["flags"].to_string().contains("\"UP\""));
+    assert!(table.is_some() || !up, "without filters the device stays down");
+}
+
+#[test]
+fn without_cap_net_admin_the_daemon_says_so() {
+    let lab = Lab::new("no_cap");
+    lab.etcd().config(VXLAN);
+    let a = lab.host("a");
+    let setpriv = ["/usr/bin/setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"];
+    let daemon = a.daemon_under(&setpriv, &[]);
+    says(&daemon, &a, &["CAP_NET_ADMIN"]);
+}
+
+#[test]
+fn cap_net_admin_alone_is_enough() {
+    let lab = Lab::new("one_cap");
+    lab.etcd().config(VXLAN);
+    let [a, b] = lab.hosts();
+    a.run(&["mkdir", "-p", "/run/loden", "/var/lib/loden"]);
+    a.run(&["chown", "-R", "nobody", "/run/loden", "/var/lib/loden"]);
+    let setpriv = [
+        "/usr/bin/setpriv",
+        "--reuid=nobody",
+        "--clear-groups",
+        "--inh-caps=-all,+net_admin",
+        "--ambient-caps=-all,+net_admin",
+        "--bounding-set=-all,+net_admin",
+    ];
+    // Not root: /proc/sys belongs to the owner of the namespace, which is root.
+    let da = a.daemon_under(&setpriv, &[]);
+    let db = b.daemon(&[]);
+    da.wait_ready();
+    db.wait_ready();
+    a.sees_peers(1);
+    matrix(&[&a.container("a1"), &b.container("b1")]);
+    lab.check_invariants();
+}
+
+#[test]
+fn a_broken_state_file_is_set_aside() {
+    let cluster = Cluster::<2>::start("torn", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    let subnet = a.subnet();
+    for damage in ["truncate -s 7", "truncate -s 0", "sh -c 'head -c 200 /dev/urandom > $0'"] {
+        cluster.daemons[0].kill9();
+        a.run(&["sh", "-c", &format!("find /var/lib/loden -type f -exec {damage} {{}} \\;")]);
+        cluster.daemons[0].start();
+        cluster.daemons[0].wait_ready();
+        let again = eventually(Duration::from_secs(40), "a holds its subnet", || a.held_subnet());
+        assert_eq!(again, subnet, "after {damage}");
+        a.sees_peers(1);
+    }
+    matrix(&[&a1, &b1]);
+    cluster.lab.check_invariants();
+}

@@ -1,0 +1,155 @@
+//! Which NIC and address carry the overlay.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use loden_tests::story::{Cluster, SOON, VXLAN};
+use loden_tests::{Etcd, Host, Lab, Segment, always, eventually, kernel, matrix};
+
+/// A host with two NICs: eth0 as always, eth1 on the second segment with two addresses.
+fn two_nics(name: &str) -> (Lab, Etcd, Host) {
+    let lab = Lab::new(name);
+    let etcd = lab.etcd();
+    etcd.config(VXLAN);
+    let a = lab.host("a");
+    a.add_nic("eth1", Segment::Second, &["192.168.79.40/24", "192.168.79.41/24"]);
+    (lab, etcd, a)
+}
+
+/// What the daemon chose: interface, address, and the address in its lease.
+fn choice(name: &str, flags: &[&str]) -> (String, String, String) {
+    let (lab, etcd, a) = two_nics(name);
+    let _daemon = a.daemon(flags).ready();
+    let subnet = eventually(SOON, "a holds a subnet", || a.held_subnet());
+    let underlay = a.status().underlay.expect("a chosen underlay");
+    let value: serde_json::Value =
+        serde_json::from_str(&etcd.get(&Etcd::key(subnet)).expect("our lease")).expect("JSON");
+    let local = kernel::link(&a, "loden.1").expect("the device")["linkinfo"]["info_data"]["local"].clone();
+    assert_eq!(local, underlay.addresses[0].to_string(), "the device sends from the chosen address");
+    lab.check_invariants();
+    (
+        underlay.interface,
+        underlay.addresses[0].to_string(),
+        value["PublicIP"].as_str().unwrap_or("none").into(),
+    )
+}
+
+fn chosen(interface: &str, address: &str, public: &str) -> (String, String, String) {
+    (interface.into(), address.into(), public.into())
+}
+
+#[test]
+fn by_default_the_default_routes_nic_is_taken() {
+    assert_eq!(choice("nic_default", &[]), chosen("eth0", "192.168.77.11", "192.168.77.11"));
+}
+
+#[test]
+fn a_nic_is_chosen_by_name() {
+    assert_eq!(choice("nic_name", &["--iface=eth1"]), chosen("eth1", "192.168.79.40", "192.168.79.40"));
+}
+
+#[test]
+fn a_nic_is_chosen_by_one_of_its_addresses() {
+    let flags = ["--iface=192.168.79.41"];
+    assert_eq!(choice("nic_ip", &flags), chosen("eth1", "192.168.79.41", "192.168.79.41"));
+}
+
+#[test]
+fn a_nic_is_chosen_by_cidr() {
+    let flags = ["--iface=192.168.79.0/24"];
+    assert_eq!(choice("nic_cidr", &flags), chosen("eth1", "192.168.79.40", "192.168.79.40"));
+}
+
+#[test]
+fn a_nic_is_chosen_by_the_first_choice_that_fits() {
+    let flags = ["--iface=eth7", "--iface=eth1", "--iface=eth0"];
+    assert_eq!(choice("nic_list", &flags), chosen("eth1", "192.168.79.40", "192.168.79.40"));
+}
+
+#[test]
+fn a_nic_is_chosen_by_pattern() {
+    let flags = ["--iface-regex=^eth[1-9]$"];
+    assert_eq!(choice("nic_regex", &flags), chosen("eth1", "192.168.79.40", "192.168.79.40"));
+}
+
+#[test]
+fn a_nic_is_chosen_by_what_it_reaches() {
+    let flags = ["--iface-can-reach=192.168.79.1"];
+    assert_eq!(choice("nic_reach", &flags), chosen("eth1", "192.168.79.40", "192.168.79.40"));
+}
+
+#[test]
+fn the_public_address_may_be_another() {
+    let flags = ["--iface=eth1", "--public-ip=203.0.113.200"];
+    assert_eq!(choice("nic_public", &flags), chosen("eth1", "192.168.79.40", "203.0.113.200"));
+}
+
+#[test]
+fn a_choice_that_fits_nothing_lists_the_candidates_and_waits() {
+    let (_lab, etcd, a) = two_nics("nic_none");
+    let daemon = a.daemon(&["--iface=eth7"]);
+    daemon.logs(&["eth7", "eth0", "eth1"]);
+    always(Duration::from_secs(1), "nothing is claimed", || {
+        daemon.exited().is_none() && !daemon.is_ready() && etcd.subnets().is_empty()
+    });
+    a.add_nic("eth7", Segment::Second, &["192.168.79.47/24"]);
+    daemon.wait_ready();
+    eventually(SOON, "the late NIC is used", || {
+        let underlay = a.try_status(&[])?.underlay;
+        match underlay {
+            Some(u) if u.interface == "eth7" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
+#[test]
+fn a_choice_that_can_never_be_right_is_refused() {
+    let (_lab, _etcd, a) = two_nics("nic_wrong");
+    for wrong in
+        ["--iface-regex=(", "--public-ip=239.1.1.1", "--public-ip=0.0.0.0", "--iface-can-reach=nowhere"]
+    {
+        let daemon = a.daemon(&[wrong]);
+        let end = daemon.ends_within(Duration::from_secs(5));
+        assert!(!end.success(), "{wrong}: {end}");
+        let flag = wrong.split('=').next().expect("a flag");
+        assert!(daemon.log().contains(flag), "the message names {flag}: {}", daemon.log());
+    }
+}
+
+#[test]
+fn a_changed_address_is_followed_by_all_peers() {
+    let cluster = Cluster::<2>::start("address", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let (subnet, mac) = (a.subnet(), a.status().devices[0].mac);
+    // As DHCP would: the new address comes, the old one goes, routes stay.
+    a.ns().sysctl("net/ipv4/conf/eth0/promote_secondaries", "1");
+    a.ip("addr add 192.168.77.111/24 dev eth0\naddr del 192.168.77.11/24 dev eth0");
+    let new: IpAddr = [192, 168, 77, 111].into();
+    eventually(Duration::from_secs(30), "b sends to the new address", || {
+        let fdb = kernel::fdb(b, &b.device());
+        let mac = mac.to_string();
+        let there = fdb.iter().any(|f| f["mac"] == *mac && f["dst"] == new.to_string());
+        let only = fdb.iter().filter(|f| f["mac"] == *mac).count() == 1;
+        if there && only { Ok(()) } else { Err(format!("{fdb:#?}")) }
+    });
+    matrix(&[&a1, &b1]);
+    assert_eq!(eventually(SOON, "a holds its subnet", || a.held_subnet()), subnet);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_pulled_and_replugged_cable_changes_nothing() {
+    let cluster = Cluster::<2>::start("cable", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    cluster.lab.wire().ip(&format!("link set {} down", a.port()));
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(kernel::route(a, &b.subnet().to_string()).is_some(), "peers stay");
+    cluster.lab.wire().ip(&format!("link set {} up", a.port()));
+    matrix(&[&a1, &b1]);
+    cluster.lab.check_invariants();
+}
