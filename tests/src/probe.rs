@@ -132,6 +132,20 @@ pub fn datagram_source(at: &Ns, bind: SocketAddr, send: impl FnOnce()) -> Option
     socket.recv_from(&mut [0; 2048]).ok().map(|(_, source)| source)
 }
 
+/// Sends one datagram from an address of the namespace. For a group, `by` is the address of the
+/// interface that it leaves by: else the kernel takes the one that holds the source address.
+#[track_caller]
+pub fn send_datagram(from: &Ns, source: IpAddr, target: SocketAddr, by: IpAddr) {
+    let sent = from.within(|| {
+        let socket = UdpSocket::bind((source, 0))?;
+        if let (true, IpAddr::V4(by)) = (target.ip().is_multicast(), by) {
+            sockopt::set_ip_multicast_if(&socket, &by)?;
+        }
+        socket.send_to(b"x", target)
+    });
+    sent.unwrap_or_else(|e| panic!("sending from {source} to {target}: {e}"));
+}
+
 /// One ICMP echo; true if it was answered.
 pub fn ping(from: &Ns, target: IpAddr) -> bool {
     from.within(|| try_ping(target)).unwrap_or(false)

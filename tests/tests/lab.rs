@@ -53,10 +53,8 @@ fn a_single_datagram_arrives_by_unicast_link_local_and_multicast() {
     outside.ip("addr add 169.254.9.9/32 dev eth0");
     for target in [Lab::OUTSIDE, "169.254.9.9", "239.9.9.9"] {
         let target = std::net::SocketAddr::new(target.parse().expect("an address"), 4000);
-        let send = || {
-            let socket = a.ns().within(|| std::net::UdpSocket::bind("10.5.9.1:0")).expect("a socket");
-            socket.send_to(b"x", target).expect("sending");
-        };
+        let source = "10.5.9.1".parse().expect("an address");
+        let send = || probe::send_datagram(&a.ns(), source, target, a.address());
         let source = probe::datagram_source(&outside, target, send).map(|s| s.ip().to_string());
         assert_eq!(source.as_deref(), Some("10.5.9.1"), "to {target}");
     }

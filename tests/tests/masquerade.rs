@@ -1,6 +1,6 @@
 //! Who is seen as the source: every line of the masquerade table, with a packet's word for it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use loden_tests::story::{Cluster, SOON, VXLAN};
@@ -41,11 +41,13 @@ fn outside() -> IpAddr {
 
 /// Source of a datagram as it arrives; nothing has to find back.
 fn one_way(from: &Ns, source: IpAddr, to: &Ns, target: IpAddr) -> Option<IpAddr> {
+    one_way_by(from, source, source, to, target)
+}
+
+/// The same for groups, by the interface with this address.
+fn one_way_by(from: &Ns, source: IpAddr, by: IpAddr, to: &Ns, target: IpAddr) -> Option<IpAddr> {
     let target = SocketAddr::new(target, PORT);
-    let send = || {
-        let socket = from.within(|| UdpSocket::bind((source, 0))).expect("a UDP socket");
-        socket.send_to(b"x", target).expect("sending a datagram");
-    };
+    let send = || probe::send_datagram(from, source, target, by);
     probe::datagram_source(to, target, send).map(|s| s.ip())
 }
 
@@ -128,7 +130,8 @@ fn link_local_and_multicast_are_not_masqueraded() {
     assert_eq!(scene.source_outside(link_local), Some(scene.a1.address()));
     let gateway = a.subnet().gateway();
     let group = Ipv4Addr::new(239, 9, 9, 9).into();
-    assert_eq!(one_way(&a.ns(), gateway, &scene.outside, group), Some(gateway));
+    let seen = one_way_by(&a.ns(), gateway, a.address(), &scene.outside, group);
+    assert_eq!(seen, Some(gateway));
     // And the control: the same sender to a unicast address is.
     assert_eq!(one_way(&a.ns(), gateway, &scene.outside, outside()), Some(a.address()));
     scene.cluster.lab.check_invariants();
