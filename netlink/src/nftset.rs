@@ -15,6 +15,10 @@ const BATCH_END: u16 = 0x11;
 const MSG_NEWSETELEM: u16 = 12;
 const MSG_GETSETELEM: u16 = 13;
 const MSG_DELSETELEM: u16 = 14;
+const MSG_NEWGEN: u16 = 15;
+const MSG_GETGEN: u16 = 16;
+const GEN_ID: u16 = 1;
+const GEN_PROC_PID: u16 = 2;
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
@@ -94,6 +98,28 @@ impl Set<'_> {
         }
         Ok(())
     }
+}
+
+/// The generation of the namespace's rule set: it grows with every change of anybody's, so an
+/// unchanged number proves that there was none.
+pub fn generation(socket: &mut Socket) -> Result<u32, Error> {
+    let request = Request { message_type: SUBSYSTEM << 8 | MSG_GETGEN, flags: 0, payload: generic_header(0, 0) };
+    let reply = socket.get(&request)?;
+    let decoded = reply.as_ref().and_then(|r| generation_of(r));
+    decoded.map(|(id, _)| id).ok_or(Error::Decode { message_type: MSG_GETGEN, reason: "no generation id".into() })
+}
+
+/// Reads a notice of a new generation: its id and the process that made it. `None` for other notices.
+pub fn generation_of(reply: &Reply) -> Option<(u32, u32)> {
+    if reply.message_type != SUBSYSTEM << 8 | MSG_NEWGEN {
+        return None;
+    }
+    let body = reply.payload.get(4..)?;
+    let word = |kind| {
+        let value = nested(body, kind).into_iter().next()?;
+        value.first_chunk::<4>().map(|b| u32::from_be_bytes(*b))
+    };
+    Some((word(GEN_ID)?, word(GEN_PROC_PID).unwrap_or(0)))
 }
 
 /// `struct nfgenmsg`: family, version 0, resource id in network order.

@@ -15,6 +15,7 @@
 
 pub mod backoff;
 pub mod claim;
+pub mod config_change;
 pub mod diff;
 pub mod filters;
 pub mod leases;

@@ -15,9 +15,11 @@ use imbl::{OrdMap, OrdSet};
 use loden_proto::config::{Backend, NetworkConfig};
 use loden_proto::lease::{LeaseKey, LeaseValue};
 use loden_proto::{Family, Mac, Subnet};
+use serde::{Deserialize, Serialize};
 
 use crate::Millis;
 use crate::leases::{LeaseRecord, LeaseTable};
+use crate::observed::Observed;
 
 /// Vanishing leases are counted together when they vanish within this time.
 const MASS_WINDOW: Millis = 10_000;
@@ -25,7 +27,7 @@ const MASS_WINDOW: Millis = 10_000;
 const MASS_LEAST: usize = 3;
 
 /// One family of one peer: a remote subnet and the way to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// The peer's subnet.
     pub subnet: Subnet,
@@ -40,7 +42,7 @@ pub struct Peer {
 }
 
 /// How packets get to a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Path {
     /// By VXLAN, to the device with this MAC.
     Vxlan(Mac),
@@ -50,7 +52,7 @@ pub enum Path {
 }
 
 /// What people want to know of a peer's host.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct HostLabel {
     /// Host name; empty for flannel hosts.
     pub name: String,
@@ -73,6 +75,29 @@ pub struct Rules {
     pub on_link: Vec<Subnet>,
     /// How long peers that vanished together are held, in milliseconds (`--peer-hold`).
     pub hold: Millis,
+}
+
+/// Peers as a former life, or flannel, left them in the kernel: neighbour, FDB entry and device
+/// tell all that a lease would.
+pub fn found_in_kernel(observed: &Observed, config: &NetworkConfig) -> Vec<Peer> {
+    let Backend::Vxlan(vxlan) = &config.backend else { return Vec::new() };
+    let mut found = Vec::new();
+    for ((device, address), mac) in &observed.neighbours {
+        let family = Family::of(*address);
+        let ours = observed.vxlan(vxlan.vni, vxlan.port, family).is_some_and(|l| l.index == *device);
+        let Some(pool) = config.pool(family).filter(|p| ours && p.network.contains(*address)) else { continue };
+        let endpoint = observed.fdb.get(&(*device, *mac)).and_then(|all| all.first());
+        if let (Ok(subnet), Some(endpoint)) = (Subnet::new(*address, pool.subnet_length), endpoint) {
+            found.push(Peer {
+                subnet,
+                public_address: *endpoint,
+                sources: Vec::new(),
+                path: Path::Vxlan(*mac),
+                host: Arc::new(HostLabel::default()),
+            });
+        }
+    }
+    found
 }
 
 /// What became of one key.
@@ -124,6 +149,11 @@ impl PeerBook {
         Self { live: peers.into_iter().map(|p| (p.subnet, p)).collect(), ..Self::default() }
     }
 
+    /// Whether nothing is known yet, from no source.
+    pub fn knows_nothing(&self) -> bool {
+        self.rules.is_none() && self.live.is_empty()
+    }
+
     /// The peers to program: living and held ones.
     pub fn peers(&self) -> OrdMap<Subnet, Peer> {
         let mut peers = self.live.clone();
@@ -163,8 +193,9 @@ impl PeerBook {
         self.held.values().map(|h| h.until).min()
     }
 
-    /// Takes in a table and rules at this time.
-    pub fn update(&mut self, table: LeaseTable, rules: Arc<Rules>, now: Millis) {
+    /// Takes in a table and rules at this time. Returns keys that are newly refused, or for another
+    /// reason than before, each to be logged once.
+    pub fn update(&mut self, table: LeaseTable, rules: Arc<Rules>, now: Millis) -> Vec<(String, String)> {
         let same_rules = self.rules.as_ref().is_some_and(|r| *r == rules);
         let mut dirty: BTreeSet<LeaseKey> = if same_rules {
             self.table.changed_keys(&table).into_iter().collect()
@@ -183,6 +214,7 @@ impl PeerBook {
             self.live = OrdMap::new();
         }
         let before = self.live.clone();
+        let (verdicts_before, outdone_before) = (self.verdicts.clone(), self.outdone.clone());
         for key in dirty.clone() {
             for claim in claims_of(&key, self.verdicts.get(&key)) {
                 let made = self.table.get(&key).map_or(0, |r| r.create_revision);
@@ -223,9 +255,28 @@ impl PeerBook {
                 .filter_map(|s| before.get(&s).filter(|_| !self.live.contains_key(&s)).cloned()),
         );
         self.vanished.extend(gone.map(|p| (now, p)));
+        let reason = |verdicts: &OrdMap<LeaseKey, Verdict>, outdone: &OrdMap<LeaseKey, String>, key| match verdicts.get(key) {
+            Some(Verdict::Rejected(reason)) => Some(reason.clone()),
+            _ => outdone.get(key).cloned(),
+        };
+        let mut refused: Vec<(String, String)> = dirty
+            .iter()
+            .filter_map(|key| {
+                let now = reason(&self.verdicts, &self.outdone, key)?;
+                (reason(&verdicts_before, &outdone_before, key).as_ref() != Some(&now)).then(|| (key.to_string(), now))
+            })
+            .collect();
+        let malformed_before: BTreeSet<&str> = self.table.malformed().map(|(k, _)| k).collect();
+        refused.extend(
+            table
+                .malformed()
+                .filter(|(k, _)| !malformed_before.contains(k))
+                .map(|(k, r)| (k.to_owned(), r.to_owned())),
+        );
         self.table = table;
         self.rules = Some(rules);
         self.hold(now);
+        refused
     }
 
     /// Lets time pass: held peers whose time is over go.

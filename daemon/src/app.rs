@@ -1,0 +1,219 @@
+//! The daemon's wiring, read from top to bottom.
+//!
+//! ```text
+//!              etcd                                     kernel
+//!               │                                         ▲ │
+//!        ┌──────▼─────┐  View   ┌────────────┐  config    │ │ notices
+//!        │ store sync ├──┬─────►│ net config ├───────┐    │ │
+//!        └────────────┘  │      └────────────┘       ▼    │ ▼
+//!               ▲        │      ┌────────────┐   ┌────────┴──┐
+//!        Writer │        ├─────►│   keeper   ├──►│ reconcile │
+//!               └────────┼──────┤  (lease)   │◄──┤           │
+//!                        │      └────────────┘   └─────┬─────┘
+//!                        │            OwnLease   facts │ report
+//!                        │      ┌────────────┐         │
+//!                        └─────►│   status   │◄────────┘    subnet.env, READY
+//!                               └────────────┘
+//! ```
+//!
+//! Every arrow is a `watch` channel of whole values, the latest wins; `report` alone is asked for.
+//! The first task that ends brings the process down: systemd restarts it, and the data plane stays
+//! as it is meanwhile.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use loden_core::underlay;
+use loden_proto::config::NetworkConfig;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::files::make_folder;
+use crate::kernel::{Kernel, Watch};
+use crate::lease::{Keeper, KeeperOptions, LeaseState};
+use crate::network_config;
+use crate::reconcile::{Reconciler, Settings};
+use crate::state::StateDir;
+use crate::status::{self, Sources};
+use crate::store::{EtcdOptions, Sync, Writer};
+use crate::subnet_file;
+
+/// Everything that the command line decides.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How to reach etcd.
+    pub etcd: EtcdOptions,
+    /// The kernel's side.
+    pub settings: Settings,
+    /// The lease's side.
+    pub lease_ttl: u64,
+    /// Labels in the lease.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Run-time state.
+    pub run_dir: PathBuf,
+    /// Lasting state.
+    pub state_dir: PathBuf,
+    /// `subnet.env`
+    pub subnet_file: PathBuf,
+    /// Who may ask on the socket.
+    pub socket_group: Option<String>,
+}
+
+/// READY at the latest after this, degraded if need be: who orders after us must not wait for ever.
+const READY_AT_LAST: Duration = Duration::from_secs(20);
+
+/// Runs the daemon until a signal ends it.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    options.etcd.check().map_err(anyhow::Error::msg)?;
+    underlay::check(&options.settings.underlay)?;
+    make_folder(&options.run_dir)?;
+    let _lock = lock(&options)?;
+    let state = StateDir::open(&options.state_dir)?;
+    let host_id = state.host_id()?;
+    let last = state.last();
+
+    // Notices first, then the first look: nothing falls between.
+    let notices = Watch::open().context("cannot listen to the kernel")?;
+    let kernel = Kernel::open(options.run_dir.clone())?;
+    let listener = status::bind(&options.run_dir.join("loden.sock"), options.socket_group.as_deref())?;
+
+    let (sync, views, connections) = Sync::new(options.etcd.clone());
+    let (config_sender, configs) = watch::channel(None);
+    let (news_sender, news) = watch::channel(Default::default());
+    let (own_sender, own) = watch::channel(Default::default());
+    let (facts_sender, facts) = watch::channel(None);
+    let (questions, asked) = mpsc::channel(4);
+
+    let remembered = NetworkConfig::parse(&last.config).ok();
+    let keeper = Keeper {
+        options: KeeperOptions {
+            ttl: options.lease_ttl,
+            labels: options.labels.clone(),
+            former: subnet_file::former(&options.subnet_file),
+            allocations: options.run_dir.join("ipam"),
+        },
+        state: state.clone(),
+        writer: Writer::new(&options.etcd.prefix, connections),
+        views: views.clone(),
+        configs: configs.clone(),
+        facts: facts.clone(),
+        own: own_sender,
+    };
+    let reconciler = Reconciler {
+        settings: options.settings.clone(),
+        kernel,
+        notices,
+        views: views.clone(),
+        configs: configs.clone(),
+        own: own.clone(),
+        facts: facts_sender,
+        questions: asked,
+        state,
+    };
+    let sources = Sources {
+        network: options.settings.options.network.clone(),
+        etcd: (options.etcd.endpoints.clone(), options.etcd.prefix.clone()),
+        allocations: options.run_dir.join("ipam"),
+        views: views.clone(),
+        news,
+        own: own.clone(),
+        facts: facts.clone(),
+        questions,
+    };
+
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async { Ok::<(), anyhow::Error>(sync.run().await) });
+    tasks.spawn(async { Ok(network_config::follow(remembered, views, config_sender, news_sender).await) });
+    tasks.spawn(keeper.run(host_id));
+    tasks.spawn(reconciler.run());
+    tasks.spawn(async { Ok(status::serve(listener, sources).await) });
+    tasks.spawn(announce(options, configs, own, facts));
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = tasks.join_next() => match ended {
+            Some(Ok(Err(error))) => return Err(error),
+            Some(Err(panic)) => bail!("a task of the daemon died: {panic}"),
+            _ => bail!("a task of the daemon ended"),
+        },
+    }
+    tracing::info!("stopping; devices, routes, rules and the lease stay as they are");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    Ok(())
+}
+
+/// Tells the world: subnet.env, systemd.
+async fn announce(
+    options: Options,
+    mut configs: watch::Receiver<Option<std::sync::Arc<NetworkConfig>>>,
+    mut own: watch::Receiver<crate::lease::OwnLease>,
+    mut facts: watch::Receiver<Option<crate::reconcile::HostFacts>>,
+) -> anyhow::Result<()> {
+    let started = tokio::time::Instant::now();
+    let mut ready = false;
+    let mut written = None;
+    let kernel = &options.settings.options;
+    loop {
+        let config = configs.borrow_and_update().clone();
+        let lease = own.borrow_and_update().clone();
+        let underlay = facts.borrow_and_update().as_ref().and_then(|f| f.underlay.clone().ok());
+        if let (Some(config), Some(underlay)) = (config, underlay) {
+            let env = subnet_file::contents(&config, &lease, &underlay, kernel.masquerade, &kernel.bridge());
+            if let Some(env) = env.filter(|env| written.as_ref() != Some(env)) {
+                match subnet_file::write(&options.subnet_file, &env) {
+                    Ok(()) => written = Some(env),
+                    Err(error) if ready => tracing::error!(%error, "subnet.env is out of date"),
+                    Err(error) => return Err(error).context("without subnet.env no container can start"),
+                }
+            }
+        }
+        let text = match (&lease.state, lease.key) {
+            (LeaseState::None(reason), _) => format!("no lease yet: {reason}"),
+            (state, Some(key)) => format!("subnet {key}, {}", state.word()),
+            (state, None) => state.word().to_owned(),
+        };
+        let mut states = vec![sd_notify::NotifyState::Status(&text)];
+        if !ready && (written.is_some() || started.elapsed() >= READY_AT_LAST) {
+            ready = true;
+            states.push(sd_notify::NotifyState::Ready);
+            match written {
+                Some(_) => tracing::info!("ready: {text}"),
+                None => tracing::warn!("ready, but degraded: {text}"),
+            }
+        }
+        let _ = sd_notify::notify(&states);
+        tokio::select! {
+            _ = configs.changed() => {}
+            _ = own.changed() => {}
+            _ = facts.changed() => {}
+            () = tokio::time::sleep_until(started + READY_AT_LAST), if !ready => {}
+        }
+    }
+}
+
+/// One daemon per network on a host. The lock goes with the process.
+fn lock(options: &Options) -> anyhow::Result<File> {
+    use std::io::{Read, Seek, Write};
+    let path = options.run_dir.join("loden.lock");
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path)
+        .with_context(|| format!("cannot open {}; is the disk full or read-only?", path.display()))?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut holder = String::new();
+        file.read_to_string(&mut holder)?;
+        bail!(
+            "another daemon (process {}) runs the network {} on this host; stop it, or give this one its own --network",
+            holder.trim(),
+            options.settings.options.network
+        );
+    }
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(file)
+}

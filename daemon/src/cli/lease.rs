@@ -1,0 +1,195 @@
+//! `loden lease`: who holds which subnet, without etcdctl.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use loden_core::claim;
+use loden_core::leases::LeaseRecord;
+use loden_proto::Subnet;
+use loden_proto::lease::{LeaseKey, LeaseValue, LodenMember};
+use serde::Serialize;
+
+use super::config::{hint, writer};
+use super::daemon::EtcdArgs;
+use super::output::{duration, print, print_json, table};
+use crate::store::{Outcome, Writer, read_once};
+
+/// List, reserve and release subnet leases.
+#[derive(Debug, Subcommand)]
+pub(super) enum LeaseCommand {
+    /// List leases and reservations
+    List(ListArgs),
+    /// Keep a subnet for one host for ever, by its address or its host id
+    Reserve(ReserveArgs),
+    /// Free a subnet whose holder is gone for good; a living holder must be forced, and then moves
+    Release(ReleaseArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Print as JSON with stable names
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    etcd: EtcdArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReserveArgs {
+    /// The subnet, such as 10.5.7.0/24
+    subnet: Subnet,
+    /// The host's public address
+    #[arg(long, value_name = "IP", required_unless_present = "host_id")]
+    public_ip: Option<IpAddr>,
+    /// The host's id (loden status --json)
+    #[arg(long, value_name = "ID")]
+    host_id: Option<String>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReleaseArgs {
+    /// The subnet, such as 10.5.7.0/24
+    subnet: Subnet,
+    /// Also if its holder lives: it then takes another subnet once its containers are gone
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    etcd: EtcdArgs,
+}
+
+/// One row of `loden lease list --json`.
+#[derive(Debug, Serialize)]
+struct Row {
+    key: String,
+    holder: String,
+    backend: String,
+    /// `lease`, `reserved` (no etcd lease, nobody in it) or `permanent` (no etcd lease, in use).
+    kind: &'static str,
+    /// Seconds until it ends unless refreshed.
+    expires_in_seconds: Option<u64>,
+}
+
+pub(super) async fn run(command: LeaseCommand) -> anyhow::Result<()> {
+    match command {
+        LeaseCommand::List(args) => list(args).await,
+        LeaseCommand::Reserve(args) => reserve(args).await,
+        LeaseCommand::Release(args) => release(args).await,
+    }
+}
+
+async fn list(args: ListArgs) -> anyhow::Result<()> {
+    let options = args.etcd.options();
+    let (view, connection) = read_once(&options).await.with_context(|| hint(&args.etcd))?;
+    let writer = Writer::on(&options.prefix, connection);
+    let mut rows = Vec::new();
+    for (key, record) in view.table.iter() {
+        let expires = match record.etcd_lease {
+            0 => None,
+            lease => writer.time_to_live(lease).await?.map(|t| t.remaining),
+        };
+        rows.push(Row {
+            key: key.to_string(),
+            holder: claim::holder(record),
+            backend: record.value.as_ref().map(|v| v.backend_type.to_string()).unwrap_or_default(),
+            kind: match (record.etcd_lease, record.is_reservation()) {
+                (0, true) => "reserved",
+                (0, false) => "permanent",
+                _ => "lease",
+            },
+            expires_in_seconds: expires,
+        });
+    }
+    if args.json {
+        return print_json(&rows);
+    }
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|r| {
+            let end = r.expires_in_seconds.map_or("never".to_owned(), duration);
+            vec![r.key.clone(), r.kind.into(), r.backend.clone(), end, r.holder.clone()]
+        })
+        .collect();
+    print(&table(&["KEY", "KIND", "BACKEND", "ENDS IN", "HOLDER"], &cells))?;
+    let malformed: Vec<String> = view.table.malformed().map(|(key, reason)| format!("{key}: {reason}\n")).collect();
+    if malformed.is_empty() { Ok(()) } else { print(&format!("\nKeys that name no subnet\n{}", malformed.concat())) }
+}
+
+async fn reserve(args: ReserveArgs) -> anyhow::Result<()> {
+    let options = args.etcd.options();
+    let (view, connection) = read_once(&options).await.with_context(|| hint(&args.etcd))?;
+    if let Some(other) = view.table.overlapping(&args.subnet) {
+        let holder = view.table.get(&other).map(claim::holder).unwrap_or_default();
+        bail!("{} overlaps {other} of {holder}; release that first (loden lease release)", args.subnet);
+    }
+    let text = view.config.context("there is no network config in etcd; write one with: loden config init")?;
+    let config = loden_proto::config::NetworkConfig::parse(&text)?;
+    let key = LeaseKey::single(args.subnet);
+    if !claim::allowed(&key, &config) {
+        bail!("{} is not a subnet that the network config allows (loden config show)", args.subnet);
+    }
+    let mut value = LeaseValue::default();
+    match args.public_ip {
+        Some(IpAddr::V4(ip)) => value.public_ip = Some(ip),
+        Some(IpAddr::V6(ip)) => value.public_ipv6 = Some(ip),
+        None => {}
+    }
+    if let Some(host_id) = args.host_id {
+        value.loden = Some(Box::new(LodenMember { host_id, ..LodenMember::default() }));
+    }
+    match Writer::on(&options.prefix, connection).put(&key, &value, 0, 0).await? {
+        Outcome::Written(_) => print(&format!("{} is reserved\n", args.subnet)),
+        Outcome::Conflict(_) => bail!("somebody took {} just now; see loden lease list", args.subnet),
+    }
+}
+
+async fn release(args: ReleaseArgs) -> anyhow::Result<()> {
+    let options = args.etcd.options();
+    let (view, _) = read_once(&options).await.with_context(|| hint(&args.etcd))?;
+    let found = view.table.iter().find(|(key, _)| key.subnets().any(|s| s == args.subnet));
+    let Some((key, record)) = found else { bail!("nobody holds {}; see loden lease list", args.subnet) };
+    let writer = writer(&args.etcd).await?;
+    let alive = alive(&writer, record).await?;
+    let holder = claim::holder(record);
+    if alive && !args.force {
+        bail!("{} is held by {holder}, which refreshed its lease lately; stop its daemon first, or make it move with --force", args.subnet);
+    }
+    let outcome = match alive {
+        // A deleted key would be claimed again at once. A reservation for nobody makes the holder
+        // find it lost, and move when its containers are gone.
+        true => writer.put(key, &LeaseValue { other: None, ..released() }, 0, record.mod_revision).await?,
+        false => writer.delete(key, record.mod_revision).await?,
+    };
+    match outcome {
+        Outcome::Written(_) if alive => print(&format!(
+            "{} is taken from {holder}; it moves when its containers are gone. Then free it: loden lease release {}\n",
+            args.subnet, args.subnet
+        )),
+        Outcome::Written(_) => print(&format!("{} is free\n", args.subnet)),
+        Outcome::Conflict(_) => bail!("{} was written meanwhile; look again with loden lease list", args.subnet),
+    }
+}
+
+/// A reservation that fits no host.
+fn released() -> LeaseValue {
+    LeaseValue {
+        loden: Some(Box::new(LodenMember { host_id: "released".into(), ..LodenMember::default() })),
+        ..LeaseValue::default()
+    }
+}
+
+/// Whether the holder refreshed its lease within three keep-alive intervals.
+async fn alive(writer: &Writer, record: &LeaseRecord) -> anyhow::Result<bool> {
+    if record.is_reservation() {
+        return Ok(false);
+    }
+    if record.etcd_lease == 0 {
+        return Ok(true);
+    }
+    let Some(ttl) = writer.time_to_live(record.etcd_lease).await? else { return Ok(false) };
+    let stated = record.value.as_ref().ok().and_then(|v| v.loden.as_ref()).map_or(0, |m| m.keep_alive_seconds);
+    let interval = if stated > 0 { stated } else { claim::keep_alive_interval(ttl.granted) };
+    Ok(claim::liveness(ttl.granted, ttl.remaining, interval).is_none())
+}

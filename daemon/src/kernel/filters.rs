@@ -1,0 +1,183 @@
+//! Our nftables table: put in place by the `nft` program in one transaction, its peer sets
+//! changed straight over nfnetlink.
+//!
+//! Whether somebody changed the table is told by its listing, whose digest is remembered from
+//! right after we wrote it; and whether anybody changed anything, by the rule set's generation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use loden_core::filters::{Filters, peer_set, rejected_set};
+use loden_netlink::Socket;
+use loden_netlink::nftset::{self, FAMILY_INET, Set};
+use loden_proto::Family;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+
+use super::KernelError;
+
+/// What we wrote last and how nft showed it then.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+struct Written {
+    /// Digest of the rules as we meant them.
+    digest: String,
+    /// The listing that followed.
+    listing: String,
+}
+
+/// Memory of what we wrote.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    path: PathBuf,
+    written: Option<Written>,
+    /// Generation at which the table was last seen intact.
+    intact_at: Option<u32>,
+}
+
+impl Ledger {
+    /// Remembers from a former life of the daemon; without a file the table is written anew.
+    pub(super) fn load(run_dir: PathBuf) -> Self {
+        let path = run_dir.join("filters.json");
+        let written = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Self { path, written, intact_at: None }
+    }
+
+    /// The digest of the rules in place; `None` when the table is missing or not as we left it.
+    pub(super) async fn digest(&mut self, socket: &mut Socket, table: &str) -> Option<String> {
+        let written = self.written.clone()?;
+        // Before listing: a change in between is then seen by the next look.
+        let generation = nftset::generation(socket).ok();
+        if generation.is_some() && generation == self.intact_at {
+            return Some(written.digest);
+        }
+        let listing = listing(table).await.ok()??;
+        if listing != written.listing {
+            return None;
+        }
+        self.intact_at = generation;
+        Some(written.digest)
+    }
+
+    /// Puts a table in place.
+    pub(super) async fn replace(
+        &mut self,
+        socket: &mut Socket,
+        filters: &Filters,
+        keep: &BTreeSet<IpAddr>,
+    ) -> Result<(), String> {
+        self.intact_at = None;
+        nft(&["-f", "-"], &filters.script(keep)).await?;
+        let generation = nftset::generation(socket).ok();
+        let listing = listing(&filters.table).await?;
+        let written = Written { digest: filters.digest(), listing: listing.unwrap_or_default() };
+        let text = serde_json::to_vec(&written).map_err(|e| e.to_string())?;
+        if let Err(error) = crate::files::write_atomically(&self.path, &text, 0o644) {
+            tracing::warn!(%error, "cannot remember the filters; a restart will write them anew");
+        }
+        self.written = Some(written);
+        self.intact_at = generation;
+        Ok(())
+    }
+
+    /// Adds addresses to the peer sets or removes them.
+    pub(super) fn change(
+        &mut self,
+        socket: &mut Socket,
+        table: &str,
+        addresses: &[IpAddr],
+        add: bool,
+    ) -> Result<(), KernelError> {
+        let before = nftset::generation(socket).ok();
+        for family in Family::ALL {
+            let of: Vec<IpAddr> = addresses.iter().copied().filter(|a| Family::of(*a) == family).collect();
+            let set = Set { family: FAMILY_INET, table, set: peer_set(family) };
+            match add {
+                true => set.add(socket, &of)?,
+                false => set.remove(socket, &of)?,
+            }
+        }
+        // Our own change does not make the table suspect.
+        if before.is_some() && before == self.intact_at {
+            self.intact_at = nftset::generation(socket).ok();
+        }
+        Ok(())
+    }
+}
+
+/// The addresses in the peer sets.
+pub(super) fn admitted(socket: &mut Socket, table: &str) -> Result<BTreeSet<IpAddr>, KernelError> {
+    let mut all = BTreeSet::new();
+    for family in Family::ALL {
+        all.extend(Set { family: FAMILY_INET, table, set: peer_set(family) }.list(socket)?);
+    }
+    Ok(all)
+}
+
+/// The table without counters and set elements, as nft shows it; `None` when there is none.
+async fn listing(table: &str) -> Result<Option<String>, String> {
+    match nft(&["-s", "-t", "list", "table", "inet", table], "").await {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.contains("No such file or directory") => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Packets dropped because they came from no peer, by source.
+pub async fn rejected_sources(table: &str) -> BTreeMap<IpAddr, u64> {
+    let mut all = BTreeMap::new();
+    for family in Family::ALL {
+        let Ok(text) = nft(&["-j", "list", "set", "inet", table, rejected_set(family)], "").await else { continue };
+        let Ok(value) = serde_json::from_str::<serde_json::Value>(&text) else { continue };
+        let elements = value["nftables"].as_array().into_iter().flatten().filter_map(|o| o["set"]["elem"].as_array());
+        for element in elements.flatten() {
+            let element = &element["elem"];
+            let address = element["val"].as_str().and_then(|s| s.parse().ok());
+            if let (Some(address), Some(packets)) = (address, element["counter"]["packets"].as_u64()) {
+                all.insert(address, packets);
+            }
+        }
+    }
+    all
+}
+
+/// Whether our table is there.
+pub async fn table_exists(table: &str) -> Result<bool, String> {
+    listing(table).await.map(|l| l.is_some())
+}
+
+/// Removes our table.
+pub async fn remove_table(table: &str) -> Result<(), String> {
+    nft(&["-f", "-"], &Filters::removal(table)).await.map(drop)
+}
+
+/// Runs nft, in the search path or where Debian keeps it.
+async fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
+    let mut error = None;
+    for program in ["nft", "/usr/sbin/nft"] {
+        match run(program, arguments, input).await {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => error = Some(e),
+            Err(e) => return Err(format!("cannot run nft: {e}")),
+            Ok(output) if output.status.success() => return Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            Ok(output) => return Err(format!("nft: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        }
+    }
+    let error = error.map_or(String::new(), |e| e.to_string());
+    Err(format!("nft is not installed ({error}); install the package nftables"))
+}
+
+async fn run(program: &str, arguments: &[&str], input: &str) -> std::io::Result<std::process::Output> {
+    let mut child = tokio::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // nft may end before it has read everything; its own error says why.
+        let _ = stdin.write_all(input.as_bytes()).await;
+    }
+    child.wait_with_output().await
+}

@@ -1,0 +1,150 @@
+//! The kernel: observed by dumps, changed by operations, watched by notices. Nothing else in
+//! Loden writes to it, and no netlink type leaves this folder.
+//!
+//! Netlink here is synchronous: the kernel answers before `send` returns, a request costs
+//! microseconds. Between batches the caller's other tasks get their turn.
+
+mod decode;
+mod filters;
+mod observe;
+mod sysctl;
+mod watch;
+mod write;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use loden_core::diff::Operation;
+use loden_core::observed::Observed;
+use loden_netlink::{Request, Socket};
+use loden_proto::{Family, Subnet};
+
+pub use filters::{rejected_sources, table_exists};
+pub use watch::{Notice, Watch};
+
+/// What an observation should tell beyond links and addresses.
+#[derive(Debug, Clone, Default)]
+pub struct Interest {
+    /// Networks whose routes matter.
+    pub networks: Vec<Subnet>,
+    /// Interfaces whose forwarding matters.
+    pub forwarding: BTreeSet<(Family, String)>,
+    /// Our nftables table.
+    pub table: String,
+    /// Whether the table has peer sets.
+    pub has_peer_sets: bool,
+}
+
+/// What went wrong with the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Netlink failed as such.
+    #[error("{0}")]
+    Netlink(#[from] loden_netlink::Error),
+    /// One operation was refused.
+    #[error("{operation}: {reason}{hint}")]
+    Refused {
+        /// What was to be done.
+        operation: String,
+        /// The kernel's or nft's words.
+        reason: String,
+        /// The next step, if one is known; begins with a separator.
+        hint: &'static str,
+    },
+}
+
+/// The kernel's tables in the namespace of the process.
+#[derive(Debug)]
+pub struct Kernel {
+    route: Socket,
+    netfilter: Socket,
+    filters: filters::Ledger,
+    has_nexthops: bool,
+}
+
+/// Requests sent between two turns of the runtime's other tasks.
+const TURN: usize = 1024;
+
+impl Kernel {
+    /// Opens the sockets and probes what this kernel can do. `run_dir` keeps the digest of the
+    /// rules across restarts.
+    pub fn open(run_dir: PathBuf) -> anyhow::Result<Self> {
+        use anyhow::Context;
+        let mut route = Socket::route().context("cannot open an rtnetlink socket")?;
+        let netfilter = Socket::netfilter()
+            .context("cannot open a netfilter socket; does this kernel have nf_tables?")?;
+        let has_nexthops = route.dump(&loden_netlink::nexthop::dump()).is_ok();
+        Ok(Self { route, netfilter, filters: filters::Ledger::load(run_dir), has_nexthops })
+    }
+
+    /// Looks at everything that concerns us.
+    pub async fn observe(&mut self, interest: &Interest) -> Result<Observed, KernelError> {
+        let mut observed = observe::observe(&mut self.route, interest, self.has_nexthops)?;
+        if !interest.table.is_empty() {
+            observed.filters = self.filters.digest(&mut self.netfilter, &interest.table).await;
+            if observed.filters.is_some() && interest.has_peer_sets {
+                observed.admitted = filters::admitted(&mut self.netfilter, &interest.table)?;
+            }
+        }
+        Ok(observed)
+    }
+
+    /// Which of these interfaces forward.
+    pub fn forwarding(wanted: &BTreeSet<(Family, String)>) -> BTreeSet<(Family, String)> {
+        wanted.iter().filter(|(family, name)| sysctl::is(*family, name, "forwarding", "1")).cloned().collect()
+    }
+
+    /// The interface index of the route to an address (`--iface-can-reach`).
+    pub fn route_to(&mut self, address: IpAddr) -> Option<u32> {
+        observe::route_to(&mut self.route, address)
+    }
+
+    /// Carries operations out in order and returns the verdict on each. A refused operation does
+    /// not stop those after it.
+    pub async fn apply(
+        &mut self,
+        operations: &[Operation],
+        table: &str,
+    ) -> Result<Vec<Result<(), KernelError>>, KernelError> {
+        let mut verdicts = Vec::with_capacity(operations.len());
+        let mut rest = operations;
+        while let Some(first) = rest.first() {
+            if let Some(request) = write::request(first) {
+                let mut requests: Vec<Request> = vec![request];
+                requests.extend(rest.iter().skip(1).take(TURN - 1).map_while(write::request));
+                let results = self.route.batch(&requests)?;
+                verdicts.extend(results.into_iter().zip(rest).map(|(result, operation)| write::verdict(operation, result)));
+                rest = &rest[requests.len()..];
+                tokio::task::yield_now().await;
+            } else {
+                verdicts.push(self.apply_other(first, table).await);
+                rest = &rest[1..];
+            }
+        }
+        Ok(verdicts)
+    }
+
+    async fn apply_other(&mut self, operation: &Operation, table: &str) -> Result<(), KernelError> {
+        let refused = |reason: String, hint| KernelError::Refused { operation: operation.to_string(), reason, hint };
+        match operation {
+            Operation::ReplaceFilters(filters, keep) => {
+                self.filters.replace(&mut self.netfilter, filters, keep).await.map_err(|e| refused(e, ""))
+            }
+            Operation::Admit(all) => self.filters.change(&mut self.netfilter, table, all, true),
+            Operation::Dismiss(all) => self.filters.change(&mut self.netfilter, table, all, false),
+            Operation::AddDevice(device) => {
+                let result = self.route.batch(&[write::add_device(device)])?.remove(0);
+                write::verdict(operation, result)?;
+                // Best effort: a kernel without IPv6 has neither.
+                let _ = sysctl::write(Family::V6, &device.name, "accept_ra", "0");
+                let _ = sysctl::write(Family::V6, &device.name, "addr_gen_mode", "1");
+                Ok(())
+            }
+            Operation::Forward(family, name) => sysctl::forward(*family, name)
+                .map_err(|e| refused(e.to_string(), "; the daemon needs CAP_NET_ADMIN and a writable /proc/sys/net")),
+            // `write::request` has made a request of every other kind.
+            _ => Err(refused("it is no single netlink request".into(), "")),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A full look: links, addresses, routes, neighbours, FDB entries, nexthops, forwarding.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use loden_core::observed::Observed;
+use loden_netlink::route::address::AddressMessage;
+use loden_netlink::route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use loden_netlink::route::neighbour::{NeighbourAttribute, NeighbourMessage};
+use loden_netlink::route::route::{RouteAttribute, RouteHeader, RouteMessage};
+use loden_netlink::route::{AddressFamily, RouteNetlinkMessage};
+use loden_netlink::{Error, Reply, Request, Socket, nexthop};
+use loden_proto::{Family, ROUTE_PROTOCOL};
+
+use super::{Interest, decode, sysctl};
+
+/// Dumps and decodes. An answer that cannot be decoded is logged and skipped, except for links:
+/// a link that seems gone would be made again.
+pub(super) fn observe(socket: &mut Socket, interest: &Interest, has_nexthops: bool) -> Result<Observed, Error> {
+    let mut observed = Observed { has_nexthops, ..Observed::default() };
+    let mut all_links = LinkMessage::default();
+    all_links.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    for reply in socket.dump(&Request::route(&RouteNetlinkMessage::GetLink(all_links), 0))? {
+        if let RouteNetlinkMessage::NewLink(message) = reply.route()? {
+            let link = decode::link(&message);
+            observed.links.insert(link.index, link);
+        }
+    }
+    let addresses = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    each(socket.dump(&Request::route(&addresses, 0))?, |message| {
+        if let RouteNetlinkMessage::NewAddress(message) = message
+            && let Some((index, address)) = decode::address(&message)
+        {
+            observed.addresses.entry(index).or_default().push(address);
+        }
+    });
+    for family in Family::ALL {
+        routes(socket, family, interest, &mut observed)?;
+    }
+    let devices: Vec<u32> = observed.links.values().filter(|l| l.vxlan.is_some()).map(|l| l.index).collect();
+    for device in &devices {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = NeighbourMessage::default();
+            message.header.family = family;
+            message.attributes.push(NeighbourAttribute::IfIndex(*device));
+            each(neighbours(socket, message)?, |message| {
+                if let RouteNetlinkMessage::NewNeighbour(message) = message
+                    && let Some((index, mac, address)) = decode::neighbour(&message)
+                    && index == *device
+                {
+                    observed.neighbours.insert((index, address), mac);
+                }
+            });
+        }
+    }
+    if !devices.is_empty() {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        each(neighbours(socket, message)?, |message| {
+            if let RouteNetlinkMessage::NewNeighbour(message) = message
+                && let Some((index, mac, address)) = decode::neighbour(&message)
+                && devices.contains(&index)
+            {
+                observed.fdb.entry((index, mac)).or_default().insert(address);
+            }
+        });
+    }
+    if has_nexthops {
+        for reply in socket.dump(&nexthop::dump())? {
+            let (id, nexthop) = decode::nexthop(&nexthop::Nexthop::decode(&reply)?);
+            observed.nexthops.insert(id, nexthop);
+        }
+    }
+    for (family, name) in &interest.forwarding {
+        if sysctl::is(*family, name, "forwarding", "1") {
+            observed.forwarding.insert((*family, name.clone()));
+        }
+    }
+    Ok(observed)
+}
+
+fn neighbours(socket: &mut Socket, message: NeighbourMessage) -> Result<Vec<Reply>, Error> {
+    socket.dump(&Request::route(&RouteNetlinkMessage::GetNeighbour(message), 0))
+}
+
+fn routes(socket: &mut Socket, family: Family, interest: &Interest, observed: &mut Observed) -> Result<(), Error> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(family);
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    let mut defaults: BTreeMap<u32, u32> = BTreeMap::new();
+    each(socket.dump(&Request::route(&RouteNetlinkMessage::GetRoute(message), 0))?, |message| {
+        let RouteNetlinkMessage::NewRoute(message) = message else { return };
+        let Some(main) = decode::route(&message) else { return };
+        if main.subnet.is_none()
+            && let Some(device) = main.device
+        {
+            defaults.entry(main.metric).or_insert(device);
+        }
+        if let Some(route) = main.route().filter(|r| concerns(r, interest)) {
+            observed.routes.entry(route.subnet).or_default().push(route);
+        }
+    });
+    if let Some((_, device)) = defaults.first_key_value() {
+        observed.default_routes.insert(family, *device);
+    }
+    Ok(())
+}
+
+/// Whether a route can be ours or in our way.
+pub(super) fn concerns(route: &loden_core::observed::Route, interest: &Interest) -> bool {
+    route.protocol == ROUTE_PROTOCOL || interest.networks.iter().any(|n| n.contains_subnet(&route.subnet))
+}
+
+pub(super) fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+/// The interface index of the route to an address.
+pub(super) fn route_to(socket: &mut Socket, address: IpAddr) -> Option<u32> {
+    let family = Family::of(address);
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(family);
+    message.header.destination_prefix_length = family.bits();
+    message.attributes.push(RouteAttribute::Destination(address.into()));
+    let reply = socket.get(&Request::route(&RouteNetlinkMessage::GetRoute(message), 0)).ok()??;
+    let RouteNetlinkMessage::NewRoute(message) = reply.route().ok()? else { return None };
+    message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn each(replies: Vec<Reply>, mut take: impl FnMut(RouteNetlinkMessage)) {
+    for reply in replies {
+        match reply.route() {
+            Ok(message) => take(message),
+            Err(error) => tracing::warn!(%error, "skipped an object of the kernel's"),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Notices of changes. A notice carries no action: the reconciler compares it with what it
+//! believes, and looks again where the two disagree.
+
+use std::io;
+
+use loden_core::observed::{Address, Link, Nexthop, Route};
+use loden_netlink::route::{AddressFamily, RouteNetlinkMessage};
+use loden_netlink::{Events, Reply, nexthop, nftset};
+use loden_proto::Mac;
+use std::net::IpAddr;
+use tokio::io::unix::AsyncFd;
+
+use super::decode;
+
+/// One change in the kernel.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Notice {
+    /// An interface is there with these attributes.
+    Link(Link),
+    /// An interface is gone.
+    LinkGone(u32),
+    /// An address is on an interface.
+    Address(u32, Address),
+    /// An address left an interface.
+    AddressGone(u32, Address),
+    /// A route of the main table is there.
+    Route(Route),
+    /// A route of the main table is gone.
+    RouteGone(Route),
+    /// A default route came or went.
+    DefaultRoute,
+    /// A permanent neighbour is there.
+    Neighbour(u32, IpAddr, Mac),
+    /// A neighbour is gone.
+    NeighbourGone(u32, IpAddr, Mac),
+    /// A permanent FDB entry is there.
+    Fdb(u32, Mac, IpAddr),
+    /// An FDB entry is gone.
+    FdbGone(u32, Mac, IpAddr),
+    /// A nexthop object is there.
+    Nexthop(u32, Nexthop),
+    /// A nexthop object is gone.
+    NexthopGone(u32),
+    /// Somebody else changed the rule set.
+    Rules,
+    /// Notices were lost: everything must be looked at again.
+    Overrun,
+}
+
+// enum rtnetlink_groups (include/uapi/linux/rtnetlink.h)
+const GROUPS: [u32; 7] = [
+    1,  // RTNLGRP_LINK
+    3,  // RTNLGRP_NEIGH, FDB entries too
+    5,  // RTNLGRP_IPV4_IFADDR
+    7,  // RTNLGRP_IPV4_ROUTE
+    9,  // RTNLGRP_IPV6_IFADDR
+    11, // RTNLGRP_IPV6_ROUTE
+    nexthop::GROUP,
+];
+
+/// The sockets that hear of changes.
+#[derive(Debug)]
+pub struct Watch {
+    route: AsyncFd<Events>,
+    netfilter: AsyncFd<Events>,
+}
+
+impl Watch {
+    /// Joins the groups. Open it before the first look, so that nothing falls between.
+    pub fn open() -> io::Result<Self> {
+        // Kernels before 5.3 have no nexthop group.
+        let route = Events::route(&GROUPS).or_else(|_| Events::route(&GROUPS[..6]))?;
+        Ok(Self { route: registered(route)?, netfilter: registered(Events::netfilter(&[nftset::GROUP])?)? })
+    }
+
+    /// The next notices, at least one. Safe to cancel.
+    pub async fn next(&self) -> io::Result<Vec<Notice>> {
+        loop {
+            let (socket, rules) = tokio::select! {
+                ready = self.route.readable() => (ready?, false),
+                ready = self.netfilter.readable() => (ready?, true),
+            };
+            let mut ready = socket;
+            let replies = match ready.try_io(|socket| socket.get_ref().read()) {
+                Ok(Ok(replies)) => replies,
+                Ok(Err(e)) if e.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) => {
+                    return Ok(vec![Notice::Overrun]);
+                }
+                Ok(Err(e)) => return Err(e),
+                Err(_would_block) => continue,
+            };
+            let notices: Vec<Notice> = match rules {
+                true => replies.iter().filter_map(rule_notice).collect(),
+                false => replies.iter().filter_map(notice).collect(),
+            };
+            if !notices.is_empty() {
+                return Ok(notices);
+            }
+        }
+    }
+}
+
+fn registered(socket: Events) -> io::Result<AsyncFd<Events>> {
+    // SAFETY: the socket owns its descriptor, shows the same one for its whole life, and closes it
+    // only when it is dropped, which is after AsyncFd has taken it out of epoll.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
+fn rule_notice(reply: &Reply) -> Option<Notice> {
+    let (_, process) = nftset::generation_of(reply)?;
+    (process != std::process::id()).then_some(Notice::Rules)
+}
+
+fn notice(reply: &Reply) -> Option<Notice> {
+    match reply.message_type {
+        nexthop::NEW | nexthop::DELETE => {
+            let (id, hop) = decode::nexthop(&nexthop::Nexthop::decode(reply).ok()?);
+            return Some(if reply.message_type == nexthop::NEW { Notice::Nexthop(id, hop) } else { Notice::NexthopGone(id) });
+        }
+        _ => {}
+    }
+    use RouteNetlinkMessage as M;
+    match reply.route().ok()? {
+        // A bridge tells of its ports in messages of its own family, which lack most attributes.
+        M::NewLink(m) | M::DelLink(m) if m.header.interface_family == AddressFamily::Bridge => None,
+        M::NewLink(m) => Some(Notice::Link(decode::link(&m))),
+        M::DelLink(m) => Some(Notice::LinkGone(m.header.index)),
+        M::NewAddress(m) => decode::address(&m).map(|(index, a)| Notice::Address(index, a)),
+        M::DelAddress(m) => decode::address(&m).map(|(index, a)| Notice::AddressGone(index, a)),
+        M::NewRoute(m) => decode::route(&m).map(|r| r.route().map_or(Notice::DefaultRoute, Notice::Route)),
+        M::DelRoute(m) => decode::route(&m).map(|r| r.route().map_or(Notice::DefaultRoute, Notice::RouteGone)),
+        M::NewNeighbour(m) => {
+            let bridge = m.header.family == AddressFamily::Bridge;
+            decode::neighbour(&m).map(|(i, mac, ip)| if bridge { Notice::Fdb(i, mac, ip) } else { Notice::Neighbour(i, ip, mac) })
+        }
+        M::DelNeighbour(m) => {
+            let bridge = m.header.family == AddressFamily::Bridge;
+            decode::gone(&m).map(|(i, mac, ip)| if bridge { Notice::FdbGone(i, mac, ip) } else { Notice::NeighbourGone(i, ip, mac) })
+        }
+        _ => None,
+    }
+}

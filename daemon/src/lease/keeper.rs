@@ -1,0 +1,586 @@
+//! The task that gets and keeps our lease.
+//!
+//! ```text
+//! last state ─► Unconfirmed ─┐
+//!                            ▼            refreshed, rewritten, address changed
+//!   next_step ◄─ view ─► claim by txn ─► Held ◄──────────────────────────┐
+//!       ▲                                 │  key gone ─► claim it again ──┘
+//!       │ no container left               ▼  another living owner
+//!       └──────────────────────────────  Lost
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use loden_core::backoff::Backoff;
+use loden_core::claim::{self, Identity, Step};
+use loden_core::leases::{LeaseRecord, LeaseTable};
+use loden_core::mac;
+use loden_core::underlay::Underlay;
+use loden_proto::config::{Backend, NetworkConfig};
+use loden_proto::lease::{BackendData, LeaseKey, LodenMember, LeaseValue};
+use loden_proto::{Family, Mac};
+use tokio::sync::watch;
+
+use super::{LeaseState, OwnLease, liveness};
+use crate::clock;
+use crate::endpoints;
+use crate::reconcile::HostFacts;
+use crate::state::{self, Last, StateDir};
+use crate::store::{Outcome, StoreError, View, Writer};
+
+/// What the keeper is told once.
+#[derive(Debug, Clone)]
+pub struct KeeperOptions {
+    /// `--subnet-lease-ttl` in seconds.
+    pub ttl: u64,
+    /// `--label`
+    pub labels: BTreeMap<String, String>,
+    /// Subnets that files of a former life name, the best first.
+    pub former: Vec<LeaseKey>,
+    /// Folder of the allocation files.
+    pub allocations: PathBuf,
+}
+
+/// The keeper and what it hears.
+pub struct Keeper {
+    /// What it was told.
+    pub options: KeeperOptions,
+    /// Where lasting state lives.
+    pub state: StateDir,
+    /// How it writes.
+    pub writer: Writer,
+    /// What stands in etcd.
+    pub views: watch::Receiver<View>,
+    /// The config in force.
+    pub configs: watch::Receiver<Option<Arc<NetworkConfig>>>,
+    /// The host.
+    pub facts: watch::Receiver<Option<HostFacts>>,
+    /// Where it publishes.
+    pub own: watch::Sender<OwnLease>,
+}
+
+/// Our lease in hand.
+struct Held {
+    key: LeaseKey,
+    etcd_lease: i64,
+    mod_revision: i64,
+    value: LeaseValue,
+}
+
+/// Why a held lease is not simply held any more.
+enum Departure {
+    /// Its key is gone.
+    Gone,
+    /// Somebody else wrote the key.
+    Lost(String),
+    /// Another process with our own identity wrote it.
+    Fenced(String),
+}
+
+impl Keeper {
+    /// Runs for ever.
+    pub async fn run(mut self, mut host_id: String) -> anyhow::Result<()> {
+        let mut last = self.state.last();
+        self.resume(&last, &host_id);
+        let mut previous = Vec::new();
+        previous.extend(LeaseKey::parse(&last.key).ok());
+        previous.extend(self.options.former.iter().copied());
+        loop {
+            let held = self.claim(&mut host_id, &mut previous, &mut last).await?;
+            previous.retain(|k| *k != held.key);
+            previous.insert(0, held.key);
+            let key = held.key;
+            match self.keep(held, &host_id, &mut last).await {
+                Departure::Gone => {
+                    tracing::warn!(subnet = %key, "our lease vanished from etcd; claiming the same subnet again");
+                }
+                Departure::Lost(holder) => {
+                    self.lost(key, &holder, "it belongs to another living host now").await;
+                    previous.clear();
+                }
+                Departure::Fenced(reason) => self.fenced(key, &reason).await,
+            }
+        }
+    }
+
+    /// With etcd away, what we held is ours until its recorded deadline.
+    fn resume(&self, last: &Last, host_id: &str) {
+        let state = match LeaseKey::parse(&last.key) {
+            Ok(key) if last.deadline > clock::unix_seconds() => {
+                tracing::info!(subnet = %key, "resuming the last subnet until etcd confirms it");
+                OwnLease {
+                    state: LeaseState::Unconfirmed,
+                    key: Some(key),
+                    macs: last.macs.clone(),
+                    host_id: host_id.to_owned(),
+                    expires: None,
+                }
+            }
+            _ => OwnLease { host_id: host_id.to_owned(), ..OwnLease::default() },
+        };
+        self.own.send_replace(state);
+    }
+
+    /// Steps until a lease is in hand.
+    async fn claim(
+        &mut self,
+        host_id: &mut String,
+        previous: &mut Vec<LeaseKey>,
+        last: &mut Last,
+    ) -> anyhow::Result<Held> {
+        let mut known = BTreeMap::new();
+        let mut backoff = Backoff::new(50, 5000);
+        // What a refused transaction showed us before the watch did.
+        let mut ahead: Option<LeaseTable> = None;
+        let mut etcd_lease = None;
+        loop {
+            let (view, config, underlay, facts) = self.ready().await;
+            let table = match ahead.take() {
+                Some(ahead) if ahead.revision >= view.table.revision => ahead,
+                _ => view.table.clone(),
+            };
+            if let Some(reason) = udp_peers(&config, &table) {
+                self.waiting(reason);
+                self.pause(&mut backoff).await;
+                continue;
+            }
+            let public = public_addresses(&config, &underlay);
+            let identity = Identity { host_id: host_id.clone(), public };
+            let step = claim::next_step(&table, &config, &identity, previous, &known, clock::chance());
+            let (key, mod_revision, reserved, why) = match step {
+                Step::Take { key, mod_revision, reserved, why } => (key, mod_revision, reserved, why),
+                Step::Create { key, why } => (key, 0, false, why),
+                Step::AskHolder { key } => {
+                    let Some(record) = table.get(&key) else { continue };
+                    self.waiting(format!("finding out whether the holder of {key} lives: {}", claim::holder(record)));
+                    match liveness::ask(&self.writer, record).await {
+                        Ok(verdict) => drop(known.insert(key, verdict)),
+                        Err(error) => self.failed(&error, &mut backoff).await,
+                    }
+                    continue;
+                }
+                Step::NewIdentity { key } => {
+                    tracing::warn!(original = %key, "a living host has our host id: this host is a clone; drawing a new host id");
+                    self.state.forget();
+                    *host_id = self.state.new_host_id()?;
+                    previous.clear();
+                    *last = Last::default();
+                    continue;
+                }
+                Step::Release { key, mod_revision } => {
+                    tracing::info!(subnet = %key, "releasing our former subnet, which the network config no longer allows");
+                    match self.writer.delete(&key, mod_revision).await {
+                        Ok(_) => ahead = Some(without(table, &key)),
+                        Err(error) => self.failed(&error, &mut backoff).await,
+                    }
+                    continue;
+                }
+                Step::Refuse { key, holder } => {
+                    let addresses: Vec<String> = identity.public.iter().map(IpAddr::to_string).collect();
+                    self.waiting(format!(
+                        "our public address {} is in use by another living host: {holder}, lease {key}; give this host its own address or --public-ip",
+                        addresses.join(", ")
+                    ));
+                    known.clear();
+                    self.pause(&mut backoff).await;
+                    continue;
+                }
+                Step::Exhausted { capacity } => {
+                    self.waiting(format!(
+                        "all {capacity} subnets of the network are taken; widen it, or release dead ones (loden lease list)"
+                    ));
+                    self.pause(&mut backoff).await;
+                    continue;
+                }
+            };
+            if let Some((old, holder)) = self.in_use_elsewhere(&key, &table) {
+                self.lost(old, &holder, "it cannot be claimed again").await;
+                previous.retain(|k| *k != old);
+                continue;
+            }
+            let former = table.get(&key);
+            let macs = self.macs(&config, &facts, last, former, host_id);
+            let value = self.value(&config, &underlay, &macs, host_id, former);
+            let lease = match reserved {
+                true => 0,
+                false => match self.etcd_lease(&mut etcd_lease, former, host_id).await {
+                    Ok(lease) => lease,
+                    Err(error) => {
+                        self.failed(&error, &mut backoff).await;
+                        continue;
+                    }
+                },
+            };
+            match self.writer.put(&key, &value, lease, mod_revision).await {
+                Ok(Outcome::Written(revision)) => {
+                    tracing::info!(subnet = %key, why, "lease is ours");
+                    let held = Held { key, etcd_lease: lease, mod_revision: revision, value };
+                    self.publish(&held, host_id, &macs, last);
+                    return Ok(held);
+                }
+                Ok(Outcome::Conflict(found)) => {
+                    // Somebody was faster. Learn what stands there, and try at once.
+                    tracing::debug!(subnet = %key, "somebody else was faster");
+                    let mut table = table;
+                    match found {
+                        Some(record) => table.insert(key, *record),
+                        None => table.delete(&key.to_string()),
+                    }
+                    ahead = Some(table);
+                }
+                Err(error) => {
+                    // Whether it was written is unknown: the next view tells.
+                    etcd_lease = None;
+                    self.failed(&error, &mut backoff).await;
+                }
+            }
+        }
+    }
+
+    /// Keeps a lease until it is not ours any more.
+    async fn keep(&mut self, mut held: Held, host_id: &str, last: &mut Last) -> Departure {
+        let interval = Duration::from_secs(claim::keep_alive_interval(self.options.ttl));
+        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut attempt = 0;
+        loop {
+            tokio::select! {
+                _ = tick.tick(), if held.etcd_lease != 0 => match self.writer.keep_alive(held.etcd_lease).await {
+                    Ok(true) => {
+                        let macs = self.own.borrow().macs.clone();
+                        self.publish(&held, host_id, &macs, last);
+                    }
+                    Ok(false) => return Departure::Gone,
+                    // The data plane stays; etcd's absence is the reading task's to report.
+                    Err(error) => {
+                        tracing::debug!(%error, "keep-alive failed");
+                        tick.reset_after((interval / 4).max(Duration::from_secs(1)));
+                    }
+                },
+                changed = self.views.changed() => if changed.is_err() { std::future::pending::<()>().await },
+                _ = self.facts.changed() => {}
+                _ = self.configs.changed() => {}
+            }
+            let view = self.views.borrow_and_update().clone();
+            if !view.synced || view.table.revision < held.mod_revision {
+                continue;
+            }
+            if let Err(departure) = self.check(&view.table, &mut held, host_id) {
+                return departure;
+            }
+            self.renew(&mut held, &view.table, host_id, &mut attempt, last).await;
+        }
+    }
+
+    /// Compares our key with what stands in etcd.
+    fn check(&self, table: &LeaseTable, held: &mut Held, host_id: &str) -> Result<(), Departure> {
+        let Some(record) = table.get(&held.key) else { return Err(Departure::Gone) };
+        if record.mod_revision <= held.mod_revision {
+            return Ok(());
+        }
+        let Ok(value) = &record.value else {
+            return Err(Departure::Lost("an unreadable value".into()));
+        };
+        match &value.loden {
+            Some(member) if member.host_id == host_id && member.boot_id == state::boot_id() => {
+                // A write of ours whose answer was lost, or an operator's edit of it.
+                held.mod_revision = record.mod_revision;
+                held.etcd_lease = record.etcd_lease;
+                held.value = value.clone();
+                Ok(())
+            }
+            Some(member) if member.host_id == host_id => Err(Departure::Fenced(format!(
+                "another process with our host id {host_id} wrote it (boot id {}): two machines run from one disk image, or from one snapshot",
+                member.boot_id
+            ))),
+            None if value.public_ip == held.value.public_ip && value.public_ip.is_some() => Err(Departure::Fenced(
+                "flanneld wrote it with our address; is flanneld running on this host?".into(),
+            )),
+            _ => Err(Departure::Lost(claim::holder(record))),
+        }
+    }
+
+    /// Brings the value up to date: an address that changed, a MAC that an older peer has too.
+    async fn renew(&mut self, held: &mut Held, table: &LeaseTable, host_id: &str, attempt: &mut u32, last: &mut Last) {
+        let Some((config, underlay)) = self.inputs() else { return };
+        let mut macs = self.own.borrow().macs.clone();
+        if let Backend::Vxlan(vxlan) = &config.backend {
+            for (family, mac) in &mut macs {
+                if has_older_twin(table, held, *family, *mac) {
+                    *attempt += 1;
+                    let new = mac::derived(host_id, vxlan.vni, *family, *attempt);
+                    tracing::warn!(old = %mac, new = %new, "an older peer has our VTEP MAC; drawing a new one");
+                    *mac = new;
+                }
+            }
+        }
+        let current = table.get(&held.key);
+        let value = self.value(&config, &underlay, &macs, host_id, current);
+        if value == held.value {
+            return;
+        }
+        match self.writer.put(&held.key, &value, held.etcd_lease, held.mod_revision).await {
+            Ok(Outcome::Written(revision)) => {
+                tracing::info!(subnet = %held.key, "lease updated: address or MAC changed");
+                held.mod_revision = revision;
+                held.value = value;
+                self.publish(held, host_id, &macs, last);
+            }
+            Ok(Outcome::Conflict(_)) => {}
+            Err(error) => tracing::warn!(%error, "cannot update our lease; trying again"),
+        }
+    }
+
+    /// Says so, stops handing out, and waits until no container uses the subnet any more.
+    async fn lost(&mut self, key: LeaseKey, holder: &str, reason: &str) {
+        tracing::error!(subnet = %key, holder, "our subnet is lost: {reason}; no new containers until the old ones are gone");
+        self.own.send_modify(|own| own.state = LeaseState::Lost(holder.to_owned()));
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let left = endpoints::count_in(&self.options.allocations, &key);
+            let free_again = {
+                let view = self.views.borrow();
+                view.synced && view.connected && view.table.get(&key).is_none()
+            };
+            if left == 0 || free_again && self.allowed(&key) {
+                tracing::info!(subnet = %key, containers = left, "taking a subnet again");
+                return;
+            }
+        }
+    }
+
+    /// The subnet that we hold or resumed, if it is another than this one and containers use it.
+    fn in_use_elsewhere(&self, key: &LeaseKey, table: &LeaseTable) -> Option<(LeaseKey, String)> {
+        let own = self.own.borrow();
+        let old = own.key.filter(|old| old != key)?;
+        if !matches!(own.state, LeaseState::Held | LeaseState::Unconfirmed) {
+            return None;
+        }
+        let holder = table.get(&old).map_or_else(|| "nobody; the network config forbids it".to_owned(), claim::holder);
+        (endpoints::count_in(&self.options.allocations, &old) > 0).then_some((old, holder))
+    }
+
+    /// Stops writing for good, as long as the other keeps the key.
+    async fn fenced(&mut self, key: LeaseKey, reason: &str) {
+        tracing::error!(subnet = %key, "our lease was rewritten: {reason}; this daemon writes no more until the key is gone");
+        self.own.send_modify(|own| own.state = LeaseState::Lost(reason.to_owned()));
+        loop {
+            let gone = {
+                let view = self.views.borrow_and_update();
+                view.synced && view.table.get(&key).is_none()
+            };
+            if gone || self.views.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until etcd was read, a config is in force and the underlay is there.
+    async fn ready(&mut self) -> (View, Arc<NetworkConfig>, Underlay, HostFacts) {
+        loop {
+            let view = self.views.borrow_and_update().clone();
+            let config = self.configs.borrow_and_update().clone();
+            let facts = self.facts.borrow_and_update().clone();
+            let reason = match (view.synced, config, facts) {
+                (true, Some(config), Some(facts)) => match facts.underlay.clone() {
+                    Ok(underlay) => return (view, config, underlay, facts),
+                    Err(reason) => reason.to_string(),
+                },
+                (false, ..) => "waiting for etcd".to_owned(),
+                (_, None, _) => "waiting for a network config".to_owned(),
+                (.., None) => "looking at the host".to_owned(),
+            };
+            self.waiting(reason);
+            tokio::select! {
+                _ = self.views.changed() => {}
+                _ = self.configs.changed() => {}
+                _ = self.facts.changed() => {}
+            }
+        }
+    }
+
+    fn allowed(&self, key: &LeaseKey) -> bool {
+        self.configs.borrow().as_ref().is_some_and(|config| claim::allowed(key, config))
+    }
+
+    fn inputs(&self) -> Option<(Arc<NetworkConfig>, Underlay)> {
+        let config = self.configs.borrow().clone()?;
+        let underlay = self.facts.borrow().as_ref()?.underlay.clone().ok()?;
+        Some((config, underlay))
+    }
+
+    /// Tells why there is no lease yet; once per reason in the log.
+    fn waiting(&self, reason: String) {
+        self.own.send_if_modified(|own| match &own.state {
+            LeaseState::None(known) if *known == reason => false,
+            LeaseState::None(_) => {
+                tracing::info!("no lease yet: {reason}");
+                own.state = LeaseState::None(reason);
+                true
+            }
+            // What we use meanwhile stays in use.
+            _ => false,
+        });
+    }
+
+    async fn failed(&self, error: &StoreError, backoff: &mut Backoff) {
+        self.waiting(error.to_string());
+        self.pause(backoff).await;
+    }
+
+    async fn pause(&self, backoff: &mut Backoff) {
+        tokio::time::sleep(Duration::from_millis(backoff.wait(clock::chance()))).await;
+    }
+
+    /// Our one etcd lease: that of our former life if it is of the right length, else a new one.
+    async fn etcd_lease(
+        &self,
+        granted: &mut Option<i64>,
+        former: Option<&LeaseRecord>,
+        host_id: &str,
+    ) -> Result<i64, StoreError> {
+        if let Some(lease) = *granted {
+            return Ok(lease);
+        }
+        let ours = former.filter(|r| r.value.as_ref().is_ok_and(|v| v.host_id() == Some(host_id)));
+        if let Some(lease) = ours.map(|r| r.etcd_lease).filter(|lease| *lease != 0)
+            && self.writer.time_to_live(lease).await?.is_some_and(|t| t.granted == self.options.ttl)
+            && self.writer.keep_alive(lease).await?
+        {
+            return Ok(*granted.insert(lease));
+        }
+        let lease = self.writer.grant(self.options.ttl).await?;
+        Ok(*granted.insert(lease))
+    }
+
+    fn macs(
+        &self,
+        config: &NetworkConfig,
+        facts: &HostFacts,
+        last: &Last,
+        former: Option<&LeaseRecord>,
+        host_id: &str,
+    ) -> BTreeMap<Family, Mac> {
+        let Backend::Vxlan(vxlan) = &config.backend else { return BTreeMap::new() };
+        let published = |family| former.and_then(|r| r.value.as_ref().ok()).and_then(|v| v.backend_data(family).vtep_mac());
+        config
+            .pools()
+            .map(|pool| pool.network.family())
+            .map(|family| {
+                let candidates = mac::Candidates {
+                    adopted_device: facts.adopted(vxlan, family).and_then(|link| link.mac),
+                    lasting: last.macs.get(&family).copied(),
+                    published: published(family),
+                };
+                (family, mac::choose(candidates, host_id, vxlan.vni, family))
+            })
+            .collect()
+    }
+
+    /// The value to publish. Members that we do not know stay as they are.
+    fn value(
+        &self,
+        config: &NetworkConfig,
+        underlay: &Underlay,
+        macs: &BTreeMap<Family, Mac>,
+        host_id: &str,
+        current: Option<&LeaseRecord>,
+    ) -> LeaseValue {
+        let mut value = LeaseValue::default();
+        value.other = current.and_then(|r| r.value.as_ref().ok()).and_then(|v| v.other.clone());
+        for address in public_addresses(config, underlay) {
+            match address {
+                IpAddr::V4(ip) => value.public_ip = Some(ip),
+                IpAddr::V6(ip) => value.public_ipv6 = Some(ip),
+            }
+        }
+        match &config.backend {
+            Backend::Vxlan(vxlan) => {
+                value.backend_type = "vxlan".into();
+                let data = |family| match macs.get(&family) {
+                    Some(mac) => BackendData::Vxlan { vni: Some(vxlan.vni), vtep_mac: *mac },
+                    None => BackendData::None,
+                };
+                value.backend_data = data(Family::V4);
+                value.backend_v6_data = data(Family::V6);
+            }
+            Backend::HostGw => value.backend_type = "host-gw".into(),
+            // flannel's alloc leases carry no type.
+            Backend::Alloc => {}
+        }
+        // Behind 1:1 NAT our packets may also come from the address itself.
+        let sources = underlay.endpoints.iter().filter(|e| e.local != e.public).map(|e| e.local).collect();
+        value.loden = Some(Box::new(LodenMember {
+            host_id: host_id.to_owned(),
+            boot_id: state::boot_id(),
+            host_name: state::host_name(),
+            labels: self.options.labels.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            features: Vec::new(),
+            sources,
+            keep_alive_seconds: claim::keep_alive_interval(self.options.ttl),
+        }));
+        value
+    }
+
+    /// Publishes a lease that was written or refreshed just now, and remembers it.
+    fn publish(&self, held: &Held, host_id: &str, macs: &BTreeMap<Family, Mac>, last: &mut Last) {
+        let ttl = self.options.ttl;
+        let lasting = held.etcd_lease == 0;
+        self.own.send_replace(OwnLease {
+            state: LeaseState::Held,
+            key: Some(held.key),
+            macs: macs.clone(),
+            host_id: host_id.to_owned(),
+            expires: (!lasting).then(|| clock::now() + ttl * 1000),
+        });
+        let deadline = if lasting { u64::MAX } else { clock::unix_seconds() + ttl };
+        let Some(config) = self.configs.borrow().as_ref().map(|c| c.to_json().to_string()) else { return };
+        let now = Last { config, key: held.key.to_string(), deadline, macs: macs.clone() };
+        // A refreshed deadline alone is written when a twelfth of the TTL has passed.
+        let same = Last { deadline: last.deadline, ..now.clone() } == *last;
+        if same && now.deadline.saturating_sub(last.deadline) < (ttl / 12).max(1) {
+            return;
+        }
+        match self.state.save_last(&now) {
+            Ok(()) => *last = now,
+            Err(error) => tracing::error!(%error, "cannot remember our lease; a reboot without etcd will not have it"),
+        }
+    }
+}
+
+fn public_addresses(config: &NetworkConfig, underlay: &Underlay) -> Vec<IpAddr> {
+    config.pools().filter_map(|p| underlay.endpoint(p.network.family())).map(|e| e.public).collect()
+}
+
+fn without(mut table: LeaseTable, key: &LeaseKey) -> LeaseTable {
+    table.delete(&key.to_string());
+    table
+}
+
+/// A config without `Backend` is udp to flannel: where such hosts live, joining them as vxlan would
+/// make two overlays that cannot talk.
+fn udp_peers(config: &NetworkConfig, table: &LeaseTable) -> Option<String> {
+    if !config.backend_implied {
+        return None;
+    }
+    let (key, _) = table.iter().find(|(_, r)| {
+        r.etcd_lease != 0 && r.value.as_ref().is_ok_and(|v| v.backend_type.is_empty() && v.loden.is_none())
+    })?;
+    Some(format!(
+        "the network config has no Backend, and the live lease {key} has no type: flannel runs udp there; set Backend.Type for all hosts (loden config set)"
+    ))
+}
+
+fn has_older_twin(table: &LeaseTable, held: &Held, family: Family, mac: Mac) -> bool {
+    let Some(ours) = table.get(&held.key).map(|r| r.create_revision) else { return false };
+    table.iter().any(|(key, record)| {
+        *key != held.key
+            && record.create_revision < ours
+            && record.value.as_ref().is_ok_and(|v| v.backend_data(family).vtep_mac() == Some(mac))
+    })
+}

@@ -1,0 +1,20 @@
+//! The daemon and the command line of Loden: effects and wiring around the pure core.
+//!
+//! [`app`] wires the tasks; [`store`] talks to etcd, [`lease`] claims and keeps our subnet,
+//! [`network_config`] follows the config, [`reconcile`] decides with the core and writes through
+//! [`kernel`], [`status`] answers questions, [`subnet_file`] tells plugins; [`cli`] is what an
+//! operator types.
+
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod endpoints;
+pub mod files;
+pub mod kernel;
+pub mod lease;
+pub mod network_config;
+pub mod reconcile;
+pub mod state;
+pub mod status;
+pub mod store;
+pub mod subnet_file;

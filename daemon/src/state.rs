@@ -1,0 +1,131 @@
+//! Lasting state: who this host is, and what it held last. Lost state costs a new host id and a
+//! new subnet at worst, never correctness.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use loden_core::peers::Peer;
+use loden_proto::{Family, Mac};
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+use crate::files::{make_folder, write_atomically};
+
+/// The folder of one network's lasting state.
+#[derive(Debug, Clone)]
+pub struct StateDir {
+    folder: PathBuf,
+}
+
+/// Host id, bound to the machine id: a copied disk is another host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct HostId {
+    host_id: String,
+    machine_id: String,
+}
+
+/// What the host held last. Enough to bring the data plane back while etcd is away.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Last {
+    /// The network config in force, as it stands in etcd.
+    pub config: String,
+    /// The lease's key.
+    pub key: String,
+    /// When the lease ends unless refreshed, in seconds since 1970; `u64::MAX` for a reservation.
+    pub deadline: u64,
+    /// MACs of our VXLAN devices.
+    pub macs: BTreeMap<Family, Mac>,
+}
+
+impl StateDir {
+    /// Opens the folder, making it if need be.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        make_folder(folder)?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// The host's id. Drawn anew when there is none, or when the machine id is another than that
+    /// it was drawn for: then the state was copied, and the original may live.
+    pub fn host_id(&self) -> io::Result<String> {
+        let machine_id = machine_id();
+        if let Some(known) = self.read::<HostId>("host-id.json") {
+            if known.machine_id == machine_id {
+                return Ok(known.host_id);
+            }
+            tracing::warn!(
+                host_id = known.host_id,
+                "the lasting state belongs to another machine id; drawing a new host id and forgetting the former subnet"
+            );
+            self.forget();
+        }
+        self.new_host_id()
+    }
+
+    /// Draws a new host id and forgets what the old one held.
+    pub fn new_host_id(&self) -> io::Result<String> {
+        let host_id = format!("{:016x}{:016x}", clock::chance(), clock::chance());
+        self.write("host-id.json", &HostId { host_id: host_id.clone(), machine_id: machine_id() })?;
+        Ok(host_id)
+    }
+
+    /// Forgets subnet, MACs and peers.
+    pub fn forget(&self) {
+        for name in ["last.json", "peers.json"] {
+            let _ = std::fs::remove_file(self.folder.join(name));
+        }
+    }
+
+    /// What the host held last.
+    pub fn last(&self) -> Last {
+        self.read("last.json").unwrap_or_default()
+    }
+
+    /// Remembers it.
+    pub fn save_last(&self, last: &Last) -> io::Result<()> {
+        self.write("last.json", last)
+    }
+
+    /// The peers known last.
+    pub fn peers(&self) -> Vec<Peer> {
+        self.read("peers.json").unwrap_or_default()
+    }
+
+    /// Remembers them.
+    pub fn save_peers<'a>(&self, peers: impl Iterator<Item = &'a Peer>) -> io::Result<()> {
+        self.write("peers.json", &peers.collect::<Vec<_>>())
+    }
+
+    fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Option<T> {
+        let path = self.folder.join(name);
+        let bytes = std::fs::read(&path).ok()?;
+        match serde_json::from_slice(&bytes) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "ignored a damaged file of lasting state");
+                None
+            }
+        }
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
+        let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
+        write_atomically(&self.folder.join(name), &bytes, 0o644)
+    }
+}
+
+/// machine-id(5)
+fn machine_id() -> String {
+    std::fs::read_to_string("/etc/machine-id").map(|s| s.trim().to_owned()).unwrap_or_default()
+}
+
+/// The kernel's id of this boot (`random(4)`).
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned()).unwrap_or_default()
+}
+
+/// The host's name.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

@@ -1,0 +1,244 @@
+//! Keeping a [`View`] of etcd current: list at a revision, watch from the next, and look again
+//! whenever the stream cannot be trusted.
+//!
+//! - A watch that ended is resumed from where it stood, without a list, if etcd is the same and has
+//!   not gone back in time (wiped, or restored from a backup).
+//! - A compacted revision leaves etcd's stream open and mute after one response; then we list.
+//! - Every six hours a list, against events that etcd never sent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Client, EventType, GetOptions, KeyValue, WatchOptions};
+use loden_core::backoff::Backoff;
+use loden_core::leases::{LeaseRecord, LeaseTable};
+use loden_proto::lease::LeaseValue;
+use tokio::sync::watch;
+
+use super::{Connection, EtcdOptions, Keys, StoreError, View};
+use crate::clock;
+
+/// Keys per page. 2,000 leases take some 400 kB, a tenth of the client's limit.
+const PAGE: i64 = 2000;
+const RELIST: Duration = Duration::from_secs(6 * 3600);
+/// How often certificate and password files are looked at.
+const FILE_CHECK: Duration = Duration::from_secs(5);
+
+/// The reading task.
+pub struct Sync {
+    options: EtcdOptions,
+    keys: Keys,
+    view: watch::Sender<View>,
+    connections: watch::Sender<Option<Connection>>,
+    cluster: Option<u64>,
+}
+
+impl Sync {
+    /// The task, and where it publishes views and connections.
+    pub fn new(
+        options: EtcdOptions,
+    ) -> (Self, watch::Receiver<View>, watch::Receiver<Option<Connection>>) {
+        let (view, views) = watch::channel(View { away_since: Some(clock::now()), ..View::default() });
+        let (connections, connection) = watch::channel(None);
+        let keys = Keys::new(&options.prefix);
+        (Self { options, keys, view, connections, cluster: None }, views, connection)
+    }
+
+    /// Runs for ever.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new(100, 5000);
+        loop {
+            let error = match self.session(&mut backoff).await {
+                Ok(()) => continue,
+                Err(error) => error.to_string(),
+            };
+            self.view.send_modify(|view| {
+                if view.error.as_deref() != Some(&error) || view.connected {
+                    tracing::warn!(%error, "etcd is away; the data plane stays as it is");
+                }
+                view.connected = false;
+                view.away_since.get_or_insert_with(clock::now);
+                view.error = Some(error);
+            });
+            tokio::time::sleep(Duration::from_millis(backoff.wait(clock::chance()))).await;
+        }
+    }
+
+    /// One connection's life. `Ok`: it should be made anew, since its files changed.
+    async fn session(&mut self, backoff: &mut Backoff) -> Result<(), StoreError> {
+        let connection = self.options.connect().await?;
+        let mut client = connection.client.clone();
+        let head = client.get(self.keys.config(), None).await?;
+        let (cluster, revision) = head.header().map_or((0, 0), |h| (h.cluster_id(), h.revision()));
+        self.connections.send_replace(Some(connection.clone()));
+        let known = self.view.borrow().clone();
+        if !known.synced || self.cluster != Some(cluster) || revision < known.table.revision {
+            if known.synced {
+                tracing::warn!(revision, seen = known.table.revision, "etcd is another one or went back in time; reading everything anew");
+            }
+            self.list(&mut client).await?;
+        }
+        self.cluster = Some(cluster);
+        loop {
+            let result = self.watch(&mut client, &connection, backoff).await?;
+            match result {
+                WatchEnd::List => self.list(&mut client).await?,
+                WatchEnd::Reconnect => return Ok(()),
+            }
+        }
+    }
+
+    /// Everything at one revision.
+    async fn list(&self, client: &mut Client) -> Result<(), StoreError> {
+        let mut table = LeaseTable::default();
+        let mut config = None;
+        let mut from = self.keys.all();
+        let end = prefix_end(&from);
+        loop {
+            let mut options = GetOptions::new().with_range(end.clone()).with_limit(PAGE);
+            if table.revision > 0 {
+                options = options.with_revision(table.revision);
+            }
+            let mut page = client.get(from.clone(), Some(options)).await?;
+            if table.revision == 0 {
+                table.revision = page.header().map_or(0, |h| h.revision());
+            }
+            let more = page.more();
+            let kvs = page.take_kvs();
+            if let Some(last) = kvs.last().filter(|_| more) {
+                from = String::from_utf8_lossy(last.key()).into_owned() + "\0";
+            }
+            for kv in &kvs {
+                self.put(&mut table, &mut config, kv);
+            }
+            if !more || kvs.is_empty() {
+                break;
+            }
+        }
+        self.view.send_modify(|view| {
+            view.synced = true;
+            view.table = table;
+            view.config = config;
+        });
+        Ok(())
+    }
+
+    async fn watch(
+        &self,
+        client: &mut Client,
+        connection: &Connection,
+        backoff: &mut Backoff,
+    ) -> Result<WatchEnd, StoreError> {
+        let from = self.view.borrow().table.revision + 1;
+        let options = WatchOptions::new().with_prefix().with_start_revision(from).with_progress_notify();
+        let mut stream = client.watch(self.keys.all(), Some(options)).await?;
+        let relist = tokio::time::sleep(jittered(RELIST));
+        tokio::pin!(relist);
+        let mut files = tokio::time::interval(FILE_CHECK);
+        loop {
+            let response = tokio::select! {
+                response = stream.message() => response?,
+                () = &mut relist => return Ok(WatchEnd::List),
+                _ = files.tick() => {
+                    if connection.outdated() {
+                        tracing::info!("certificate or password files changed; connecting to etcd anew");
+                        return Ok(WatchEnd::Reconnect);
+                    }
+                    continue;
+                }
+            };
+            let Some(response) = response else { return Err(StoreError::Ended("the stream closed".into())) };
+            if response.compact_revision() > 0 {
+                tracing::info!(revision = response.compact_revision(), "etcd compacted what we had not seen; reading everything anew");
+                return Ok(WatchEnd::List);
+            }
+            if response.canceled() {
+                return Err(StoreError::Ended(response.cancel_reason().to_owned()));
+            }
+            let events = response.events();
+            let header = response.header().map_or(0, |h| h.revision());
+            // A response may carry a part of what stands at the header's revision: resume after the
+            // last event. Without events it is a progress notice, and the header is right.
+            let seen = events.last().and_then(|e| e.kv()).map(|kv| kv.mod_revision());
+            self.view.send_if_modified(|view| {
+                let news = !view.connected || !events.is_empty();
+                if !view.connected {
+                    tracing::info!(revision = view.table.revision, leases = view.table.len(), "watching etcd");
+                    view.connected = true;
+                    view.away_since = None;
+                    view.error = None;
+                }
+                for event in events {
+                    let Some(kv) = event.kv() else { continue };
+                    match event.event_type() {
+                        EventType::Put => self.put(&mut view.table, &mut view.config, kv),
+                        EventType::Delete => self.delete(&mut view.table, &mut view.config, kv),
+                    }
+                }
+                if !response.created() {
+                    view.table.revision = view.table.revision.max(seen.unwrap_or(header));
+                }
+                news
+            });
+            backoff.reset();
+        }
+    }
+
+    fn put(&self, table: &mut LeaseTable, config: &mut Option<String>, kv: &KeyValue) {
+        let key = String::from_utf8_lossy(kv.key());
+        if *key == self.keys.config() {
+            *config = Some(String::from_utf8_lossy(kv.value()).into_owned());
+        } else if let Some(name) = self.keys.lease_name(&key) {
+            table.put(name, record(kv));
+        }
+    }
+
+    fn delete(&self, table: &mut LeaseTable, config: &mut Option<String>, kv: &KeyValue) {
+        let key = String::from_utf8_lossy(kv.key());
+        if *key == self.keys.config() {
+            *config = None;
+        } else if let Some(name) = self.keys.lease_name(&key) {
+            table.delete(name);
+        }
+    }
+}
+
+enum WatchEnd {
+    /// The watch is of no more use; list and watch again.
+    List,
+    /// Connect anew.
+    Reconnect,
+}
+
+/// A key-value pair as a lease record; an unreadable value is kept as such.
+pub(super) fn record(kv: &KeyValue) -> LeaseRecord {
+    LeaseRecord {
+        value: LeaseValue::parse(kv.value()).map_err(|e| e.to_string()),
+        etcd_lease: kv.lease(),
+        create_revision: kv.create_revision(),
+        mod_revision: kv.mod_revision(),
+    }
+}
+
+/// The first key after all that begin with a prefix.
+fn prefix_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        // The prefix ends with '/', never with 0xff.
+        *last += 1;
+    }
+    end
+}
+
+fn jittered(duration: Duration) -> Duration {
+    duration.mul_f64(0.9 + (clock::chance() % 1000) as f64 / 5000.0)
+}
+
+/// Reads everything once, for the command line.
+pub async fn read_once(options: &EtcdOptions) -> Result<(View, Connection), StoreError> {
+    let (sync, views, _) = Sync::new(options.clone());
+    let connection = options.connect().await?;
+    sync.list(&mut connection.client.clone()).await?;
+    let view = Arc::new(views.borrow().clone());
+    Ok(((*view).clone(), connection))
+}

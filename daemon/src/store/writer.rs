@@ -1,0 +1,132 @@
+//! Writes. Every write of a lease is a transaction on the revision that it replaces: two hosts can
+//! never both believe that they hold one subnet.
+
+use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
+use loden_core::leases::LeaseRecord;
+use loden_proto::lease::{LeaseKey, LeaseValue};
+use tokio::sync::watch;
+
+use super::sync::record;
+use super::{Connection, Keys, StoreError};
+
+/// What became of a transaction.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was carried out at this revision.
+    Written(i64),
+    /// The key is not what we thought: this is what stands there now.
+    Conflict(Option<Box<LeaseRecord>>),
+}
+
+/// What etcd says of a lease, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeToLive {
+    /// As granted.
+    pub granted: u64,
+    /// Until it ends.
+    pub remaining: u64,
+}
+
+/// Writes through whatever connection there is.
+#[derive(Clone)]
+pub struct Writer {
+    keys: Keys,
+    connections: watch::Receiver<Option<Connection>>,
+}
+
+impl Writer {
+    /// A writer that uses the reading task's connections.
+    pub fn new(prefix: &str, connections: watch::Receiver<Option<Connection>>) -> Self {
+        Self { keys: Keys::new(prefix), connections }
+    }
+
+    /// A writer on one connection, for the command line.
+    pub fn on(prefix: &str, connection: Connection) -> Self {
+        Self::new(prefix, watch::channel(Some(connection)).1)
+    }
+
+    fn client(&self) -> Result<Client, StoreError> {
+        self.connections.borrow().as_ref().map(|c| c.client.clone()).ok_or(StoreError::Away)
+    }
+
+    /// Writes a lease's value on an etcd lease (0: none, it stays for ever), if its key is at this
+    /// `mod_revision` (0: does not exist).
+    pub async fn put(
+        &self,
+        key: &LeaseKey,
+        value: &LeaseValue,
+        etcd_lease: i64,
+        mod_revision: i64,
+    ) -> Result<Outcome, StoreError> {
+        let name = self.keys.lease(key);
+        let options = PutOptions::new().with_lease(etcd_lease);
+        let put = TxnOp::put(name.clone(), value.to_json(), Some(options));
+        self.transact(name, mod_revision, put).await
+    }
+
+    /// Deletes a lease's key, if it is at this revision.
+    pub async fn delete(&self, key: &LeaseKey, mod_revision: i64) -> Result<Outcome, StoreError> {
+        let name = self.keys.lease(key);
+        let delete = TxnOp::delete(name.clone(), None);
+        self.transact(name, mod_revision, delete).await
+    }
+
+    async fn transact(&self, name: String, mod_revision: i64, write: TxnOp) -> Result<Outcome, StoreError> {
+        let txn = Txn::new()
+            .when([Compare::mod_revision(name.clone(), CompareOp::Equal, mod_revision)])
+            .and_then([write])
+            .or_else([TxnOp::get(name, None)]);
+        let response = self.client()?.txn(txn).await?;
+        if response.succeeded() {
+            return Ok(Outcome::Written(response.header().map_or(0, |h| h.revision())));
+        }
+        let found = response.op_responses().into_iter().find_map(|r| match r {
+            TxnOpResponse::Get(get) => get.kvs().first().map(record),
+            _ => None,
+        });
+        Ok(Outcome::Conflict(found.map(Box::new)))
+    }
+
+    /// Writes the network config, unconditionally: an operator's word.
+    pub async fn put_config(&self, text: &str) -> Result<(), StoreError> {
+        self.client()?.put(self.keys.config(), text, None).await?;
+        Ok(())
+    }
+
+    /// Writes the network config if there is none; `false` if there is one.
+    pub async fn create_config(&self, text: &str) -> Result<bool, StoreError> {
+        let name = self.keys.config();
+        let txn = Txn::new()
+            .when([Compare::version(name.clone(), CompareOp::Equal, 0)])
+            .and_then([TxnOp::put(name, text, None)]);
+        Ok(self.client()?.txn(txn).await?.succeeded())
+    }
+
+    /// A new etcd lease of this many seconds.
+    pub async fn grant(&self, seconds: u64) -> Result<i64, StoreError> {
+        Ok(self.client()?.lease_grant(seconds as i64, None).await?.id())
+    }
+
+    /// Refreshes an etcd lease; `false` when it does not exist any more.
+    pub async fn keep_alive(&self, lease: i64) -> Result<bool, StoreError> {
+        // Opening the stream sends a first keep-alive and reads its answer, which is all we need.
+        match self.client()?.lease_keep_alive(lease).await {
+            Ok(_stream) => Ok(true),
+            Err(etcd_client::Error::LeaseKeepAliveError(reason)) if reason.contains("not found") => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Ends an etcd lease and with it the keys that hang on it.
+    pub async fn revoke(&self, lease: i64) -> Result<(), StoreError> {
+        self.client()?.lease_revoke(lease).await?;
+        Ok(())
+    }
+
+    /// How long an etcd lease has; `None` when it does not exist.
+    pub async fn time_to_live(&self, lease: i64) -> Result<Option<TimeToLive>, StoreError> {
+        let response = self.client()?.lease_time_to_live(lease, None).await?;
+        let (granted, remaining) = (response.granted_ttl(), response.ttl());
+        Ok((remaining >= 0).then_some(TimeToLive { granted: granted as u64, remaining: remaining as u64 }))
+    }
+}

@@ -1,0 +1,72 @@
+//! `subnet.env`, kept true: written when the lease, the MTU or the config changes.
+
+use std::path::{Path, PathBuf};
+
+use loden_core::plan::container_mtu;
+use loden_core::underlay::Underlay;
+use loden_proto::config::NetworkConfig;
+use loden_proto::lease::LeaseKey;
+use loden_proto::subnet_env::{LeaseState as FileState, SubnetEnv};
+
+use crate::files::write_atomically;
+use crate::lease::{LeaseState, OwnLease};
+
+/// flannel's file: read for the former subnet, and kept current where it exists.
+pub const FLANNEL_FILE: &str = "/run/flannel/subnet.env";
+
+/// The file of this lease; `None` while there is none.
+pub fn contents(
+    config: &NetworkConfig,
+    own: &OwnLease,
+    underlay: &Underlay,
+    masquerade: bool,
+    bridge: &str,
+) -> Option<SubnetEnv> {
+    let key = own.key?;
+    let lease = match own.state {
+        LeaseState::None(_) => return None,
+        LeaseState::Held | LeaseState::Unconfirmed => FileState::Held,
+        LeaseState::Lost(_) => FileState::Lost,
+    };
+    Some(SubnetEnv {
+        networks: config.pools().map(|p| p.network).collect(),
+        subnets: key.subnets().collect(),
+        mtu: container_mtu(config, underlay),
+        masquerade,
+        lease,
+        bridge: Some(bridge.to_owned()),
+    })
+}
+
+/// Writes our file, and flannel's where it exists.
+pub fn write(path: &Path, env: &SubnetEnv) -> std::io::Result<()> {
+    write_atomically(path, env.to_text(true).as_bytes(), 0o644)?;
+    let flannel = Path::new(FLANNEL_FILE);
+    if flannel.exists() && flannel != path {
+        // A lost lease has no word in flannel's file, and it serves flannel's plugin only.
+        if let Err(error) = write_atomically(flannel, env.to_text(false).as_bytes(), 0o644) {
+            tracing::warn!(%error, "cannot keep flannel's subnet.env current");
+        }
+    }
+    Ok(())
+}
+
+/// Subnets that files of a former life name: our own file first, then flannel's.
+pub fn former(path: &Path) -> Vec<LeaseKey> {
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).ok()?;
+        match SubnetEnv::parse(&text) {
+            Ok(env) => LeaseKey::new(
+                env.subnet(loden_proto::Family::V4),
+                env.subnet(loden_proto::Family::V6),
+            ),
+            Err(error) => {
+                tracing::warn!("ignored {}: it {error}", path.display());
+                None
+            }
+        }
+    };
+    let mut keys: Vec<LeaseKey> = [path.to_owned(), FLANNEL_FILE.into()].into_iter().filter_map(read).collect();
+    keys.dedup();
+    keys
+}
