@@ -21,7 +21,7 @@
 //! as it is meanwhile.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -70,7 +70,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     options.etcd.check().map_err(anyhow::Error::msg)?;
     underlay::check(&options.settings.underlay)?;
     make_folder(&options.run_dir)?;
-    let _lock = lock(&options)?;
+    let _lock = lock(&options.run_dir, &options.settings.options.network)?;
     let state = StateDir::open(&options.state_dir)?;
     let host_id = state.host_id()?;
     let last = state.last();
@@ -198,18 +198,17 @@ async fn announce(
 }
 
 /// One daemon per network on a host. The lock goes with the process.
-fn lock(options: &Options) -> anyhow::Result<File> {
+pub fn lock(run_dir: &Path, network: &str) -> anyhow::Result<File> {
     use std::io::{Read, Seek, Write};
-    let path = options.run_dir.join("loden.lock");
+    let path = run_dir.join("loden.lock");
     let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path)
         .with_context(|| format!("cannot open {}; is the disk full or read-only?", path.display()))?;
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut holder = String::new();
         file.read_to_string(&mut holder)?;
         bail!(
-            "another daemon (process {}) runs the network {} on this host; stop it, or give this one its own --network",
-            holder.trim(),
-            options.settings.options.network
+            "a daemon (process {}) runs the network {network} on this host; stop it, or give this one its own --network",
+            holder.trim()
         );
     }
     file.set_len(0)?;

@@ -18,7 +18,7 @@ use crate::mac::Fnv;
 use crate::observed::{Address, Link, Nexthop, Observed, Route, Via};
 use crate::ownership;
 use crate::peers::Peer;
-use crate::plan::{Desired, Device, PeerObjects};
+use crate::plan::{Desired, Device, Options, PeerObjects};
 
 /// One change of the kernel's state. Each is safe to repeat.
 #[derive(Debug, Clone, PartialEq)]
@@ -561,6 +561,28 @@ fn nexthop_ids(subnet: &Subnet) -> impl Iterator<Item = u32> {
     hash.write(subnet.to_string().as_bytes());
     let start = hash.finish() as u32 & 0x00ff_ffff;
     (0..16).map(move |i| u32::from(ROUTE_PROTOCOL) << 24 | (start + i) & 0x00ff_ffff)
+}
+
+/// What takes everything of ours out of the kernel, our table apart: routes, nexthops, devices with
+/// our names, and the bridge if no container hangs on it. An adopted device is not ours.
+pub fn removal(observed: &Observed, options: &Options, networks: &[Subnet]) -> Vec<Operation> {
+    let named = |index: u32| observed.links.get(&index).is_some_and(|l| l.vxlan.is_some() && options.names_device(&l.name));
+    let inside = |subnet: &Subnet| networks.iter().any(|n| n.contains_subnet(subnet));
+    let routes = observed.routes.values().flatten().filter(|r| {
+        r.protocol == ROUTE_PROTOCOL && (inside(&r.subnet) || observed.resolve(r.via).is_some_and(|(d, _)| named(d)))
+    });
+    let mut operations: Vec<Operation> = routes.cloned().map(Operation::DeleteRoute).collect();
+    let nexthops = observed.nexthops.iter().filter(|(_, n)| {
+        let gateway_inside = n.gateway.is_some_and(|g| networks.iter().any(|network| network.contains(g)));
+        n.protocol == ROUTE_PROTOCOL && (gateway_inside || named(n.device))
+    });
+    operations.extend(nexthops.map(|(id, _)| Operation::DeleteNexthop(*id)));
+    let has_ports = |bridge: u32| observed.links.values().any(|l| l.controller == bridge);
+    let devices = observed.links.values().filter(|l| {
+        named(l.index) || l.bridge && l.name == options.bridge() && !has_ports(l.index)
+    });
+    operations.extend(devices.map(|l| Operation::DeleteDevice { index: l.index, name: l.name.clone() }));
+    operations
 }
 
 /// What the kernel holds after an operation succeeded. Creating or deleting a device is not

@@ -241,15 +241,7 @@ mod tests {
     use super::*;
 
     fn options() -> Options {
-        Options {
-            network: "loden".into(),
-            masquerade: true,
-            masquerade_inbound: true,
-            no_masquerade: vec!["10.9.0.0/16".parse().expect("subnet")],
-            fully_random: true,
-            fwmark: (0x4000_0000, 0x4000_0000),
-            check_sources: true,
-        }
+        Options { no_masquerade: vec!["10.9.0.0/16".parse().expect("subnet")], ..Options::named("loden") }
     }
 
     fn script(config: &str, options: &Options) -> String {

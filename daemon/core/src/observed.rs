@@ -52,6 +52,8 @@ pub struct Link {
     pub loopback: bool,
     /// Whether it is a bridge.
     pub bridge: bool,
+    /// Index of the bridge or bond that it is a port of, 0 for none.
+    pub controller: u32,
     /// VXLAN settings, if it is one.
     pub vxlan: Option<VxlanLink>,
 }

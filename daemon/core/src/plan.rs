@@ -43,6 +43,19 @@ pub struct Options {
 }
 
 impl Options {
+    /// The defaults, for a network of this name.
+    pub fn named(network: &str) -> Self {
+        Self {
+            network: network.to_owned(),
+            masquerade: true,
+            masquerade_inbound: true,
+            no_masquerade: Vec::new(),
+            fully_random: true,
+            fwmark: (loden_proto::DEFAULT_FWMARK, loden_proto::DEFAULT_FWMARK),
+            check_sources: true,
+        }
+    }
+
     /// Name of the bridge that the plugin makes.
     pub fn bridge(&self) -> String {
         format!("{}0", self.network)

@@ -20,7 +20,7 @@ use loden_core::observed::Observed;
 use loden_netlink::{Request, Socket};
 use loden_proto::{Family, Subnet};
 
-pub use filters::{rejected_sources, table_exists};
+pub use filters::{rejected_sources, remove_table, table_exists};
 pub use watch::{Notice, Watch};
 
 /// What an observation should tell beyond links and addresses.

@@ -20,15 +20,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn options() -> Options {
-    Options {
-        network: "loden".into(),
-        masquerade: true,
-        masquerade_inbound: true,
-        no_masquerade: Vec::new(),
-        fully_random: true,
-        fwmark: (1 << 30, 1 << 30),
-        check_sources: true,
-    }
+    Options::named("loden")
 }
 
 fn desired(peers: OrdMap<Subnet, Peer>) -> Desired {
@@ -65,7 +57,7 @@ fn peer(n: u8, endpoint: u8, mac: u8, direct: bool) -> Peer {
 /// A link that is not ours, the underlay, and, if asked, our device as the plan wants it.
 fn host(device: bool) -> Observed {
     let plain = |index: u32, name: &str| Link {
-        index, name: name.into(), mac: None, mtu: 1500, up: true, loopback: false, bridge: false, vxlan: None,
+        index, name: name.into(), mac: None, mtu: 1500, up: true, loopback: false, bridge: false, controller: 0, vxlan: None,
     };
     let mut observed = Observed { has_nexthops: true, ..Observed::default() };
     observed.links.insert(UNDERLAY, plain(UNDERLAY, "eth0"));
@@ -84,7 +76,7 @@ fn add_device(observed: &mut Observed, device: &Device) {
     };
     observed.links.insert(DEVICE, Link {
         index: DEVICE, name: device.name.clone(), mac: Some(device.mac), mtu: device.mtu, up: false, loopback: false,
-        bridge: false, vxlan: Some(vxlan),
+        bridge: false, controller: 0, vxlan: Some(vxlan),
     });
 }
 
@@ -273,13 +265,34 @@ fn a_foreign_route_in_the_way_is_reported_and_left() {
 }
 
 #[test]
+fn removal_takes_exactly_ours() {
+    let wanted: OrdMap<Subnet, Peer> = [peer(2, 2, 6, false), peer(3, 3, 9, true)].into_iter().map(|p| (p.subnet, p)).collect();
+    let desired = desired(wanted);
+    let mut observed = host(false);
+    for route in foreign_routes() {
+        observed.routes.entry(route.subnet).or_default().push(route);
+    }
+    let before = observed.clone();
+    pass(&desired, &mut observed);
+    let networks: Vec<Subnet> = desired.networks.iter().map(|(n, _)| *n).collect();
+    for operation in removal(&observed, &options(), &networks) {
+        match operation {
+            Operation::DeleteDevice { index, .. } => remove_device(&mut observed, index),
+            other => applied(&mut observed, &other),
+        }
+    }
+    assert_eq!((observed.links, observed.routes, observed.nexthops), (before.links, before.routes, before.nexthops));
+    assert!(observed.neighbours.is_empty() && observed.fdb.is_empty());
+}
+
+#[test]
 fn foreign_devices_are_not_removed() {
     let mut observed = host(true);
     let desired = desired(OrdMap::new());
     for (index, name) in [(20, "flannel.9"), (21, "loden-x.9"), (22, "vxlan.calico"), (23, "loden.9")] {
         let vxlan = VxlanLink { vni: 9, port: 4789, local: None, lower: 0, learning: true, gbp: false, external: false, family: Family::V4 };
         observed.links.insert(index, Link {
-            index, name: name.into(), mac: None, mtu: 1450, up: true, loopback: false, bridge: false, vxlan: Some(vxlan),
+            index, name: name.into(), mac: None, mtu: 1450, up: true, loopback: false, bridge: false, controller: 0, vxlan: Some(vxlan),
         });
     }
     let deleted: Vec<Operation> =
