@@ -3,22 +3,26 @@
 //!
 //! ```text
 //! 10.5.7.2             proto's Allocation as JSON; written beside and renamed, so never half there
-//! by-veth/veth….ipv4   link to the address that this container interface has (an index for ADD)
-//! freed/10.5.7.9       empty; the cool-down counts from its modification time
-//! last-ipv4            the last address given; may be lost
-//! lock                 held while an address is chosen or freed, never while the kernel works
+//! by-veth/veth….ipv4   the same file once more (a hard link): an index for ADD
+//! freed/10.5.7.9       the cool-down counts from its modification time; holds what it held last
+//! lock                 held while an address is chosen or freed, never while the kernel works;
+//!                      it contains the last address given of each family, which may be lost
 //! ```
 //!
 //! A crash between two steps can waste an address until the same container's next ADD or
-//! DEL, but never give it twice: the link comes before the file, the mark in `freed` before
-//! the file's removal, and a file that cannot be read holds its address. Files are not
-//! synced: by default they lie on a tmpfs, and a power failure ends the containers too.
+//! DEL, but never give it twice: the index comes before the file and is believed only if
+//! the file agrees, the file turns into its mark in one step, and a file that cannot be read
+//! holds its address. Files are not synced: by default they lie on a tmpfs, and a power
+//! failure ends the containers too.
+//!
+//! ADD's time is spent here where /run is no tmpfs: an inode costs 50 µs on ext4, hence hard
+//! links, a mark that is the old file, and no file for the cursor.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -34,6 +38,10 @@ use crate::request::Attachment;
 pub const HOST_LOCAL_DIR: &str = "/var/lib/cni/networks";
 const INDEX_DIR: &str = "by-veth";
 const NEW_FILE: &str = ".new";
+/// Room for one address and a line feed in the lock file; the longest IPv6 address has 45 characters.
+const CURSOR_LEN: usize = 48;
+/// From this many marks on, those whose time is over are removed.
+const MANY_MARKS: usize = 512;
 
 /// The allocations of one network.
 #[derive(Debug, Clone)]
@@ -60,7 +68,7 @@ impl Store {
     /// Claims one address in each subnet. What this attachment holds already (an ADD that was
     /// killed, then repeated) is kept where it fits and released where not.
     pub fn claim(&self, who: &Attachment, subnets: &[Subnet]) -> Result<Vec<Allocation>, Error> {
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         let host_veth = naming::host_end(who).name;
         let held = self.indexed(who, &host_veth);
         let mut taken = self.addresses().map_err(Error::file("list", &self.dir))?;
@@ -68,7 +76,7 @@ impl Store {
         for subnet in subnets {
             let address = match held.iter().find(|a| Pool::new(*subnet).contains(a.address)) {
                 Some(allocation) => allocation.address,
-                None => self.choose(*subnet, &taken)?,
+                None => self.choose(*subnet, &taken, &lock)?,
             };
             taken.insert(address);
             addresses.push(address);
@@ -114,8 +122,8 @@ impl Store {
     pub fn release(&self, who: &Attachment, rest: Rest) -> Result<Vec<Allocation>, Error> {
         let host_veth = naming::host_end(who).name;
         let found = self.find(who)?;
-        let links = Family::ALL.iter().any(|f| self.index_path(&host_veth, *f).is_symlink());
-        if found.is_empty() && !links {
+        let indexed = Family::ALL.iter().any(|f| self.index_path(&host_veth, *f).exists());
+        if found.is_empty() && !indexed {
             return Ok(Vec::new());
         }
         let _lock = self.lock()?;
@@ -138,23 +146,21 @@ impl Store {
         Ok(addresses.iter().any(|a| subnet.contains(*a)))
     }
 
-    fn choose(&self, subnet: Subnet, taken: &BTreeSet<IpAddr>) -> Result<IpAddr, Error> {
+    fn choose(&self, subnet: Subnet, taken: &BTreeSet<IpAddr>, lock: &File) -> Result<IpAddr, Error> {
         let pool = Pool::new(subnet);
         let foreign: BTreeSet<IpAddr> = foreign_addresses(&self.host_local)
             .into_iter()
             .filter(|a| pool.contains(*a) && !taken.contains(a))
             .collect();
         let now = SystemTime::now();
-        let cursor = self.cursor(subnet.family());
         let mut usage = Usage {
             taken: taken.iter().filter(|a| pool.contains(**a)).copied().collect(),
-            last: fs::read_to_string(&cursor).ok().and_then(|text| text.trim().parse().ok()),
-            freed: Default::default(),
+            last: read_cursor(lock, subnet.family()),
+            freed: self.marks(now),
         };
         let own = usage.taken.len();
         usage.taken.extend(&foreign);
-        self.read_freed(&mut usage, now);
-        let Some(address) = ipam::choose(pool, &usage, now) else {
+        let Some(address) = ipam::choose(pool, &usage, |a| self.freed_at(a), now) else {
             let unreadable = usage
                 .taken
                 .iter()
@@ -168,77 +174,77 @@ impl Store {
                 unreadable: unreadable.collect(),
             }));
         };
-        // A lost cursor costs only the order.
-        let _ = fs::write(&cursor, address.to_string());
+        write_cursor(lock, address);
         Ok(address)
     }
 
-    /// Reads the marks of freed addresses and removes those whose time is over.
-    fn read_freed(&self, usage: &mut Usage, now: SystemTime) {
-        let Ok(entries) = fs::read_dir(self.dir.join(FREED_DIR)) else { return };
-        for entry in entries.flatten() {
-            let Some(address) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-            match entry.metadata().and_then(|m| m.modified()) {
-                Ok(freed) if !ipam::has_rested(freed, now) => {
-                    usage.freed.insert(address, freed);
-                }
-                _ => {
-                    let _ = fs::remove_file(entry.path());
-                }
-            }
+    /// The freed addresses. Marks whose time is over mean nothing and are mostly left for
+    /// their address's next turn; an IPv6 subnet has too many addresses for that.
+    fn marks(&self, now: SystemTime) -> BTreeSet<IpAddr> {
+        let mut marks = addresses_in(&self.dir.join(FREED_DIR)).unwrap_or_default();
+        if marks.len() >= MANY_MARKS {
+            marks.retain(|address| {
+                let rested = self.freed_at(*address).is_none_or(|at| ipam::has_rested(at, now));
+                !(rested && fs::remove_file(self.freed_path(*address)).is_ok())
+            });
         }
+        marks
     }
 
-    /// Writes the index link, then the file in one step.
+    fn freed_at(&self, address: IpAddr) -> Option<SystemTime> {
+        fs::metadata(self.freed_path(address)).ok()?.modified().ok()
+    }
+
+    /// Writes the file under another name, enters it in the index, and gives it its name.
     fn write(&self, allocation: &Allocation) -> Result<(), Error> {
-        let link = self.index_path(&allocation.host_veth, Family::of(allocation.address));
-        let target = Path::new("..").join(allocation.address.to_string());
-        in_folder(&link, || {
-            let _ = fs::remove_file(&link);
-            symlink(&target, &link)
-        })
-        .map_err(Error::file("write", &link))?;
         let (new, path) = (self.dir.join(NEW_FILE), self.path(allocation.address));
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o644);
-        let written = options
-            .open(&new)
-            .and_then(|mut file| file.write_all(allocation.to_json().as_bytes()))
-            .and_then(|()| fs::rename(&new, &path));
+        let index = self.index_path(&allocation.host_veth, Family::of(allocation.address));
+        let write = || {
+            let mut options = OpenOptions::new();
+            // A file left here by a crash may be linked from the index: never written into.
+            options.write(true).create_new(true).mode(0o644);
+            let mut file = or_after_removal(&new, || options.open(&new))?;
+            file.write_all(allocation.to_json().as_bytes())?;
+            in_folder(&index, || or_after_removal(&index, || fs::hard_link(&new, &index)))?;
+            fs::rename(&new, &path)
+        };
+        let written = write();
         if written.is_err() {
             let _ = fs::remove_file(&new);
         }
         written.map_err(Error::file("write", &path))?;
+        // Next to its file a mark means nothing; it only must not be there for ever.
         let _ = fs::remove_file(self.freed_path(allocation.address));
         Ok(())
     }
 
     fn remove(&self, address: IpAddr, rest: Rest) -> Result<(), Error> {
+        let (path, mark) = (self.path(address), self.freed_path(address));
         if rest == Rest::CoolDown {
-            let mark = self.freed_path(address);
-            // Without a mark (no inode left) the address is free at once, which beats a DEL
-            // that fails for ever. A file that was there keeps its old time, hence the set.
-            let _ = in_folder(&mark, || File::create(&mark)?.set_modified(SystemTime::now()));
+            let freed = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+            if freed.and_then(|()| in_folder(&mark, || fs::rename(&path, &mark))).is_ok() {
+                return Ok(());
+            }
+            // Without a mark (no inode left for the folder) the address is free at once,
+            // which beats a DEL that fails for ever.
         }
-        let path = self.path(address);
         absent_is_fine(fs::remove_file(&path)).map_err(Error::file("remove", &path))
     }
 
     fn remove_index(&self, host_veth: &str) {
         for family in Family::ALL {
-            // A link that leads nowhere, or to another's file, is ignored by all readers.
+            // One that disagrees with the files is ignored by all readers.
             let _ = fs::remove_file(self.index_path(host_veth, family));
         }
     }
 
     /// What the index says, as far as the files agree with it.
     fn indexed(&self, who: &Attachment, host_veth: &str) -> Vec<Allocation> {
-        let target = |family| {
-            let target = fs::read_link(self.index_path(host_veth, family)).ok()?;
-            target.file_name()?.to_str()?.parse().ok()
+        let entry = |family| {
+            let text = fs::read_to_string(self.index_path(host_veth, family)).ok()?;
+            self.read(Allocation::parse(&text).ok()?.address).ok()
         };
-        let addresses = Family::ALL.into_iter().filter_map(target);
-        addresses.filter_map(|a| self.read(a).ok()).filter(|a| belongs(a, who)).collect()
+        Family::ALL.into_iter().filter_map(entry).filter(|a| belongs(a, who)).collect()
     }
 
     /// Every address that has a file, whatever is in it.
@@ -260,7 +266,7 @@ impl Store {
     fn lock(&self) -> Result<File, Error> {
         let path = self.dir.join(LOCK_FILE);
         let mut options = OpenOptions::new();
-        options.write(true).create(true).mode(0o600);
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = in_folder(&path, || options.open(&path)).map_err(Error::file("open", &path))?;
         file.lock().map_err(Error::file("lock", &path))?;
         Ok(file)
@@ -276,10 +282,6 @@ impl Store {
 
     fn index_path(&self, host_veth: &str, family: Family) -> PathBuf {
         self.dir.join(INDEX_DIR).join(format!("{host_veth}.{}", suffix(family)))
-    }
-
-    fn cursor(&self, family: Family) -> PathBuf {
-        self.dir.join(format!("last-{}", suffix(family)))
     }
 }
 
@@ -302,6 +304,37 @@ fn in_folder<T>(path: &Path, mut write: impl FnMut() -> io::Result<T>) -> io::Re
             write()
         }
         (result, _) => result,
+    }
+}
+
+/// Runs it, and once more after removing what is in its way.
+fn or_after_removal<T>(path: &Path, create: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match create() {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            create()
+        }
+        result => result,
+    }
+}
+
+/// The last address given of a family; `None` when that is not known (any more).
+fn read_cursor(lock: &File, family: Family) -> Option<IpAddr> {
+    let mut line = [0; CURSOR_LEN];
+    let length = lock.read_at(&mut line, cursor_offset(family)).ok()?;
+    str::from_utf8(&line[..length]).ok()?.trim().parse().ok()
+}
+
+fn write_cursor(lock: &File, address: IpAddr) {
+    let line = format!("{address:<width$}\n", width = CURSOR_LEN - 1, address = address.to_string());
+    // A lost cursor costs only the order.
+    let _ = lock.write_all_at(line.as_bytes(), cursor_offset(Family::of(address)));
+}
+
+fn cursor_offset(family: Family) -> u64 {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => CURSOR_LEN as u64,
     }
 }
 

@@ -1,6 +1,5 @@
 //! Tests of `allocations.rs`, on a folder of their own.
 
-use std::fs;
 use std::time::{Duration, SystemTime};
 
 use super::*;
@@ -61,7 +60,7 @@ fn a_claim_is_one_file_named_like_its_address() {
         .map(|e| e.expect("entry").file_name().into_string().expect("name"))
         .collect();
     names.sort();
-    assert_eq!(names, ["10.5.7.2", "by-veth", "fd00::2", "last-ipv4", "last-ipv6", "lock"]);
+    assert_eq!(names, ["10.5.7.2", "by-veth", "fd00::2", "lock"]);
 }
 
 #[test]
@@ -138,15 +137,60 @@ fn an_allocation_without_its_index_is_found_by_reading() {
 }
 
 #[test]
-fn an_index_that_leads_to_anothers_file_is_not_believed() {
+fn an_index_that_the_files_do_not_agree_with_is_not_believed() {
     let f = Fixture::new();
     f.claim("a", SMALL).expect("free");
-    let link = f.store.index_path(&naming::host_end(&who("b")).name, Family::V4);
-    symlink("../10.5.7.2", &link).expect("link");
+    let index = f.store.index_path(&naming::host_end(&who("b")).name, Family::V4);
+    fs::hard_link(f.path("10.5.7.2"), &index).expect("another's file");
     assert!(f.store.release(&who("b"), Rest::CoolDown).expect("released").is_empty());
-    assert!(f.path("10.5.7.2").exists() && !link.is_symlink());
-    symlink("../10.5.7.2", &link).expect("link");
+    assert!(f.path("10.5.7.2").exists() && !index.exists());
+    let text = fs::read_to_string(f.path("10.5.7.2")).expect("file");
+    fs::write(&index, text.replace("10.5.7.2", "10.5.7.5").replace("\"a\"", "\"b\""))
+        .expect("a file that is gone");
     assert_eq!(f.claim("b", SMALL).expect("free"), ["10.5.7.3"]);
+}
+
+#[test]
+fn a_crash_before_the_file_has_its_name_harms_nobody() {
+    let f = Fixture::new();
+    f.claim("a", SMALL).expect("free");
+    // As if killed between the index and the rename.
+    fs::rename(f.path("10.5.7.2"), f.path(".new")).expect("rename");
+    assert_eq!(f.claim("b", SMALL).expect("free"), ["10.5.7.3"]);
+    assert_eq!(f.claim("a", SMALL).expect("free"), ["10.5.7.4"]);
+    for (id, address) in [("a", "10.5.7.4"), ("b", "10.5.7.3")] {
+        let found = f.store.find(&who(id)).expect("found");
+        assert_eq!(found.iter().map(|a| a.address.to_string()).collect::<Vec<_>>(), [address]);
+    }
+}
+
+#[test]
+fn old_marks_do_not_pile_up() {
+    let f = Fixture::new();
+    f.claim("a", "fd00::/64").expect("free");
+    fs::create_dir_all(f.path("freed")).expect("dir");
+    for i in 0..MANY_MARKS {
+        let address = format!("fd00::1:{i:x}");
+        fs::write(f.path("freed").join(&address), "").expect("mark");
+        if i % 2 == 0 {
+            f.rested(&address);
+        }
+    }
+    f.claim("b", "fd00::/64").expect("free");
+    assert_eq!(fs::read_dir(f.path("freed")).expect("dir").count(), MANY_MARKS / 2);
+}
+
+#[test]
+fn a_lost_cursor_costs_only_the_order() {
+    let f = Fixture::new();
+    f.claim("a", "10.5.7.0/24 fd00::/64").expect("free");
+    for torn in ["", "10.5", "nonsense\u{fffd}"] {
+        fs::write(f.path("lock"), torn).expect("write");
+        f.store.release(&who("b"), Rest::None).expect("released");
+        assert_eq!(f.claim("b", "10.5.7.0/24 fd00::/64").expect("free"), ["10.5.7.3", "fd00::3"]);
+    }
+    f.store.release(&who("b"), Rest::None).expect("released");
+    assert_eq!(f.claim("b", "10.5.7.0/24 fd00::/64").expect("free"), ["10.5.7.4", "fd00::4"]);
 }
 
 #[test]

@@ -56,13 +56,18 @@ pub fn create_pair(host: &mut Socket, wiring: Wiring<'_>) -> Result<(), Error> {
         wiring.bridge.index,
         wiring.mtu,
     );
-    let exists = |e: &loden_netlink::Error| e.kernel().is_some_and(KernelError::is_present);
-    let mut made = host.request(&request);
-    if made.as_ref().is_err_and(exists) && delete_pair(host, &wiring.host_end.name)? {
-        made = host.request(&request);
+    // A port of a bridge has no use for an address, and there would be one per container.
+    let requests = [request, links::no_link_local(&wiring.host_end.name)];
+    // The second may fail (IPv6 is off); the first decides.
+    let make = |host: &mut Socket| -> Result<_, Error> {
+        Ok(host.batch(&requests).map_err(Error::kernel(format!("make {ifname}")))?.swap_remove(0))
+    };
+    let mut made = make(host)?;
+    if made.as_ref().is_err_and(KernelError::is_present) && delete_pair(host, &wiring.host_end.name)? {
+        made = make(host)?;
     }
     match made {
-        Err(e) if exists(&e) => Err(interface_exists(wiring.attachment)),
+        Err(e) if e.is_present() => Err(interface_exists(wiring.attachment)),
         other => other.map_err(Error::kernel(format!("make {ifname} in {}", wiring.attachment.netns))),
     }
 }

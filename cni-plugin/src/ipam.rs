@@ -6,7 +6,7 @@
 //! does not reach the next one. When all free addresses are cooling, the one that was freed
 //! longest ago is given.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -63,28 +63,33 @@ impl Pool {
 pub struct Usage {
     /// In use; never given.
     pub taken: BTreeSet<IpAddr>,
-    /// When each freed address was freed.
-    pub freed: BTreeMap<IpAddr, SystemTime>,
+    /// Freed a while ago; when, [`choose`] asks only of those that it comes by.
+    pub freed: BTreeSet<IpAddr>,
     /// The last address given.
     pub last: Option<IpAddr>,
 }
 
-/// The address to give next; `None` when all are taken.
-pub fn choose(pool: Pool, usage: &Usage, now: SystemTime) -> Option<IpAddr> {
+/// The address to give next; `None` when all are taken. `freed_at` tells when an address of
+/// [`Usage::freed`] was freed, where that is known.
+pub fn choose(
+    pool: Pool,
+    usage: &Usage,
+    freed_at: impl Fn(IpAddr) -> Option<SystemTime>,
+    now: SystemTime,
+) -> Option<IpAddr> {
     let usable = pool.usable();
     if usable == 0 {
         return None;
     }
     let start = usage.last.and_then(|last| pool.position(last)).map_or(0, |p| (p + 1) % usable);
+    let rested = |a: &IpAddr| !usage.freed.contains(a) || freed_at(*a).is_none_or(|at| has_rested(at, now));
     // At most this many addresses can be passed over, also in a subnet of 2^64.
     let steps = (usage.taken.len() + usage.freed.len() + 1) as u128;
-    let rested = (0..steps.min(usable)).map(|i| pool.at((start + i) % usable)).find(|address| {
-        !usage.taken.contains(address) && usage.freed.get(address).is_none_or(|at| has_rested(*at, now))
-    });
-    rested.or_else(|| {
-        let cooling = usage.freed.iter().filter(|(a, _)| !usage.taken.contains(*a));
+    let in_turn = (0..steps.min(usable)).map(|i| pool.at((start + i) % usable));
+    in_turn.filter(|a| !usage.taken.contains(a)).find(rested).or_else(|| {
+        let cooling = usage.freed.iter().filter(|a| !usage.taken.contains(*a));
         cooling
-            .filter_map(|(a, at)| Some((*at, (pool.position(*a)? + usable - start) % usable, *a)))
+            .filter_map(|a| Some((freed_at(*a)?, (pool.position(*a)? + usable - start) % usable, *a)))
             .min()
             .map(|(_, _, address)| address)
     })
@@ -97,6 +102,8 @@ pub fn has_rested(freed: SystemTime, now: SystemTime) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -106,6 +113,17 @@ mod tests {
 
     fn pool(text: &str) -> Pool {
         Pool::new(text.parse().expect(text))
+    }
+
+    /// Chooses with all marks at hand.
+    fn next(
+        pool: Pool,
+        usage: &Usage,
+        freed: &BTreeMap<IpAddr, SystemTime>,
+        now: SystemTime,
+    ) -> Option<IpAddr> {
+        let usage = Usage { freed: freed.keys().copied().collect(), ..usage.clone() };
+        choose(pool, &usage, |a| freed.get(&a).copied(), now)
     }
 
     fn at(seconds: u64) -> SystemTime {
@@ -127,33 +145,35 @@ mod tests {
     #[test]
     fn the_next_one_follows_the_last_and_wraps() {
         let mut usage = Usage::default();
-        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(0)), Some(ip("10.5.7.2")));
+        let freed = BTreeMap::new();
+        assert_eq!(next(pool("10.5.7.0/29"), &usage, &freed, at(0)), Some(ip("10.5.7.2")));
         usage.last = Some(ip("10.5.7.3"));
-        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(0)), Some(ip("10.5.7.4")));
+        assert_eq!(next(pool("10.5.7.0/29"), &usage, &freed, at(0)), Some(ip("10.5.7.4")));
         usage.last = Some(ip("10.5.7.6"));
-        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(0)), Some(ip("10.5.7.2")));
+        assert_eq!(next(pool("10.5.7.0/29"), &usage, &freed, at(0)), Some(ip("10.5.7.2")));
         usage.last = Some(ip("192.0.2.1"));
-        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(0)), Some(ip("10.5.7.2")));
+        assert_eq!(next(pool("10.5.7.0/29"), &usage, &freed, at(0)), Some(ip("10.5.7.2")));
     }
 
     #[test]
     fn of_cooling_addresses_the_longest_freed_is_given() {
         let mut usage = Usage::default();
         usage.taken.extend([ip("10.5.7.2"), ip("10.5.7.3")]);
-        usage.freed.extend([(ip("10.5.7.4"), at(5)), (ip("10.5.7.5"), at(3)), (ip("10.5.7.6"), at(9))]);
+        let mut freed =
+            BTreeMap::from([(ip("10.5.7.4"), at(5)), (ip("10.5.7.5"), at(3)), (ip("10.5.7.6"), at(9))]);
         // A mark left beside a taken address means nothing.
-        usage.freed.insert(ip("10.5.7.2"), at(0));
-        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(10)), Some(ip("10.5.7.5")));
-        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(66)), Some(ip("10.5.7.4")));
+        freed.insert(ip("10.5.7.2"), at(0));
+        assert_eq!(next(pool("10.5.7.0/29"), &usage, &freed, at(10)), Some(ip("10.5.7.5")));
+        assert_eq!(next(pool("10.5.7.0/29"), &usage, &freed, at(66)), Some(ip("10.5.7.4")));
         // The clock was set back: all are in the future, none has rested.
-        assert_eq!(choose(pool("10.5.7.0/29"), &usage, at(0)), Some(ip("10.5.7.5")));
+        assert_eq!(next(pool("10.5.7.0/29"), &usage, &freed, at(0)), Some(ip("10.5.7.5")));
     }
 
     #[test]
     fn a_large_subnet_is_not_walked() {
         let mut usage = Usage::default();
         usage.taken.extend((2..5000u128).map(|i| "fd00::/64".parse::<Subnet>().expect("subnet").nth(i)));
-        assert_eq!(choose(pool("fd00::/64"), &usage, at(0)), Some(ip("fd00::1388")));
+        assert_eq!(next(pool("fd00::/64"), &usage, &BTreeMap::new(), at(0)), Some(ip("fd00::1388")));
     }
 
     #[derive(Debug, Clone)]
@@ -210,16 +230,17 @@ mod tests {
                 next: 0,
             };
             let mut usage = Usage::default();
+            let mut freed = BTreeMap::new();
             let mut now = at(0);
             for step in steps {
                 match step {
                     Step::Give => {
-                        let given = choose(pool, &usage, now);
+                        let given = next(pool, &usage, &freed, now);
                         prop_assert_eq!(given, model.give(now));
                         if let Some(address) = given {
                             prop_assert!(pool.contains(address));
                             prop_assert!(usage.taken.insert(address), "{} was given twice", address);
-                            usage.freed.remove(&address);
+                            freed.remove(&address);
                             usage.last = Some(address);
                         }
                     }
@@ -228,7 +249,7 @@ mod tests {
                         if taken.is_empty() { continue }
                         let address = *index.get(&taken);
                         usage.taken.remove(&address);
-                        usage.freed.insert(address, now);
+                        freed.insert(address, now);
                         let i = model.addresses.iter().position(|(a, _)| *a == address).expect("known");
                         model.taken[i] = false;
                         model.addresses[i].1 = Some(now);
@@ -242,7 +263,7 @@ mod tests {
                     }
                 }
                 // Marks whose time is over are removed by the store; it must make no difference.
-                usage.freed.retain(|_, freed| !has_rested(*freed, now));
+                freed.retain(|_, at| !has_rested(*at, now));
             }
         }
     }

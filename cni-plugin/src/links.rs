@@ -10,7 +10,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -125,6 +126,19 @@ pub(crate) fn new_pair(
         ]),
     ];
     Request::route(&RouteNetlinkMessage::NewLink(message), flags::CREATE | flags::EXCL)
+}
+
+/// Keeps the kernel from giving a link an IPv6 link-local address. It cannot be part of the
+/// link's creation.
+pub(crate) fn no_link_local(name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.into()),
+        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+            In6AddrGenMode::None,
+        )])]),
+    ];
+    Request::route(&RouteNetlinkMessage::SetLink(message), 0)
 }
 
 /// Removes a link, and with it the other end of a pair; `false` when there was none. Takes

@@ -277,7 +277,7 @@ impl Loop {
                 let known = observed.neighbours.get(&(device, address)) == Some(&mac);
                 if known || !is_vxlan(device, observed) { Need::Changes } else { Need::Full }
             }
-            Notice::NeighbourGone(device, address, _) => {
+            Notice::NeighbourGone(device, address) => {
                 if observed.neighbours.contains_key(&(device, address)) { Need::Full } else { Need::Changes }
             }
             Notice::Fdb(device, mac, address) => {
@@ -338,9 +338,13 @@ impl Loop {
         let mut failed = Vec::new();
         if self.need >= Need::Base {
             self.refresh_forwarding(&desired);
-            let (operations, conflicts) = diff::base(&desired, &self.observed);
-            self.set_conflicts(conflicts, true);
-            if !operations.is_empty() {
+            // A device must be there before its address can be; three rounds do for everything.
+            for round in 0..3 {
+                let (operations, conflicts) = diff::base(&desired, &self.observed);
+                self.set_conflicts(conflicts, true);
+                if operations.is_empty() || round > 0 && !failed.is_empty() {
+                    break;
+                }
                 failed.extend(self.apply(&operations, !first && !base_changed).await?);
                 self.observe().await?;
                 self.need = Need::Full;
@@ -448,6 +452,7 @@ impl Loop {
         let rules = Rules {
             config: config.clone(),
             own: own.key,
+            host_id: own.host_id.clone(),
             own_macs: own.macs.values().copied().collect(),
             own_addresses,
             on_link: underlay.map(|u| u.on_link.clone()).unwrap_or_default(),

@@ -95,7 +95,9 @@ fn the_bridge_forwards_and_the_host_does_not_become_a_router() {
     let netns = lab.namespace("c");
     lab.lease(&["10.5.7.1/24", "fd00:0:0:7::1/64"]);
     let before = sysctl(&lab.host(), "ipv4/ip_forward");
-    lab.add(&netns);
+    let result = lab.add(&netns);
+    let veth = result["interfaces"][1]["name"].as_str().expect("name");
+    assert_eq!(ip(&lab.host(), &format!("-6 address show dev {veth}")), "", "a port has no address");
     assert_eq!(sysctl(&lab.host(), "ipv4/conf/loden0/forwarding"), "1");
     assert_eq!(sysctl(&lab.host(), "ipv6/conf/loden0/forwarding"), "1");
     assert_eq!(sysctl(&lab.host(), "ipv6/conf/loden0/accept_ra"), "0");
@@ -216,7 +218,8 @@ fn check_sees_what_is_broken() {
     let lab = Lab::new();
     lab.lease(&["10.5.7.1/24", "fd00:0:0:7::1/64"]);
     let netns = lab.namespace("c");
-    let breaks: [(&str, &dyn Fn(&str)); 10] = [
+    type Break<'a> = (&'a str, &'a dyn Fn(&str));
+    let breaks: [Break<'_>; 10] = [
         ("has lost its address 10.5.7.2/24", &|_| drop(ip(&netns, "address delete 10.5.7.2/24 dev eth0"))),
         ("has lost its address fd00:0:0:7::2/64", &|_| {
             drop(ip(&netns, "address delete fd00:0:0:7::2/64 dev eth0"))

@@ -67,6 +67,8 @@ pub struct Rules {
     pub config: NetworkConfig,
     /// Our own subnets, if known.
     pub own: Option<LeaseKey>,
+    /// Our host id: a key that we wrote can be seen before we know that it was written.
+    pub host_id: String,
     /// MACs of our own VXLAN devices.
     pub own_macs: Vec<Mac>,
     /// Our own addresses: interface addresses and public addresses.
@@ -362,7 +364,8 @@ fn claims_of(key: &LeaseKey, verdict: Option<&Verdict>) -> Vec<Claim> {
 
 /// Judges one lease by itself.
 fn judge(key: &LeaseKey, record: &LeaseRecord, rules: &Rules) -> Verdict {
-    if rules.own == Some(*key) || record.is_reservation() {
+    let ours = record.value.as_ref().is_ok_and(|v| v.host_id().is_some_and(|id| id == rules.host_id));
+    if ours || rules.own == Some(*key) || record.is_reservation() {
         return Verdict::Quiet;
     }
     match peers_of(key, record, rules) {
@@ -472,6 +475,7 @@ mod tests {
         Arc::new(Rules {
             config,
             own: Some(key("10.5.1.0-24")),
+            host_id: "us".into(),
             own_macs: vec![Mac([2, 0, 0, 0, 0, 1])],
             own_addresses: ["192.168.0.1".parse().expect("ip")].into(),
             on_link: vec!["192.168.0.0/24".parse().expect("subnet")],

@@ -168,11 +168,12 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 
 /// A permanent neighbour or FDB entry: interface index, MAC and address.
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(u32, Mac, IpAddr)> {
-    if message.header.state == NeighbourState::Permanent { gone(message) } else { None }
+    let (mac, address) = ends(message);
+    (message.header.state == NeighbourState::Permanent).then_some((message.header.ifindex, mac?, address?))
 }
 
-/// A neighbour or FDB entry that was deleted, whatever state it died in.
-pub(super) fn gone(message: &NeighbourMessage) -> Option<(u32, Mac, IpAddr)> {
+/// MAC and address. A neighbour that is being deleted has lost its MAC.
+pub(super) fn ends(message: &NeighbourMessage) -> (Option<Mac>, Option<IpAddr>) {
     let (mut mac, mut address) = (None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -189,7 +190,7 @@ pub(super) fn gone(message: &NeighbourMessage) -> Option<(u32, Mac, IpAddr)> {
             _ => {}
         }
     }
-    Some((message.header.ifindex, mac?, address?))
+    (mac, address)
 }
 
 fn any_ip(bytes: &[u8]) -> Option<IpAddr> {

@@ -4,6 +4,7 @@
 use std::io;
 
 use loden_core::observed::{Address, Link, Nexthop, Route};
+use loden_netlink::route::neighbour::NeighbourMessage;
 use loden_netlink::route::{AddressFamily, RouteNetlinkMessage};
 use loden_netlink::{Events, Reply, nexthop, nftset};
 use loden_proto::Mac;
@@ -31,8 +32,8 @@ pub enum Notice {
     DefaultRoute,
     /// A permanent neighbour is there.
     Neighbour(u32, IpAddr, Mac),
-    /// A neighbour is gone.
-    NeighbourGone(u32, IpAddr, Mac),
+    /// A neighbour is gone, or not permanent any more.
+    NeighbourGone(u32, IpAddr),
     /// A permanent FDB entry is there.
     Fdb(u32, Mac, IpAddr),
     /// An FDB entry is gone.
@@ -100,6 +101,15 @@ impl Watch {
     }
 }
 
+fn neighbour_gone(message: &NeighbourMessage) -> Option<Notice> {
+    let index = message.header.ifindex;
+    match (message.header.family, decode::ends(message)) {
+        (AddressFamily::Bridge, (Some(mac), Some(address))) => Some(Notice::FdbGone(index, mac, address)),
+        (AddressFamily::Bridge, _) | (_, (_, None)) => None,
+        (_, (_, Some(address))) => Some(Notice::NeighbourGone(index, address)),
+    }
+}
+
 fn registered(socket: Events) -> io::Result<AsyncFd<Events>> {
     // SAFETY: the socket owns its descriptor, shows the same one for its whole life, and closes it
     // only when it is dropped, which is after AsyncFd has taken it out of epoll.
@@ -129,14 +139,12 @@ fn notice(reply: &Reply) -> Option<Notice> {
         M::DelAddress(m) => decode::address(&m).map(|(index, a)| Notice::AddressGone(index, a)),
         M::NewRoute(m) => decode::route(&m).map(|r| r.route().map_or(Notice::DefaultRoute, Notice::Route)),
         M::DelRoute(m) => decode::route(&m).map(|r| r.route().map_or(Notice::DefaultRoute, Notice::RouteGone)),
-        M::NewNeighbour(m) => {
-            let bridge = m.header.family == AddressFamily::Bridge;
-            decode::neighbour(&m).map(|(i, mac, ip)| if bridge { Notice::Fdb(i, mac, ip) } else { Notice::Neighbour(i, ip, mac) })
-        }
-        M::DelNeighbour(m) => {
-            let bridge = m.header.family == AddressFamily::Bridge;
-            decode::gone(&m).map(|(i, mac, ip)| if bridge { Notice::FdbGone(i, mac, ip) } else { Notice::NeighbourGone(i, ip, mac) })
-        }
+        M::NewNeighbour(m) => match decode::neighbour(&m) {
+            Some((i, mac, ip)) if m.header.family == AddressFamily::Bridge => Some(Notice::Fdb(i, mac, ip)),
+            Some((i, mac, ip)) => Some(Notice::Neighbour(i, ip, mac)),
+            None => neighbour_gone(&m),
+        },
+        M::DelNeighbour(m) => neighbour_gone(&m),
         _ => None,
     }
 }
