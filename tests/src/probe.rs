@@ -208,11 +208,11 @@ fn checksum(bytes: &[u8]) -> u16 {
 pub struct Stream {
     stop: Arc<AtomicBool>,
     sender: JoinHandle<u64>,
-    receiver: JoinHandle<(u64, Duration)>,
+    receiver: JoinHandle<(Vec<bool>, Duration)>,
 }
 
 /// What became of a stream.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Losses {
     /// Datagrams sent.
     pub sent: u64,
@@ -220,6 +220,9 @@ pub struct Losses {
     pub lost: u64,
     /// The longest time without an answer while it was sending.
     pub silence: Duration,
+    /// First and last number of each run of lost datagrams; numbers count from 0 at the stream's
+    /// rate, and so tell when.
+    pub gaps: Vec<(usize, usize)>,
 }
 
 impl Stream {
@@ -258,15 +261,28 @@ impl Stream {
     pub fn stop(self) -> Losses {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.join().expect("the sender does not panic");
-        let (answered, silence) = self.receiver.join().expect("the receiver does not panic");
-        Losses { sent, lost: sent - answered, silence }
+        let (mut answered, silence) = self.receiver.join().expect("the receiver does not panic");
+        answered.resize(usize::try_from(sent).expect("a number that was counted up to"), false);
+        let lost = answered.iter().filter(|a| !**a).count() as u64;
+        Losses { sent, lost, silence, gaps: gaps(&answered) }
     }
 }
 
-/// Counts distinct answers until the sender has ended and 300 ms were silent.
-fn receive(socket: &UdpSocket, ended: &AtomicBool) -> (u64, Duration) {
-    let mut seen: Vec<bool> = Vec::new();
-    let (mut answered, mut silence) = (0, Duration::ZERO);
+fn gaps(answered: &[bool]) -> Vec<(usize, usize)> {
+    let mut gaps: Vec<(usize, usize)> = Vec::new();
+    for number in (0..answered.len()).filter(|n| !answered[*n]) {
+        match gaps.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => gaps.push((number, number)),
+        }
+    }
+    gaps
+}
+
+/// Notes which came back, until the sender has ended and 300 ms were silent.
+fn receive(socket: &UdpSocket, ended: &AtomicBool) -> (Vec<bool>, Duration) {
+    let mut answered: Vec<bool> = Vec::new();
+    let mut silence = Duration::ZERO;
     let mut last = Instant::now();
     let mut buffer = [0; 64];
     loop {
@@ -275,12 +291,10 @@ fn receive(socket: &UdpSocket, ended: &AtomicBool) -> (u64, Duration) {
             let mut number = [0; 8];
             number.copy_from_slice(&buffer[..8]);
             let number = u64::from_be_bytes(number) as usize;
-            if seen.len() <= number {
-                seen.resize(number + 1, false);
+            if answered.len() <= number {
+                answered.resize(number + 1, false);
             }
-            if !std::mem::replace(&mut seen[number], true) {
-                answered += 1;
-            }
+            answered[number] = true;
             silence = silence.max(last.elapsed());
             last = Instant::now();
         } else if over && last.elapsed() > Duration::from_millis(300) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use loden_tests::story::{Cluster, SOON, VXLAN};
-use loden_tests::{Daemon, Host, Lab, eventually, matrix};
+use loden_tests::{Daemon, Host, Lab, always, eventually, matrix};
 
 fn says(daemon: &Daemon, host: &Host, words: &[&str]) {
     eventually(SOON, &format!("log or status has {words:?}"), || {
@@ -19,7 +19,12 @@ fn a_full_disk_stops_no_traffic() {
     let (a1, b1) = (a.container("a1"), b.container("b1"));
     let subnet = a.subnet();
     cluster.daemons[0].terminate();
-    a.run(&["mount", "-t", "tmpfs", "-o", "size=16k", "lab", "/var/lib/loden"]);
+    a.run(&[
+        "sh",
+        "-ec",
+        "mkdir /run/small; mount -t tmpfs -o size=64k lab /run/small
+        cp -a /var/lib/loden/. /run/small/; mount --move /run/small /var/lib/loden",
+    ]);
     // It fails, having filled the disk.
     a.exec(&["dd", "if=/dev/zero", "of=/var/lib/loden/ballast", "bs=4k"]);
     cluster.daemons[0].start();
@@ -55,12 +60,18 @@ fn without_nft_the_daemon_says_so() {
     let lab = Lab::new("no_nft");
     lab.etcd().config(VXLAN);
     let a = lab.host("a");
-    let daemon = a.daemon_under(&["env", "PATH=/nowhere"], &[]);
+    let nft = a.run(&["sh", "-c", "command -v nft"]);
+    a.run(&["mount", "--bind", "/dev/null", nft.trim()]);
+    let daemon = a.daemon(&[]);
     says(&daemon, &a, &["nft"]);
-    let table = loden_tests::kernel::table(&a, "inet", "loden");
-    let device = loden_tests::kernel::link(&a, "loden.1");
-    let up = device.is_some_and(|d| d["flags"].to_string().contains("\"UP\""));
-    assert!(table.is_some() || !up, "without filters the device stays down");
+    let up = || {
+        let device = loden_tests::kernel::link(&a, "loden.1");
+        device.is_some_and(|d| d["flags"].to_string().contains("\"UP\""))
+    };
+    always(Duration::from_secs(1), "without filters the device stays down", || !up());
+    a.run(&["umount", nft.trim()]);
+    daemon.wait_ready();
+    eventually(Duration::from_secs(40), "with them it is up", up);
 }
 
 #[test]
@@ -100,7 +111,7 @@ fn cap_net_admin_alone_is_enough() {
 
 #[test]
 fn a_broken_state_file_is_set_aside() {
-    let cluster = Cluster::<2>::start("torn", VXLAN, &[]);
+    let cluster = Cluster::<2>::start("torn", VXLAN, &["--subnet-lease-ttl=6s"]);
     let [a, b] = &cluster.hosts;
     let (a1, b1) = (a.container("a1"), b.container("b1"));
     let subnet = a.subnet();

@@ -40,7 +40,6 @@ fn is_repaired(name: &str, damage: impl FnOnce(&Scene<'_>)) {
     let as_it_was = picture();
     let stream = a1.stream_to(&b1, 1000);
     damage(&scene);
-    assert_ne!(format!("{as_it_was:?}"), format!("{:?}", picture()), "the damage shows");
     eventually(A_SECOND, "the kernel is as it was", || {
         let now = picture();
         let same = format!("{now:?}") == format!("{as_it_was:?}");
@@ -55,7 +54,14 @@ fn is_repaired(name: &str, damage: impl FnOnce(&Scene<'_>)) {
     assert!(losses.silence < A_SECOND, "{losses:?}");
     matrix(&[&a1, &b1]);
     let after = a.status();
-    assert!(!after.repairs.is_empty(), "repairs are counted: {after:#?}");
+    // The damage itself may be too short-lived to be seen.
+    let repairs = |s: &loden_proto::status::Status| s.repairs.values().sum::<u64>();
+    assert!(
+        repairs(&after) > repairs(&before),
+        "repairs are counted: {:?}, were {:?}",
+        after.repairs,
+        before.repairs
+    );
     assert_eq!(after.devices[0].mac, before.devices[0].mac);
     cluster.lab.check_invariants();
 }
@@ -112,10 +118,15 @@ impl Picture {
                 .iter()
                 .filter(|n| n["protocol"].to_string().contains("177"))
                 .count(),
-            table: kernel::table(host, "inet", "loden"),
+            table: kernel::table(host, "inet", "loden").map(|text| without_counted(&text)),
             forwarding: [forwarding(device), forwarding("loden0")],
         }
     }
+}
+
+/// A table's text without the addresses that it counts.
+fn without_counted(text: &str) -> String {
+    text.lines().filter(|l| !(l.contains("elements") && l.contains("counter"))).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
@@ -181,7 +192,7 @@ fn an_fdb_entry_that_points_elsewhere_is_put_right() {
 
 #[test]
 fn a_deleted_device_address_comes_back() {
-    is_repaired("address", |s| s.host.ip(&format!("-4 addr flush dev {}", s.device)));
+    is_repaired("address", |s| s.host.ip(&format!("addr flush dev {}", s.device)));
 }
 
 #[test]
