@@ -1,5 +1,6 @@
 //! Tests of `allocations.rs`, on a folder of their own.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, SystemTime};
 
 use super::*;
@@ -191,6 +192,28 @@ fn a_lost_cursor_costs_only_the_order() {
     }
     f.store.release(&who("b"), Rest::None).expect("released");
     assert_eq!(f.claim("b", "10.5.7.0/24 fd00::/64").expect("free"), ["10.5.7.4", "fd00::4"]);
+}
+
+#[test]
+fn an_address_that_changes_hands_before_the_lock_is_ours_stays_with_the_new_one() {
+    let f = Fixture::new();
+    f.claim("a", SMALL).expect("free");
+    let inode = f.path("lock").metadata().expect("lock").ino();
+    let lock = f.store.lock().expect("lock");
+    std::thread::scope(|scope| {
+        let release = scope.spawn(|| f.store.release(&who("a"), Rest::CoolDown));
+        // Blocked on the lock, it has looked already.
+        let waits = |line: &str| line.contains("->") && line.contains(&format!(":{inode} "));
+        while !fs::read_to_string("/proc/locks").expect("locks").lines().any(waits) {
+            assert!(!release.is_finished(), "it did not wait for the lock");
+            std::thread::yield_now();
+        }
+        let text = fs::read_to_string(f.path("10.5.7.2")).expect("file").replace("\"a\"", "\"b\"");
+        fs::write(f.path("10.5.7.2"), text).expect("write");
+        drop(lock);
+        assert!(release.join().expect("thread").expect("released").is_empty());
+    });
+    assert!(f.path("10.5.7.2").exists());
 }
 
 #[test]

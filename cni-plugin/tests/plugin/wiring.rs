@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::sync::Barrier;
 
+use loden_netlink::Socket;
+use loden_netlink::route::RouteNetlinkMessage;
+use loden_netlink::route::link::{LinkAttribute, LinkMessage, State};
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, address, assert_connected, inside, ip, sysctl};
@@ -122,6 +126,56 @@ fn containers_reach_the_gateway_and_each_other_at_once() {
 }
 
 #[test]
+fn the_bridge_forwards_for_a_container_when_add_returns() {
+    let lab = Lab::new();
+    for i in 0..5 {
+        let netns = lab.namespace(&format!("c{i}"));
+        let request = request(&lab, &netns, &format!("c{i}"));
+        inside(&lab.host(), || {
+            let mut socket = Socket::route().expect("socket");
+            loden_cni::add::add(&request).expect("ADD");
+            // Unlike a question for one link, a dump shows the state that the bridge acts upon.
+            let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
+            for reply in socket.dump(&loden_netlink::Request::route(&all, 0)).expect("dump") {
+                let RouteNetlinkMessage::NewLink(link) = reply.route().expect("link") else { continue };
+                let loopback = link.header.index == 1;
+                assert!(
+                    loopback || link.attributes.contains(&LinkAttribute::OperState(State::Up)),
+                    "{link:?}"
+                );
+            }
+        });
+    }
+}
+
+#[test]
+fn a_bridge_made_by_many_at_once_is_made_once() {
+    const MAKERS: usize = 8;
+    let lab = Lab::new();
+    let name = loden_cni::ifname::IfName::new("loden0").expect("valid");
+    let (subnets, networks) =
+        (["10.5.7.0/24".parse().expect("subnet")], ["10.5.0.0/16".parse().expect("subnet")]);
+    let plan = loden_cni::bridge::Plan { name: &name, subnets: &subnets, networks: &networks, mtu: 1450 };
+    for _ in 0..10 {
+        let start = Barrier::new(MAKERS);
+        let make = || {
+            inside(&lab.host(), || {
+                let mut socket = Socket::route().expect("socket");
+                start.wait();
+                loden_cni::bridge::ensure(&mut socket, plan, |_| Ok(false)).expect("a bridge").index
+            })
+        };
+        let indexes: BTreeSet<u32> = std::thread::scope(|scope| {
+            let makers: Vec<_> = (0..MAKERS).map(|_| scope.spawn(make)).collect();
+            makers.into_iter().map(|m| m.join().expect("maker")).collect()
+        });
+        assert_eq!(indexes.len(), 1);
+        assert_eq!(bridge_addresses(&lab), ["10.5.7.1/24"]);
+        ip(&lab.host(), "link delete loden0");
+    }
+}
+
+#[test]
 fn a_network_of_ipv6_alone_works() {
     let lab = Lab::new();
     lab.lease(&["fd00:0:0:7::1/64"]);
@@ -172,6 +226,14 @@ fn del_succeeds_whatever_is_gone_already() {
     ip(&netns, "link delete eth0");
     lab.del(&netns);
     lab.assert_nothing_left(&netns, "DEL without the interface");
+
+    lab.add(&netns);
+    ip(&netns, "link delete eth0");
+    ip(&netns, "link add eth0 type veth peer name other");
+    lab.del(&netns);
+    assert_eq!(lab.links(&netns).len(), 2, "what took the name meanwhile is not ours");
+    ip(&netns, "link delete eth0");
+    lab.assert_nothing_left(&netns, "DEL with a stranger of that name");
 
     lab.add(&netns);
     fs::remove_dir_all(lab.ipam()).expect("remove");
@@ -373,25 +435,22 @@ fn the_namespace_of_the_caller_is_not_changed() {
     // Of the library: `loden attach` calls it on a thread that goes on.
     let lab = Lab::new();
     let netns = lab.namespace("c");
-    let request = loden_cni::request::Request::parse(
-        loden_cni::request::Command::Add,
-        &environment("ADD", &netns),
-        lab.config().to_string().as_bytes(),
-    );
+    let request = request(&lab, &netns, "c");
     let own = || fs::read_link("/proc/thread-self/ns/net").expect("own namespace");
     inside(&lab.host(), || {
         let before = own();
-        loden_cni::add::add(&request.expect("valid")).expect("ADD");
+        loden_cni::add::add(&request).expect("ADD");
         assert_eq!(own(), before);
     });
     assert_connected(&netns, &lab.host(), "10.5.7.1");
 }
 
-fn environment(command: &str, netns: &str) -> loden_cni::request::Environment {
+fn request(lab: &Lab, netns: &str, id: &str) -> loden_cni::request::Request {
     let mut env = loden_cni::request::Environment::default();
-    env.command = command.into();
-    env.container_id = "c".into();
+    env.container_id = id.into();
     env.netns = netns.into();
     env.ifname = "eth0".into();
-    env
+    let config = lab.config().to_string();
+    loden_cni::request::Request::parse(loden_cni::request::Command::Add, &env, config.as_bytes())
+        .expect("valid")
 }
