@@ -20,7 +20,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use loden_proto::Subnet;
 use serde_json::{Value, json};
@@ -93,7 +93,7 @@ pub enum Error {
         reason: String,
     },
     /// A file operation failed.
-    #[error("cannot {action} {}: {source}{}", .path.display(), next_step(.source))]
+    #[error("cannot {action} {}: {source}{}", .path.display(), next_step(.action, .path, .source))]
     File {
         /// A verb phrase such as `write`.
         action: &'static str,
@@ -182,8 +182,12 @@ impl std::fmt::Display for Exhaustion {
     }
 }
 
-fn next_step(source: &io::Error) -> &'static str {
+fn next_step(action: &str, path: &Path, source: &io::Error) -> &'static str {
     match source.kind() {
+        _ if action == "read" => "",
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied if path.starts_with("/proc") => {
+            "; the plugin must run as root with /proc/sys writable"
+        }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "; make room on that file system, or set another dataDir in the CNI configuration"
         }
@@ -270,6 +274,17 @@ mod tests {
         let text = error.to_string();
         assert_eq!(error.code(), 5);
         assert!(text.contains("/run/loden/ipam/x/10.5.7.2") && text.contains("make room"), "{text}");
+    }
+
+    #[test]
+    fn the_next_step_fits_the_file() {
+        let text = |action, path: &str| {
+            let read_only = io::Error::from_raw_os_error(rustix::io::Errno::ROFS.raw_os_error());
+            Error::file(action, path)(read_only).to_string()
+        };
+        assert!(text("open", "/run/loden/ipam/n/lock").contains("dataDir"));
+        assert!(text("write", "/proc/sys/net/ipv4/conf/loden0/forwarding").contains("/proc/sys writable"));
+        assert!(!text("read", "/run/loden/subnet.env").contains("writable"));
     }
 
     #[test]
