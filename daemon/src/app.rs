@@ -85,6 +85,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (news_sender, news) = watch::channel(Default::default());
     let (own_sender, own) = watch::channel(Default::default());
     let (facts_sender, facts) = watch::channel(None);
+    let (in_place_sender, in_place) = watch::channel(false);
     let (questions, asked) = mpsc::channel(4);
 
     let remembered = NetworkConfig::parse(&last.config).ok();
@@ -110,6 +111,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         configs: configs.clone(),
         own: own.clone(),
         facts: facts_sender,
+        in_place: in_place_sender,
         questions: asked,
         state,
     };
@@ -130,7 +132,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(keeper.run(host_id));
     tasks.spawn(reconciler.run());
     tasks.spawn(async { Ok(status::serve(listener, sources).await) });
-    tasks.spawn(announce(options, configs, own, facts));
+    tasks.spawn(announce(options, configs, own, facts, in_place));
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -154,6 +156,7 @@ async fn announce(
     mut configs: watch::Receiver<Option<std::sync::Arc<NetworkConfig>>>,
     mut own: watch::Receiver<crate::lease::OwnLease>,
     mut facts: watch::Receiver<Option<crate::reconcile::HostFacts>>,
+    mut in_place: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let started = tokio::time::Instant::now();
     let mut ready = false;
@@ -179,7 +182,9 @@ async fn announce(
             (state, None) => state.word().to_owned(),
         };
         let mut states = vec![sd_notify::NotifyState::Status(&text)];
-        if !ready && (written.is_some() || started.elapsed() >= READY_AT_LAST) {
+        // Who is ordered after us finds the data plane in place, not only the subnet known.
+        let complete = written.is_some() && *in_place.borrow_and_update();
+        if !ready && (complete || started.elapsed() >= READY_AT_LAST) {
             ready = true;
             states.push(sd_notify::NotifyState::Ready);
             match written {
@@ -192,6 +197,7 @@ async fn announce(
             _ = configs.changed() => {}
             _ = own.changed() => {}
             _ = facts.changed() => {}
+            _ = in_place.changed(), if !ready => {}
             () = tokio::time::sleep_until(started + READY_AT_LAST), if !ready => {}
         }
     }

@@ -18,6 +18,7 @@ use loden_core::plan::{Desired, Inputs, Options, plan};
 use loden_core::underlay::{self, NoUnderlay, Underlay, UnderlayOptions};
 use loden_core::{Millis, backoff::Backoff};
 use loden_proto::config::{Backend, NetworkConfig, Vxlan};
+use loden_proto::lease::LeaseKey;
 use loden_proto::{Family, Subnet};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -99,6 +100,8 @@ pub struct Reconciler {
     pub own: watch::Receiver<OwnLease>,
     /// Where the host's facts are published.
     pub facts: watch::Sender<Option<HostFacts>>,
+    /// Whether a first pass has brought the data plane in place.
+    pub in_place: watch::Sender<bool>,
     /// Who wants to know.
     pub questions: mpsc::Receiver<oneshot::Sender<Report>>,
     /// Where peers are remembered.
@@ -120,6 +123,8 @@ struct Loop {
     it: Reconciler,
     observed: Observed,
     book: PeerBook,
+    /// Whether the book knows what lasting state and kernel tell of peers.
+    seeded: bool,
     rules: Option<Arc<Rules>>,
     desired: Option<Desired>,
     /// Peers as last brought into the kernel.
@@ -133,6 +138,7 @@ struct Loop {
     /// Waits between passes that repair, so that two managers never fight in a hot loop.
     calm: Backoff,
     save_peers_at: Option<Instant>,
+    saved_peers_at: Instant,
     bridges: BTreeSet<String>,
 }
 
@@ -144,11 +150,10 @@ const SAVE_PEERS: Duration = Duration::from_secs(10);
 impl Reconciler {
     /// Runs for ever; ends only when the kernel cannot be spoken to at all.
     pub async fn run(self) -> anyhow::Result<()> {
-        let known = self.state.peers();
         let mut state = Loop {
             observed: Observed::default(),
-            // They count only while nothing better is known.
-            book: PeerBook::with_known(known),
+            book: PeerBook::default(),
+            seeded: false,
             rules: None,
             desired: None,
             programmed: OrdMap::new(),
@@ -160,6 +165,7 @@ impl Reconciler {
             next_full: Instant::now() + self.settings.full_pass,
             calm: Backoff::new(20, 1000),
             save_peers_at: None,
+            saved_peers_at: Instant::now() - SAVE_PEERS,
             bridges: BTreeSet::new(),
             it: self,
         };
@@ -215,6 +221,7 @@ impl Loop {
         }
         if self.save_peers_at.is_some_and(|at| at <= Instant::now()) {
             self.save_peers_at = None;
+            self.saved_peers_at = Instant::now();
             if let Err(error) = self.it.state.save_peers(self.programmed.values()) {
                 tracing::warn!(%error, "cannot remember the peers");
             }
@@ -351,7 +358,11 @@ impl Loop {
             }
         }
         let scope = if self.need == Need::Full { Scope::All } else { Scope::Since(&self.programmed) };
-        let (operations, conflicts) = diff::peers(&desired, &self.observed, scope);
+        let (mut operations, conflicts) = diff::peers(&desired, &self.observed, scope);
+        if !self.it.views.borrow().synced {
+            // Until etcd has told who the peers are, none is taken away.
+            operations.retain(|o| !o.removes());
+        }
         self.set_conflicts(conflicts, false);
         let peers_failed = self.apply(&operations, repairing).await?;
         self.pending.clear();
@@ -362,10 +373,11 @@ impl Loop {
         }
         failed.extend(peers_failed);
         if self.programmed != desired.peers {
-            self.save_peers_at.get_or_insert(Instant::now() + SAVE_PEERS);
+            self.save_peers_at.get_or_insert((self.saved_peers_at + SAVE_PEERS).max(Instant::now() + COALESCE));
         }
         self.programmed = desired.peers.clone();
         self.failure = failed.first().map(|(_, reason)| reason.clone());
+        self.it.in_place.send_if_modified(|done| !std::mem::replace(done, true));
         if full {
             self.next_full = Instant::now() + self.it.settings.full_pass;
         }
@@ -461,10 +473,13 @@ impl Loop {
         if self.rules.as_deref() != Some(&rules) {
             self.rules = Some(Arc::new(rules));
         }
-        let Some(rules) = self.rules.clone().filter(|_| view.synced) else { return };
-        if self.book.knows_nothing() {
-            self.book = PeerBook::with_known(found_in_kernel(&self.observed, config));
+        if !self.seeded && own.key.is_some() {
+            // What is in the kernel now is fresher than what was remembered.
+            self.seeded = true;
+            let remembered = self.it.state.peers().into_iter().filter(|p| !own.key.is_some_and(|k| k.overlaps(&LeaseKey::single(p.subnet))));
+            self.book = PeerBook::with_known(remembered.chain(found_in_kernel(&self.observed, config)));
         }
+        let Some(rules) = self.rules.clone().filter(|_| view.synced && self.seeded) else { return };
         let held_before = self.book.held().count();
         for (key, reason) in self.book.update(view.table, rules, now) {
             tracing::warn!(key, "refused a lease: {reason}");
@@ -492,7 +507,7 @@ impl Loop {
     }
 
     /// Interfaces other than the plugin's bridge that hold our gateway address: docker0, cni0.
-    fn gateway_holders(&self, key: &loden_proto::lease::LeaseKey) -> BTreeSet<String> {
+    fn gateway_holders(&self, key: &LeaseKey) -> BTreeSet<String> {
         let gateways: Vec<IpAddr> = key.subnets().map(|s| s.gateway()).collect();
         let holds = |index: &u32| {
             self.observed.addresses.get(index).is_some_and(|all| all.iter().any(|a| gateways.contains(&a.address)))

@@ -160,6 +160,10 @@ pub struct LodenMember {
     /// Further addresses that the host's VXLAN packets may come from.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<IpAddr>,
+    /// Set by an operator (`loden lease release --force`): the holder is to move to another subnet
+    /// as soon as no container uses this one. Until then everybody still routes to it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
     /// Seconds between keep-alives; 0 if not stated. Tells how fresh a living holder's lease is.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_alive_seconds: u64,

@@ -120,6 +120,21 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Whether it takes something away.
+    pub fn removes(&self) -> bool {
+        use Operation as O;
+        matches!(
+            self,
+            O::Dismiss(_)
+                | O::DeleteDevice { .. }
+                | O::DeleteAddress { .. }
+                | O::DeleteNeighbour { .. }
+                | O::DeleteFdb { .. }
+                | O::DeleteNexthop(_)
+                | O::DeleteRoute(_)
+        )
+    }
+
     /// The kind of object, for counters: `route`, `neighbour`, ….
     pub fn object(&self) -> &'static str {
         use Operation as O;

@@ -151,11 +151,6 @@ impl PeerBook {
         Self { live: peers.into_iter().map(|p| (p.subnet, p)).collect(), ..Self::default() }
     }
 
-    /// Whether nothing is known yet, from no source.
-    pub fn knows_nothing(&self) -> bool {
-        self.rules.is_none() && self.live.is_empty()
-    }
-
     /// The peers to program: living and held ones.
     pub fn peers(&self) -> OrdMap<Subnet, Peer> {
         let mut peers = self.live.clone();
@@ -235,9 +230,11 @@ impl PeerBook {
         }
         // Withdraw all that may have changed before anything is granted again.
         for key in &dirty {
-            self.outdone.remove(key);
-            for subnet in key.subnets() {
-                self.live.remove(&subnet);
+            // An outdone key's subnet is another's.
+            if self.outdone.remove(key).is_none() && matches!(verdicts_before.get(key), Some(Verdict::Sound(_))) {
+                for subnet in key.subnets() {
+                    self.live.remove(&subnet);
+                }
             }
         }
         for key in &dirty {
@@ -469,6 +466,7 @@ fn check_endpoint(address: IpAddr, rules: &Rules) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn rules() -> Arc<Rules> {
         let config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("config");
@@ -557,6 +555,47 @@ mod tests {
         book.update(table, rules(), 1);
         assert!(book.peers().contains_key(&subnet("10.5.99.0/24")));
         assert!(book.rejected().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn updates_one_by_one_end_where_one_look_at_everything_ends(
+            changes in prop::collection::vec((0u8..6, 0u8..3, 1u8..5, 1u8..5, any::<bool>()), 1..40),
+        ) {
+            let mut table = LeaseTable::default();
+            let mut step_by_step = PeerBook::default();
+            for (n, (subnet, form, ip, mac, delete)) in changes.into_iter().enumerate() {
+                let name = match form {
+                    0 => format!("10.5.{}.0-24", subnet + 2),
+                    1 => format!("10.5.{}.0-24&fd00::-64", subnet + 2),
+                    _ => format!("10.5.{}.0-25", subnet + 2),
+                };
+                match delete {
+                    true => table.delete(&name),
+                    false => put(&mut table, &name, n as i64 + 1, &lease(&format!("192.168.0.{}", ip + 1), mac)),
+                }
+                // Slow enough that nothing is held.
+                step_by_step.update(table.clone(), rules(), n as u64 * 20_000);
+                let mut at_once = PeerBook::default();
+                at_once.update(table.clone(), rules(), 0);
+                prop_assert_eq!(step_by_step.peers(), at_once.peers());
+                prop_assert_eq!(step_by_step.rejected(), at_once.rejected());
+            }
+        }
+    }
+
+    #[test]
+    fn a_rival_that_comes_later_changes_nothing_for_the_older() {
+        let mut table = twenty();
+        let mut book = book(table.clone());
+        let before = book.peers();
+        put(&mut table, "10.5.11.0-24&fd00::-64", 1000, &lease("192.168.0.210", 210));
+        book.update(table.clone(), rules(), 1);
+        assert_eq!(book.peers(), before);
+        // This one meets the rival only, by its MAC.
+        put(&mut table, "10.5.99.0-24", 1001, &lease("192.168.0.99", 210));
+        book.update(table, rules(), 2);
+        assert_eq!(book.peers(), before);
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub(super) struct ReserveArgs {
 pub(super) struct ReleaseArgs {
     /// The subnet, such as 10.5.7.0/24
     subnet: Subnet,
-    /// Also if its holder lives: it then takes another subnet once its containers are gone
+    /// Also if its holder lives: it takes no new containers and moves when the last one is gone
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -156,28 +156,27 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<()> {
     if alive && !args.force {
         bail!("{} is held by {holder}, which refreshed its lease lately; stop its daemon first, or make it move with --force", args.subnet);
     }
-    let outcome = match alive {
-        // A deleted key would be claimed again at once. A reservation for nobody makes the holder
-        // find it lost, and move when its containers are gone.
-        true => writer.put(key, &LeaseValue { other: None, ..released() }, 0, record.mod_revision).await?,
-        false => writer.delete(key, record.mod_revision).await?,
+    let marked = record.value.as_ref().ok().filter(|_| alive).and_then(released);
+    let outcome = match &marked {
+        // A deleted key would be claimed again at once, and its containers cut off.
+        Some(value) => writer.put(key, value, record.etcd_lease, record.mod_revision).await?,
+        None if alive => bail!("{} is held by {holder}, which is flannel: it exits when its key is deleted and cannot be told to move; stop it first", args.subnet),
+        None => writer.delete(key, record.mod_revision).await?,
     };
     match outcome {
         Outcome::Written(_) if alive => print(&format!(
-            "{} is taken from {holder}; it moves when its containers are gone. Then free it: loden lease release {}\n",
-            args.subnet, args.subnet
+            "{holder} was told to move; it takes no new containers, and leaves {} when the last one is gone\n",
+            args.subnet
         )),
         Outcome::Written(_) => print(&format!("{} is free\n", args.subnet)),
         Outcome::Conflict(_) => bail!("{} was written meanwhile; look again with loden lease list", args.subnet),
     }
 }
 
-/// A reservation that fits no host.
-fn released() -> LeaseValue {
-    LeaseValue {
-        loden: Some(Box::new(LodenMember { host_id: "released".into(), ..LodenMember::default() })),
-        ..LeaseValue::default()
-    }
+/// The value with the mark that tells its holder to move; `None` if flannel holds it.
+fn released(value: &LeaseValue) -> Option<LeaseValue> {
+    let member = LodenMember { released: true, ..value.loden.as_deref()?.clone() };
+    Some(LeaseValue { loden: Some(Box::new(member)), ..value.clone() })
 }
 
 /// Whether the holder refreshed its lease within three keep-alive intervals.

@@ -198,16 +198,7 @@ fn route_message(route: &Route) -> RouteMessage {
 pub(super) fn verdict(operation: &Operation, result: Result<(), Refusal>) -> Result<(), KernelError> {
     use Operation as O;
     let Err(refusal) = result else { return Ok(()) };
-    let deletes = matches!(
-        operation,
-        O::DeleteDevice { .. }
-            | O::DeleteAddress { .. }
-            | O::DeleteNeighbour { .. }
-            | O::DeleteFdb { .. }
-            | O::DeleteNexthop(_)
-            | O::DeleteRoute(_)
-    );
-    if deletes && refusal.is_absent() || matches!(operation, O::AddAddress { .. }) && refusal.is_present() {
+    if operation.removes() && refusal.is_absent() || matches!(operation, O::AddAddress { .. }) && refusal.is_present() {
         return Ok(());
     }
     let hint = match operation {

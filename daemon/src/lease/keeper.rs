@@ -79,6 +79,8 @@ enum Departure {
     Lost(String),
     /// Another process with our own identity wrote it.
     Fenced(String),
+    /// An operator wanted us to move, and no container is left.
+    Released,
 }
 
 impl Keeper {
@@ -89,8 +91,9 @@ impl Keeper {
         let mut previous = Vec::new();
         previous.extend(LeaseKey::parse(&last.key).ok());
         previous.extend(self.options.former.iter().copied());
+        let mut avoid = None;
         loop {
-            let held = self.claim(&mut host_id, &mut previous, &mut last).await?;
+            let held = self.claim(&mut host_id, &mut previous, avoid.take(), &mut last).await?;
             previous.retain(|k| *k != held.key);
             previous.insert(0, held.key);
             let key = held.key;
@@ -103,6 +106,12 @@ impl Keeper {
                     previous.clear();
                 }
                 Departure::Fenced(reason) => self.fenced(key, &reason).await,
+                Departure::Released => {
+                    tracing::info!(subnet = %key, "left the subnet that an operator released; taking another");
+                    self.own.send_modify(|own| own.state = LeaseState::None("moving to another subnet".into()));
+                    previous.clear();
+                    avoid = Some(key);
+                }
             }
         }
     }
@@ -130,6 +139,7 @@ impl Keeper {
         &mut self,
         host_id: &mut String,
         previous: &mut Vec<LeaseKey>,
+        avoid: Option<LeaseKey>,
         last: &mut Last,
     ) -> anyhow::Result<Held> {
         let mut known = BTreeMap::new();
@@ -153,6 +163,11 @@ impl Keeper {
             let step = claim::next_step(&table, &config, &identity, previous, &known, clock::chance());
             let (key, mod_revision, reserved, why) = match step {
                 Step::Take { key, mod_revision, reserved, why } => (key, mod_revision, reserved, why),
+                // Another throw of the dice, if there is another subnet at all.
+                Step::Create { key, .. } if Some(key) == avoid && config.pools().any(|p| p.capacity() > 1) => {
+                    self.pause(&mut backoff).await;
+                    continue;
+                }
                 Step::Create { key, why } => (key, 0, false, why),
                 Step::AskHolder { key } => {
                     let Some(record) = table.get(&key) else { continue };
@@ -247,8 +262,18 @@ impl Keeper {
         let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut attempt = 0;
+        let mut leaving = tokio::time::interval(Duration::from_secs(1));
         loop {
+            let released = held.value.loden.as_ref().is_some_and(|m| m.released);
             tokio::select! {
+                _ = leaving.tick(), if released => {
+                    if endpoints::count_in(&self.options.allocations, &held.key) == 0
+                        && let Ok(Outcome::Written(_)) = self.writer.delete(&held.key, held.mod_revision).await
+                    {
+                        return Departure::Released;
+                    }
+                    continue;
+                }
                 _ = tick.tick(), if held.etcd_lease != 0 => match self.writer.keep_alive(held.etcd_lease).await {
                     Ok(true) => {
                         let macs = self.own.borrow().macs.clone();
@@ -291,6 +316,10 @@ impl Keeper {
                 held.mod_revision = record.mod_revision;
                 held.etcd_lease = record.etcd_lease;
                 held.value = value.clone();
+                if member.released {
+                    tracing::warn!(subnet = %held.key, "an operator released our subnet; no new containers, and another subnet when the last one is gone");
+                    self.own.send_modify(|own| own.state = LeaseState::Lost("an operator released it (loden lease release --force)".into()));
+                }
                 Ok(())
             }
             Some(member) if member.host_id == host_id => Err(Departure::Fenced(format!(
@@ -319,7 +348,10 @@ impl Keeper {
             }
         }
         let current = table.get(&held.key);
-        let value = self.value(&config, &underlay, &macs, host_id, current);
+        let mut value = self.value(&config, &underlay, &macs, host_id, current);
+        if let (Some(new), Some(old)) = (&mut value.loden, &held.value.loden) {
+            new.released = old.released;
+        }
         if value == held.value {
             return;
         }
@@ -521,6 +553,7 @@ impl Keeper {
             labels: self.options.labels.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             features: Vec::new(),
+            released: false,
             sources,
             keep_alive_seconds: claim::keep_alive_interval(self.options.ttl),
         }));
@@ -531,8 +564,9 @@ impl Keeper {
     fn publish(&self, held: &Held, host_id: &str, macs: &BTreeMap<Family, Mac>, last: &mut Last) {
         let ttl = self.options.ttl;
         let lasting = held.etcd_lease == 0;
+        let released = held.value.loden.as_ref().is_some_and(|m| m.released);
         self.own.send_replace(OwnLease {
-            state: LeaseState::Held,
+            state: if released { self.own.borrow().state.clone() } else { LeaseState::Held },
             key: Some(held.key),
             macs: macs.clone(),
             host_id: host_id.to_owned(),
