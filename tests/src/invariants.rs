@@ -53,7 +53,13 @@ pub(crate) fn kernel_equals_status(host: &Host, status: &Status) -> Result<(), S
     let wrong = |what: String| Err(format!("on {}: {what}", host.name()));
     let routes = kernel::routes(host);
     let ours = |r: &&Value| r["protocol"].to_string().trim_matches('"') == ROUTE_PROTOCOL.to_string();
-    for route in routes.iter().filter(ours) {
+    // Another network of this host has its own.
+    let networks = status.config.as_ref().map(|c| c.networks.clone()).unwrap_or_default();
+    let inside = |dst: &str| {
+        let dst = dst.split('/').next().and_then(|a| a.parse().ok());
+        dst.is_some_and(|dst| networks.iter().any(|n| n.contains(dst)))
+    };
+    for route in routes.iter().filter(ours).filter(|r| inside(kernel::text(r, "dst"))) {
         let dst = kernel::text(route, "dst");
         // A dst without a length is a host route.
         if !status.peers.iter().any(|p| p.subnet.to_string() == dst) {

@@ -9,8 +9,9 @@ use serde_json::json;
 
 use crate::{Daemon, Etcd, Host, Lab, eventually, invariants};
 
-/// A network with the vxlan backend.
-pub const VXLAN: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+/// A network with the vxlan backend. Hosts choose below 10.5.100.0, so that leases which a scenario
+/// puts above it never meet a chosen one.
+pub const VXLAN: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"vxlan"}}"#;
 
 /// How long a change may take to show everywhere. Not a measure of speed: the machine may carry
 /// other scenarios; `make bench` measures.
