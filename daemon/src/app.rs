@@ -76,7 +76,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let last = state.last();
 
     // Notices first, then the first look: nothing falls between.
-    let notices = Watch::open().context("cannot listen to the kernel")?;
+    let notices = Watch::open().context("cannot listen to the kernel; the daemon needs CAP_NET_ADMIN (run it as root or by its systemd unit)")?;
     let kernel = Kernel::open(options.run_dir.clone())?;
     let listener = status::bind(&options.run_dir.join("loden.sock"), options.socket_group.as_deref())?;
 
@@ -206,8 +206,10 @@ async fn announce(
 /// One daemon per network on a host. The lock goes with the process.
 pub fn lock(run_dir: &Path, network: &str) -> anyhow::Result<File> {
     use std::io::{Read, Seek, Write};
+    use std::os::unix::fs::OpenOptionsExt;
     let path = run_dir.join("loden.lock");
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path)
+    // Nobody else may hold it, and so stop a start.
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)
         .with_context(|| format!("cannot open {}; is the disk full or read-only?", path.display()))?;
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut holder = String::new();

@@ -63,7 +63,7 @@ fn judge(text: Option<&str>, current: &mut Option<Arc<NetworkConfig>>, confirmed
     let kept = if current.is_some() { "; the former config stays in force" } else { "" };
     let Some(text) = text else {
         return Some(format!(
-            "there is no network config in etcd{kept}; write one with: loden config init --network 10.5.0.0/16"
+            "there is no network config in etcd{kept}; write one with: loden config init --ipv4-network 10.5.0.0/16"
         ));
     };
     match NetworkConfig::parse(text) {

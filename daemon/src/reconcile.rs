@@ -352,7 +352,15 @@ impl Loop {
                 if operations.is_empty() || round > 0 && !failed.is_empty() {
                     break;
                 }
-                failed.extend(self.apply(&operations, !first && !base_changed).await?);
+                let repairing = !first && !base_changed;
+                let (filters, rest): (Vec<Operation>, Vec<Operation>) =
+                    operations.into_iter().partition(|o| matches!(o, Operation::ReplaceFilters(..)));
+                failed.extend(self.apply(&filters, repairing).await?);
+                if !failed.is_empty() {
+                    // Without its filters a device would take VXLAN from anybody.
+                    break;
+                }
+                failed.extend(self.apply(&rest, repairing).await?);
                 self.observe().await?;
                 self.need = Need::Full;
             }

@@ -207,13 +207,15 @@ fn peer_status(peer: &loden_core::peers::Peer, report: &Report) -> PeerStatus {
 
 /// Binds the socket: the group may ask too, others may not.
 pub fn bind(path: &Path, group: Option<&str>) -> anyhow::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     // Ours: the lock of the network is held.
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path)
         .with_context(|| format!("cannot make the socket {}; is the disk full or read-only?", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    if let Some(gid) = group.and_then(group_id)
+    // Under its unit the daemon runs in this group already, and may not change it.
+    let gid = group.and_then(group_id).filter(|gid| std::fs::metadata(path).map(|m| m.gid()).ok() != Some(*gid));
+    if let Some(gid) = gid
         && let Err(error) = std::os::unix::fs::chown(path, None, Some(gid))
     {
         tracing::warn!(%error, group, "cannot give the socket to its group; only root can ask");

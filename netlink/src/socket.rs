@@ -248,13 +248,13 @@ impl Socket {
                 }
                 interrupted |= message.flags & DUMP_INTR != 0;
                 match message.message_type {
-                    NLMSG_ERROR => {
-                        message.verdict()?;
-                        return Ok((!interrupted).then_some(replies));
-                    }
-                    NLMSG_DONE => {
-                        message.verdict()?;
-                        return Ok((!interrupted).then_some(replies));
+                    NLMSG_ERROR | NLMSG_DONE => {
+                        return match message.verdict() {
+                            // A table that does not exist yet holds nothing ("FIB table does not exist").
+                            Err(e) if e.is_absent() => Ok(Some(Vec::new())),
+                            Err(e) => Err(e.into()),
+                            Ok(()) => Ok((!interrupted).then_some(replies)),
+                        };
                     }
                     _ => replies.push(message.reply()),
                 }

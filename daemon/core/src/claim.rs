@@ -185,8 +185,10 @@ pub fn holder(record: &LeaseRecord) -> String {
     let address =
         public_ip.map(IpAddr::V4).or(public_ipv6.map(IpAddr::V6)).map_or("no address".into(), |a| a.to_string());
     match loden {
+        Some(m) if record.is_reservation() => format!("{address} (reserved for host id {})", m.host_id),
         Some(m) if !m.host_name.is_empty() => format!("{} ({address}, host id {})", m.host_name, m.host_id),
         Some(m) => format!("{address} (host id {})", m.host_id),
+        None if record.is_reservation() => format!("{address} (reserved)"),
         None => format!("{address} (flannel)"),
     }
 }

@@ -67,6 +67,10 @@ pub enum Operation {
     SetUp {
         /// Device index.
         device: u32,
+        /// Its name, for the log.
+        name: String,
+        /// Its UDP port, which it binds now.
+        port: u16,
     },
     /// Let an interface forward.
     Forward(Family, String),
@@ -166,7 +170,7 @@ impl fmt::Display for Operation {
             O::DeleteAddress { address, length, device } => {
                 write!(f, "delete address {address}/{length} from interface {device}")
             }
-            O::SetUp { device } => write!(f, "set interface {device} up"),
+            O::SetUp { name, port, .. } => write!(f, "set device {name} (UDP port {port}) up"),
             O::Forward(family, name) => write!(f, "turn {family} forwarding on for {name}"),
             O::SetNeighbour { address, mac, .. } => write!(f, "set neighbour {address} at {mac}"),
             O::DeleteNeighbour { address, .. } => write!(f, "delete neighbour {address}"),
@@ -202,7 +206,10 @@ pub fn base(desired: &Desired, observed: &Observed) -> (Vec<Operation>, Vec<Conf
     let mut conflicts = Vec::new();
     if observed.filters.as_ref() != Some(&desired.filters.digest()) {
         let wanted = admitted(&desired.peers);
-        let keep = observed.admitted.iter().filter(|a| wanted.contains_key(*a)).copied().collect();
+        // Where packets flow already, nobody is shut out for a moment. On a fresh host the sets are
+        // filled over netlink, which is cheaper than as text.
+        let flowing = desired.devices.iter().any(|d| observed.vxlan(d.vni, d.port, d.family).is_some_and(|l| l.up));
+        let keep = wanted.keys().filter(|a| flowing || observed.admitted.contains(*a)).copied().collect();
         operations.push(Operation::ReplaceFilters(Box::new(desired.filters.clone()), keep));
     }
     for link in observed.links.values().filter(|l| ownership::leftover(l, desired)) {
@@ -237,9 +244,14 @@ fn existing_device(
     conflicts: &mut Vec<Conflict>,
 ) {
     let Some(vxlan) = link.vxlan else { return };
-    if vxlan.external || vxlan.gbp != device.gbp {
-        // Flags of the tunnel socket, fixed at creation (drivers/net/vxlan: vxlan_nl2conf).
-        let what = if vxlan.external { "external mode" } else { "another GBP setting" };
+    if vxlan.external || vxlan.group || vxlan.gbp != device.gbp {
+        // Flags of the tunnel socket are fixed at creation, and a group stays (drivers/net/vxlan:
+        // vxlan_nl2conf with changelink).
+        let what = match vxlan {
+            _ if vxlan.external => "external mode",
+            _ if vxlan.group => "a group or default remote",
+            _ => "another GBP setting",
+        };
         if desired.options.names_device(&link.name) {
             operations.push(Operation::DeleteDevice { index: link.index, name: link.name.clone() });
             operations.push(Operation::AddDevice(device.clone()));
@@ -278,7 +290,7 @@ fn existing_device(
         operations.push(Operation::AddAddress { device: link.index, address: device.address });
     }
     if !link.up {
-        operations.push(Operation::SetUp { device: link.index });
+        operations.push(Operation::SetUp { device: link.index, name: link.name.clone(), port: device.port });
     }
 }
 
@@ -634,7 +646,7 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
                 all.retain(|a| (a.address, a.length) != (*address, *length));
             }
         }
-        O::SetUp { device } => {
+        O::SetUp { device, .. } => {
             if let Some(link) = observed.links.get_mut(device) {
                 link.up = true;
             }

@@ -73,6 +73,8 @@ pub struct VxlanLink {
     pub learning: bool,
     /// Whether group policy is on.
     pub gbp: bool,
+    /// Whether it sends what it does not know to a group or a default remote.
+    pub group: bool,
     /// Whether it takes its tunnel data from routes (`external`), which is not our kind.
     pub external: bool,
     /// Whether the device is of the IPv6 underlay.

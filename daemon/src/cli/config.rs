@@ -27,7 +27,7 @@ pub(super) enum ConfigCommand {
 pub(super) struct InitArgs {
     /// IPv4 addresses of the whole overlay
     #[arg(long, value_name = "CIDR", default_value = "10.5.0.0/16")]
-    network: Subnet,
+    ipv4_network: Subnet,
     /// Length of one host's subnet [default: 24]
     #[arg(long, value_name = "BITS")]
     subnet_len: Option<u8>,
@@ -96,7 +96,7 @@ pub(super) async fn run(command: ConfigCommand) -> anyhow::Result<()> {
 
 async fn init(args: InitArgs) -> anyhow::Result<()> {
     let mut object = Map::new();
-    object.insert("Network".into(), json!(args.network));
+    object.insert("Network".into(), json!(args.ipv4_network));
     if let Some(length) = args.subnet_len {
         object.insert("SubnetLen".into(), json!(length));
     }
@@ -133,7 +133,7 @@ fn given(argument: &str) -> anyhow::Result<String> {
 
 async fn in_etcd(etcd: &EtcdArgs) -> anyhow::Result<String> {
     let (view, _) = read_once(&etcd.options()).await.with_context(|| hint(etcd))?;
-    view.config.context("there is no network config in etcd; write one with: loden config init --network 10.5.0.0/16")
+    view.config.context("there is no network config in etcd; write one with: loden config init --ipv4-network 10.5.0.0/16")
 }
 
 pub(super) async fn writer(etcd: &EtcdArgs) -> anyhow::Result<Writer> {

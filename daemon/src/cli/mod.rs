@@ -24,7 +24,7 @@ const USAGE: u8 = 64;
     name = "loden",
     version,
     arg_required_else_help = true,
-    after_help = "First steps:\n  loden config init --network 10.5.0.0/16    write the network config to etcd, once\n  loden daemon                               on each host\n  loden status                               what this host knows\n\nEvery flag can also be set as LODEN_FLAG_NAME in the environment and as flag-name in\n/etc/loden/loden.toml. A flag wins over the environment, the environment over the file."
+    after_help = "First steps:\n  loden config init --ipv4-network 10.5.0.0/16    write the network config to etcd, once\n  loden daemon                               on each host\n  loden status                               what this host knows\n\nEvery flag can also be set as LODEN_FLAG_NAME in the environment and as flag-name in\n/etc/loden/loden.toml. A flag wins over the environment, the environment over the file."
 )]
 struct Cli {
     #[command(subcommand)]

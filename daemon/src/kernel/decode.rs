@@ -54,6 +54,7 @@ fn vxlan(data: &[InfoVxlan]) -> VxlanLink {
         lower: 0,
         learning: false,
         gbp: false,
+        group: false,
         external: false,
         family: Family::V4,
     };
@@ -66,7 +67,11 @@ fn vxlan(data: &[InfoVxlan]) -> VxlanLink {
                 vxlan.local = Some(IpAddr::V6(*ip)).filter(|ip| !ip.is_unspecified());
                 vxlan.family = Family::V6;
             }
-            InfoVxlan::Group6(_) => vxlan.family = Family::V6,
+            InfoVxlan::Group(ip) => vxlan.group |= !ip.is_unspecified(),
+            InfoVxlan::Group6(ip) => {
+                vxlan.family = Family::V6;
+                vxlan.group |= !ip.is_unspecified();
+            }
             InfoVxlan::Link(index) => vxlan.lower = *index,
             InfoVxlan::Learning(on) => vxlan.learning = *on,
             InfoVxlan::Gbp => vxlan.gbp = true,
@@ -169,7 +174,9 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 /// A permanent neighbour or FDB entry: interface index, MAC and address.
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(u32, Mac, IpAddr)> {
     let (mac, address) = ends(message);
-    (message.header.state == NeighbourState::Permanent).then_some((message.header.ifindex, mac?, address?))
+    // `bridge fdb` sets NUD_NOARP beside it.
+    let permanent = u16::from(message.header.state) & u16::from(NeighbourState::Permanent) != 0;
+    permanent.then_some((message.header.ifindex, mac?, address?))
 }
 
 /// MAC and address. A neighbour that is being deleted has lost its MAC.

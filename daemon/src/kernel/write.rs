@@ -30,7 +30,7 @@ pub(super) fn request(operation: &Operation) -> Option<Request> {
             message.header.index = *index;
             Request::route(&Message::DelLink(message), 0)
         }
-        O::SetUp { device } => {
+        O::SetUp { device, .. } => {
             let mut message = LinkMessage::default();
             message.header.index = *device;
             message.header.flags = LinkFlags::Up;

@@ -262,6 +262,7 @@ impl Keeper {
         let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut attempt = 0;
+        let mut epoch = self.views.borrow().epoch;
         let mut leaving = tokio::time::interval(Duration::from_secs(1));
         loop {
             let released = held.value.loden.as_ref().is_some_and(|m| m.released);
@@ -291,6 +292,11 @@ impl Keeper {
                 _ = self.configs.changed() => {}
             }
             let view = self.views.borrow_and_update().clone();
+            if view.epoch != epoch {
+                // What stands there now is judged by what it says, not by its revision.
+                epoch = view.epoch;
+                held.mod_revision = 0;
+            }
             if !view.synced || view.table.revision < held.mod_revision {
                 continue;
             }

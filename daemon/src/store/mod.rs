@@ -20,6 +20,8 @@ pub use writer::{Outcome, Writer};
 pub struct View {
     /// Whether a complete list has arrived in this life of the process. Nothing is deleted before.
     pub synced: bool,
+    /// Grows when etcd is another one or went back in time: revisions of before mean nothing then.
+    pub epoch: u64,
     /// The leases.
     pub table: LeaseTable,
     /// The text at `<prefix>/config`.

@@ -74,6 +74,7 @@ impl Sync {
         let known = self.view.borrow().clone();
         if !known.synced || self.cluster != Some(cluster) || revision < known.table.revision {
             if known.synced {
+                self.view.send_modify(|view| view.epoch += 1);
                 tracing::warn!(revision, seen = known.table.revision, "etcd is another one or went back in time; reading everything anew");
             }
             self.list(&mut client).await?;

@@ -72,7 +72,7 @@ fn host(device: bool) -> Observed {
 fn add_device(observed: &mut Observed, device: &Device) {
     let vxlan = VxlanLink {
         vni: device.vni, port: device.port, local: Some(device.local), lower: device.lower, learning: device.learning,
-        gbp: device.gbp, external: false, family: device.family,
+        gbp: device.gbp, group: false, external: false, family: device.family,
     };
     observed.links.insert(DEVICE, Link {
         index: DEVICE, name: device.name.clone(), mac: Some(device.mac), mtu: device.mtu, up: false, loopback: false,
@@ -247,7 +247,7 @@ fn a_flannel_host_is_taken_over_without_touching_its_routes() {
     observed.fdb.insert((DEVICE, Mac([2, 0, 0, 0, 1, 6])), [ip("192.168.0.2")].into());
     let (operations, _) = peers(&desired, &observed, Scope::All);
     assert!(operations.iter().all(|o| o.object() == "peer_set"), "the device is down, its peers wait: {operations:?}");
-    applied(&mut observed, &Operation::SetUp { device: DEVICE });
+    applied(&mut observed, &Operation::SetUp { device: DEVICE, name: String::new(), port: 8472 });
     let (operations, _) = peers(&desired, &observed, Scope::All);
     assert_eq!(operations, [Operation::Admit(vec![ip("192.168.0.2")])]);
 }
@@ -290,7 +290,7 @@ fn foreign_devices_are_not_removed() {
     let mut observed = host(true);
     let desired = desired(OrdMap::new());
     for (index, name) in [(20, "flannel.9"), (21, "loden-x.9"), (22, "vxlan.calico"), (23, "loden.9")] {
-        let vxlan = VxlanLink { vni: 9, port: 4789, local: None, lower: 0, learning: true, gbp: false, external: false, family: Family::V4 };
+        let vxlan = VxlanLink { vni: 9, port: 4789, local: None, lower: 0, learning: true, gbp: false, group: false, external: false, family: Family::V4 };
         observed.links.insert(index, Link {
             index, name: name.into(), mac: None, mtu: 1450, up: true, loopback: false, bridge: false, controller: 0, vxlan: Some(vxlan),
         });
