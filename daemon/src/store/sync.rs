@@ -6,7 +6,6 @@
 //! - A compacted revision leaves etcd's stream open and mute after one response; then we list.
 //! - Every six hours a list, against events that etcd never sent.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, EventType, GetOptions, KeyValue, WatchOptions};
@@ -74,12 +73,10 @@ impl Sync {
         let known = self.view.borrow().clone();
         if !known.synced || self.cluster != Some(cluster) || revision < known.table.revision {
             if known.synced {
-                self.view.send_modify(|view| view.epoch += 1);
                 tracing::warn!(revision, seen = known.table.revision, "etcd is another one or went back in time; reading everything anew");
             }
             self.list(&mut client).await?;
         }
-        self.cluster = Some(cluster);
         loop {
             let result = self.watch(&mut client, &connection, backoff).await?;
             match result {
@@ -90,8 +87,9 @@ impl Sync {
     }
 
     /// Everything at one revision.
-    async fn list(&self, client: &mut Client) -> Result<(), StoreError> {
+    async fn list(&mut self, client: &mut Client) -> Result<(), StoreError> {
         let mut table = LeaseTable::default();
+        let mut cluster = None;
         let mut config = None;
         let mut from = self.keys.all();
         let end = prefix_end(&from);
@@ -103,6 +101,7 @@ impl Sync {
             let mut page = client.get(from.clone(), Some(options)).await?;
             if table.revision == 0 {
                 table.revision = page.header().map_or(0, |h| h.revision());
+                cluster = page.header().map(|h| h.cluster_id());
             }
             let more = page.more();
             let kvs = page.take_kvs();
@@ -117,10 +116,14 @@ impl Sync {
             }
         }
         self.view.send_modify(|view| {
+            if table.revision < view.table.revision || self.cluster != cluster {
+                view.epoch += 1;
+            }
             view.synced = true;
             view.table = table;
             view.config = config;
         });
+        self.cluster = cluster;
         Ok(())
     }
 
@@ -237,9 +240,9 @@ fn jittered(duration: Duration) -> Duration {
 
 /// Reads everything once, for the command line.
 pub async fn read_once(options: &EtcdOptions) -> Result<(View, Connection), StoreError> {
-    let (sync, views, _) = Sync::new(options.clone());
+    let (mut sync, views, _) = Sync::new(options.clone());
     let connection = options.connect().await?;
     sync.list(&mut connection.client.clone()).await?;
-    let view = Arc::new(views.borrow().clone());
-    Ok(((*view).clone(), connection))
+    let view = views.borrow().clone();
+    Ok((view, connection))
 }
