@@ -76,7 +76,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let last = state.last();
 
     // Notices first, then the first look: nothing falls between.
-    let notices = Watch::open().context("cannot listen to the kernel; the daemon needs CAP_NET_ADMIN (run it as root or by its systemd unit)")?;
+    let notices = Watch::open().context(
+        "cannot listen to the kernel; the daemon needs CAP_NET_ADMIN (run it as root or by its systemd unit)",
+    )?;
     let kernel = Kernel::open(options.run_dir.clone())?;
     let listener = status::bind(&options.run_dir.join("loden.sock"), options.socket_group.as_deref())?;
 
@@ -127,11 +129,20 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
 
     let mut tasks = JoinSet::new();
-    tasks.spawn(async { Ok::<(), anyhow::Error>(sync.run().await) });
-    tasks.spawn(async { Ok(network_config::follow(remembered, views, config_sender, news_sender).await) });
+    tasks.spawn(async {
+        sync.run().await;
+        Ok(())
+    });
+    tasks.spawn(async {
+        network_config::follow(remembered, views, config_sender, news_sender).await;
+        Ok(())
+    });
     tasks.spawn(keeper.run(host_id));
     tasks.spawn(reconciler.run());
-    tasks.spawn(async { Ok(status::serve(listener, sources).await) });
+    tasks.spawn(async {
+        status::serve(listener, sources).await;
+        Ok(())
+    });
     tasks.spawn(announce(options, configs, own, facts, in_place));
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -209,7 +220,13 @@ pub fn lock(run_dir: &Path, network: &str) -> anyhow::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let path = run_dir.join("loden.lock");
     // Nobody else may hold it, and so stop a start.
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
         .with_context(|| format!("cannot open {}; is the disk full or read-only?", path.display()))?;
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut holder = String::new();

@@ -12,7 +12,9 @@ pub fn all(folder: &Path) -> Vec<Allocation> {
     list(folder)
         .filter(|p| p.is_dir())
         .flat_map(|network| list(&network).collect::<Vec<_>>())
-        .filter(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.parse::<std::net::IpAddr>().is_ok()))
+        .filter(|p| {
+            p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.parse::<std::net::IpAddr>().is_ok())
+        })
         .filter_map(|p| std::fs::read_to_string(p).ok())
         .filter_map(|text| Allocation::parse(&text).ok())
         .collect()

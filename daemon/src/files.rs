@@ -14,7 +14,8 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> 
     name.push(".new");
     let temporary = folder.join(name);
     let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;
@@ -29,7 +30,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> 
 /// Makes a folder and those above it; the error names the path and the next step.
 pub fn make_folder(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path).map_err(|e| {
-        io::Error::new(e.kind(), format!("cannot create {}: {e}; is the disk full or read-only?", path.display()))
+        io::Error::new(
+            e.kind(),
+            format!("cannot create {}: {e}; is the disk full or read-only?", path.display()),
+        )
     })
 }
 
@@ -49,7 +53,8 @@ mod tests {
 
     #[test]
     fn a_missing_folder_is_named() {
-        let error = write_atomically(Path::new("/nonexistent/x"), b"", 0o644).expect_err("no folder").to_string();
+        let error =
+            write_atomically(Path::new("/nonexistent/x"), b"", 0o644).expect_err("no folder").to_string();
         assert!(error.contains("/nonexistent/x"), "{error}");
     }
 }

@@ -39,7 +39,9 @@ pub async fn follow(
             let pending = judge(text.as_deref(), &mut current, &mut confirmed);
             match &pending {
                 Some(reason) => tracing::warn!("{reason}"),
-                None => tracing::info!(config = text.as_deref().unwrap_or_default(), "network config in force"),
+                None => {
+                    tracing::info!(config = text.as_deref().unwrap_or_default(), "network config in force")
+                }
             }
             for note in current.iter().flat_map(|c| &c.notes).filter(|_| pending.is_none()) {
                 tracing::info!("{note}");
@@ -59,7 +61,11 @@ pub async fn follow(
 }
 
 /// Takes a new text in, or says why not.
-fn judge(text: Option<&str>, current: &mut Option<Arc<NetworkConfig>>, confirmed: &mut bool) -> Option<String> {
+fn judge(
+    text: Option<&str>,
+    current: &mut Option<Arc<NetworkConfig>>,
+    confirmed: &mut bool,
+) -> Option<String> {
     let kept = if current.is_some() { "; the former config stays in force" } else { "" };
     let Some(text) = text else {
         return Some(format!(
@@ -67,7 +73,9 @@ fn judge(text: Option<&str>, current: &mut Option<Arc<NetworkConfig>>, confirmed
         ));
     };
     match NetworkConfig::parse(text) {
-        Err(error) => Some(format!("the network config in etcd is not valid: {error}{kept}; correct it with: loden config set")),
+        Err(error) => Some(format!(
+            "the network config in etcd is not valid: {error}{kept}; correct it with: loden config set"
+        )),
         Ok(new) => match current.as_ref().filter(|_| *confirmed).map(|old| applicable(old, &new)) {
             Some(Err(reason)) => Some(format!("the network config in etcd: {reason}")),
             _ => {
@@ -91,7 +99,8 @@ mod tests {
         assert_eq!(judge(Some(r#"{"Network":"10.5.0.0/16"}"#), &mut current, &mut confirmed), None);
         let bad = judge(Some("{"), &mut current, &mut confirmed).expect("bad");
         assert!(bad.contains("stays in force") && current.is_some(), "{bad}");
-        let other = judge(Some(r#"{"Network":"10.6.0.0/16"}"#), &mut current, &mut confirmed).expect("restart");
+        let other =
+            judge(Some(r#"{"Network":"10.6.0.0/16"}"#), &mut current, &mut confirmed).expect("restart");
         assert!(other.contains("restart"), "{other}");
     }
 }

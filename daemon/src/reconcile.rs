@@ -41,7 +41,8 @@ pub struct HostFacts {
 impl HostFacts {
     /// An existing VXLAN device of our identity that we did not make.
     pub fn adopted(&self, vxlan: &Vxlan, family: Family) -> Option<&Link> {
-        let same = |l: &&Link| l.vxlan.is_some_and(|v| (v.vni, v.port, v.family) == (vxlan.vni, vxlan.port, family));
+        let same =
+            |l: &&Link| l.vxlan.is_some_and(|v| (v.vni, v.port, v.family) == (vxlan.vni, vxlan.port, family));
         self.foreign_devices.iter().find(same)
     }
 }
@@ -234,7 +235,9 @@ impl Loop {
         let observed = &mut self.observed;
         let interest = self.desired.as_ref();
         let is_vxlan = |index: u32, o: &Observed| o.links.get(&index).is_some_and(|l| l.vxlan.is_some());
-        let ours = |subnet: &Subnet| interest.is_some_and(|d| d.networks.iter().any(|(n, _)| n.contains_subnet(subnet)));
+        let ours = |subnet: &Subnet| {
+            interest.is_some_and(|d| d.networks.iter().any(|(n, _)| n.contains_subnet(subnet)))
+        };
         let need = match notice {
             Notice::Link(link) => match observed.links.insert(link.index, link.clone()) {
                 Some(before) if before == link => Need::Changes,
@@ -252,7 +255,8 @@ impl Loop {
             },
             Notice::Address(index, address) => {
                 let all = observed.addresses.entry(index).or_default();
-                let known = all.iter().position(|a| (a.address, a.length) == (address.address, address.length));
+                let known =
+                    all.iter().position(|a| (a.address, a.length) == (address.address, address.length));
                 match known {
                     Some(at) if all[at] == address => Need::Changes,
                     Some(at) => {
@@ -300,7 +304,11 @@ impl Loop {
                 if relevant { Need::Full } else { Need::Changes }
             }
             Notice::NexthopGone(id) => {
-                if observed.nexthops.contains_key(&id) { Need::Full } else { Need::Changes }
+                if observed.nexthops.contains_key(&id) {
+                    Need::Full
+                } else {
+                    Need::Changes
+                }
             }
             Notice::Rules | Notice::Overrun => Need::Full,
         };
@@ -314,9 +322,15 @@ impl Loop {
         }
         let underlay = self.choose_underlay();
         let inputs = (self.it.configs.borrow_and_update().clone(), self.it.own.borrow_and_update().clone());
-        let (Some(config), own) = inputs else { return Ok(self.settle()) };
+        let (Some(config), own) = inputs else {
+            self.settle();
+            return Ok(());
+        };
         self.update_peers(&config, &own, underlay.as_ref().ok());
-        let (Some(key), Ok(underlay)) = (own.key, underlay) else { return Ok(self.settle()) };
+        let (Some(key), Ok(underlay)) = (own.key, underlay) else {
+            self.settle();
+            return Ok(());
+        };
         let adopted = self.adopted(&config);
         self.bridges = self.gateway_holders(&key);
         let desired = plan(Inputs {
@@ -331,7 +345,9 @@ impl Loop {
         });
         let first = self.desired.is_none();
         let base_changed = self.desired.as_ref().is_none_or(|old| {
-            old.devices != desired.devices || old.filters != desired.filters || old.forwarding != desired.forwarding
+            old.devices != desired.devices
+                || old.filters != desired.filters
+                || old.forwarding != desired.forwarding
                 || old.underlay != desired.underlay
         });
         self.desired = Some(desired.clone());
@@ -381,7 +397,8 @@ impl Loop {
         }
         failed.extend(peers_failed);
         if self.programmed != desired.peers {
-            self.save_peers_at.get_or_insert((self.saved_peers_at + SAVE_PEERS).max(Instant::now() + COALESCE));
+            self.save_peers_at
+                .get_or_insert((self.saved_peers_at + SAVE_PEERS).max(Instant::now() + COALESCE));
         }
         self.programmed = desired.peers.clone();
         self.failure = failed.first().map(|(_, reason)| reason.clone());
@@ -447,8 +464,14 @@ impl Loop {
             if news {
                 match &facts.underlay {
                     Ok(u) if known.as_ref().and_then(|k| k.underlay.as_ref().ok()) != Some(u) => {
-                        let endpoints: Vec<String> = u.endpoints.iter().map(|e| e.local.to_string()).collect();
-                        tracing::info!(interface = u.interface, addresses = endpoints.join(", "), mtu = u.mtu, "underlay");
+                        let endpoints: Vec<String> =
+                            u.endpoints.iter().map(|e| e.local.to_string()).collect();
+                        tracing::info!(
+                            interface = u.interface,
+                            addresses = endpoints.join(", "),
+                            mtu = u.mtu,
+                            "underlay"
+                        );
                     }
                     Err(reason) if known.as_ref().and_then(|k| k.underlay.as_ref().err()) != Some(reason) => {
                         tracing::warn!("no underlay: {reason}");
@@ -484,7 +507,12 @@ impl Loop {
         if !self.seeded && own.key.is_some() {
             // What is in the kernel now is fresher than what was remembered.
             self.seeded = true;
-            let remembered = self.it.state.peers().into_iter().filter(|p| !own.key.is_some_and(|k| k.overlaps(&LeaseKey::single(p.subnet))));
+            let remembered = self
+                .it
+                .state
+                .peers()
+                .into_iter()
+                .filter(|p| !own.key.is_some_and(|k| k.overlaps(&LeaseKey::single(p.subnet))));
             self.book = PeerBook::with_known(remembered.chain(found_in_kernel(&self.observed, config)));
         }
         let Some(rules) = self.rules.clone().filter(|_| view.synced && self.seeded) else { return };
@@ -518,13 +546,20 @@ impl Loop {
     fn gateway_holders(&self, key: &LeaseKey) -> BTreeSet<String> {
         let gateways: Vec<IpAddr> = key.subnets().map(|s| s.gateway()).collect();
         let holds = |index: &u32| {
-            self.observed.addresses.get(index).is_some_and(|all| all.iter().any(|a| gateways.contains(&a.address)))
+            self.observed
+                .addresses
+                .get(index)
+                .is_some_and(|all| all.iter().any(|a| gateways.contains(&a.address)))
         };
         self.observed.links.values().filter(|l| holds(&l.index)).map(|l| l.name.clone()).collect()
     }
 
     /// Carries operations out; returns those that failed with the reason.
-    async fn apply(&mut self, operations: &[Operation], repairing: bool) -> anyhow::Result<Vec<(Operation, String)>> {
+    async fn apply(
+        &mut self,
+        operations: &[Operation],
+        repairing: bool,
+    ) -> anyhow::Result<Vec<(Operation, String)>> {
         if operations.is_empty() {
             return Ok(Vec::new());
         }
@@ -571,7 +606,8 @@ impl Loop {
 
     fn report(&self) -> Report {
         let now = clock::now();
-        let devices = self.desired.iter().flat_map(|d| loden_core::ownership::devices(d, &self.observed)).cloned();
+        let devices =
+            self.desired.iter().flat_map(|d| loden_core::ownership::devices(d, &self.observed)).cloned();
         let peers = self.book.peers();
         let mut pending = self.pending.clone();
         for subnet in peers.keys().filter(|s| !self.programmed.contains_key(*s)) {

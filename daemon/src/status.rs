@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::Context;
 use loden_core::peers::Path as PeerPath;
 use loden_proto::status::{
-    ConfigStatus, DeviceStatus, EtcdStatus, LeaseStatus, PeerStatus, RejectedStatus, Request, Status, UnderlayStatus,
+    ConfigStatus, DeviceStatus, EtcdStatus, LeaseStatus, PeerStatus, RejectedStatus, Request, Status,
+    UnderlayStatus,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -93,8 +94,11 @@ impl Sources {
         }
         status.devices = report.devices.iter().filter_map(device).collect();
         status.peers = report.peers.values().map(|peer| peer_status(peer, &report)).collect();
-        status.rejected =
-            report.rejected.iter().map(|(key, reason)| RejectedStatus { key: key.clone(), reason: reason.clone() }).collect();
+        status.rejected = report
+            .rejected
+            .iter()
+            .map(|(key, reason)| RejectedStatus { key: key.clone(), reason: reason.clone() })
+            .collect();
         status.etcd = EtcdStatus {
             endpoints: self.etcd.0.clone(),
             prefix: self.etcd.1.clone(),
@@ -210,11 +214,13 @@ pub fn bind(path: &Path, group: Option<&str>) -> anyhow::Result<UnixListener> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     // Ours: the lock of the network is held.
     let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path)
-        .with_context(|| format!("cannot make the socket {}; is the disk full or read-only?", path.display()))?;
+    let listener = UnixListener::bind(path).with_context(|| {
+        format!("cannot make the socket {}; is the disk full or read-only?", path.display())
+    })?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     // Under its unit the daemon runs in this group already, and may not change it.
-    let gid = group.and_then(group_id).filter(|gid| std::fs::metadata(path).map(|m| m.gid()).ok() != Some(*gid));
+    let gid =
+        group.and_then(group_id).filter(|gid| std::fs::metadata(path).map(|m| m.gid()).ok() != Some(*gid));
     if let Some(gid) = gid
         && let Err(error) = std::os::unix::fs::chown(path, None, Some(gid))
     {

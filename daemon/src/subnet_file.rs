@@ -56,17 +56,17 @@ pub fn former(path: &Path) -> Vec<LeaseKey> {
     let read = |path: PathBuf| {
         let text = std::fs::read_to_string(&path).ok()?;
         match SubnetEnv::parse(&text) {
-            Ok(env) => LeaseKey::new(
-                env.subnet(loden_proto::Family::V4),
-                env.subnet(loden_proto::Family::V6),
-            ),
+            Ok(env) => {
+                LeaseKey::new(env.subnet(loden_proto::Family::V4), env.subnet(loden_proto::Family::V6))
+            }
             Err(error) => {
                 tracing::warn!("ignored {}: it {error}", path.display());
                 None
             }
         }
     };
-    let mut keys: Vec<LeaseKey> = [path.to_owned(), FLANNEL_FILE.into()].into_iter().filter_map(read).collect();
+    let mut keys: Vec<LeaseKey> =
+        [path.to_owned(), FLANNEL_FILE.into()].into_iter().filter_map(read).collect();
     keys.dedup();
     keys
 }

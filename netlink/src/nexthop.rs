@@ -78,7 +78,9 @@ impl Nexthop {
                 NHA_GATEWAY => {
                     nexthop.gateway = Some(match value.len() {
                         4 => Ipv4Addr::from(*value.first_chunk::<4>().ok_or_else(|| bad("gateway"))?).into(),
-                        16 => Ipv6Addr::from(*value.first_chunk::<16>().ok_or_else(|| bad("gateway"))?).into(),
+                        16 => {
+                            Ipv6Addr::from(*value.first_chunk::<16>().ok_or_else(|| bad("gateway"))?).into()
+                        }
                         _ => return Err(bad("NHA_GATEWAY is neither 4 nor 16 bytes")),
                     });
                 }

@@ -103,10 +103,13 @@ impl Set<'_> {
 /// The generation of the namespace's rule set: it grows with every change of anybody's, so an
 /// unchanged number proves that there was none.
 pub fn generation(socket: &mut Socket) -> Result<u32, Error> {
-    let request = Request { message_type: SUBSYSTEM << 8 | MSG_GETGEN, flags: 0, payload: generic_header(0, 0) };
+    let request =
+        Request { message_type: SUBSYSTEM << 8 | MSG_GETGEN, flags: 0, payload: generic_header(0, 0) };
     let reply = socket.get(&request)?;
-    let decoded = reply.as_ref().and_then(|r| generation_of(r));
-    decoded.map(|(id, _)| id).ok_or(Error::Decode { message_type: MSG_GETGEN, reason: "no generation id".into() })
+    let decoded = reply.as_ref().and_then(generation_of);
+    decoded
+        .map(|(id, _)| id)
+        .ok_or(Error::Decode { message_type: MSG_GETGEN, reason: "no generation id".into() })
 }
 
 /// Reads a notice of a new generation: its id and the process that made it. `None` for other notices.

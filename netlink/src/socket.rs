@@ -433,7 +433,11 @@ mod tests {
     #[test]
     fn a_request_is_padded_to_four_bytes_and_says_its_true_length() {
         let mut out = Vec::new();
-        Request { message_type: 16, flags: flags::CREATE, payload: vec![7; 5] }.encode(flags::ACK, 9, &mut out);
+        Request { message_type: 16, flags: flags::CREATE, payload: vec![7; 5] }.encode(
+            flags::ACK,
+            9,
+            &mut out,
+        );
         assert_eq!(out.len(), 24);
         assert_eq!(out[..4], 21u32.to_ne_bytes());
         assert_eq!(out[6..8], (flags::CREATE | flags::REQUEST | flags::ACK).to_ne_bytes());
@@ -446,7 +450,8 @@ mod tests {
         payload.extend_from_slice(&12u16.to_ne_bytes());
         payload.extend_from_slice(&ATTR_MSG.to_ne_bytes());
         payload.extend_from_slice(b"bad vni\0");
-        let message = Message { message_type: NLMSG_ERROR, flags: CAPPED | ACK_TLVS, sequence: 1, payload: &payload };
+        let message =
+            Message { message_type: NLMSG_ERROR, flags: CAPPED | ACK_TLVS, sequence: 1, payload: &payload };
         let error = message.verdict().expect_err("code is -22");
         assert_eq!((error.errno, error.text.as_deref()), (22, Some("bad vni")));
     }

@@ -341,7 +341,11 @@ fn parse_backend(value: Option<Value>, notes: &mut Vec<String>) -> Result<Backen
     if let Backend::Vxlan(Vxlan { underlay_mtu: Some(mtu), .. }) = &backend {
         // 68 bytes is the least IPv4 MTU (RFC 791), 50 the encapsulation.
         if *mtu < 118 {
-            return Err(bad("MTU", mtu, "at least 118 (it is the underlay's MTU; VXLAN takes 50 bytes of it)"));
+            return Err(bad(
+                "MTU",
+                mtu,
+                "at least 118 (it is the underlay's MTU; VXLAN takes 50 bytes of it)",
+            ));
         }
     }
     for key in object.keys() {
@@ -385,7 +389,10 @@ mod tests {
         let config = parse(r#"{"Network":"10.5.0.0/16"}"#);
         let pool = config.v4.expect("IPv4 is on by default");
         assert_eq!((pool.subnet_length, config.v6), (24, None));
-        assert_eq!((pool.min.to_string(), pool.max.to_string()), ("10.5.1.0/24".into(), "10.5.255.0/24".into()));
+        assert_eq!(
+            (pool.min.to_string(), pool.max.to_string()),
+            ("10.5.1.0/24".into(), "10.5.255.0/24".into())
+        );
         assert!(config.backend_implied);
         let Backend::Vxlan(vxlan) = config.backend else { panic!("vxlan is the default") };
         assert_eq!((vxlan.vni, vxlan.port, vxlan.direct_routing), (1, 8472, false));
@@ -400,7 +407,10 @@ mod tests {
                 "backend":{"type":"VXLAN","vni":7,"directrouting":true}}"#,
         );
         assert_eq!(config.v4.map(|p| p.subnet_length), Some(26));
-        assert_eq!(config.v6.map(|p| (p.subnet_length, p.min.to_string())), Some((64, "fd00:0:0:1::/64".into())));
+        assert_eq!(
+            config.v6.map(|p| (p.subnet_length, p.min.to_string())),
+            Some((64, "fd00:0:0:1::/64".into()))
+        );
         assert!(matches!(config.backend, Backend::Vxlan(Vxlan { vni: 7, direct_routing: true, .. })));
     }
 
@@ -417,17 +427,29 @@ mod tests {
             (r#"{"Network":"10.5.0.0/16","SubnetLen":17}"#, &["SubnetLen is 17", "at least 18"]),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":31}"#, &["SubnetLen is 31", "from 0 to 30"]),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":"24"}"#, &["SubnetLen is \"24\""]),
-            (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.6.0.0"}"#, &["SubnetMin is \"10.6.0.0\"", "inside 10.5.0.0/16"]),
+            (
+                r#"{"Network":"10.5.0.0/16","SubnetMin":"10.6.0.0"}"#,
+                &["SubnetMin is \"10.6.0.0\"", "inside 10.5.0.0/16"],
+            ),
             (r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.9.7"}"#, &["SubnetMax is 10.5.9.7", "/24"]),
-            (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.8.0"}"#, &["SubnetMin is 10.5.9.0", "SubnetMax 10.5.8.0"]),
+            (
+                r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.8.0"}"#,
+                &["SubnetMin is 10.5.9.0", "SubnetMax 10.5.8.0"],
+            ),
             (r#"{"Network":"10.5.0.0/16","EnableIPv4":false}"#, &["EnableIPv4 is false"]),
             (r#"{"Network":"10.5.0.0/16","EnableIPv6":true}"#, &["IPv6Network is missing"]),
             (r#"{"Network":"10.5.0.0/16","Backend":"vxlan"}"#, &["Backend is \"vxlan\""]),
-            (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}"#, &["\"wireguard\"", "vxlan, host-gw and alloc"]),
+            (
+                r#"{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}"#,
+                &["\"wireguard\"", "vxlan, host-gw and alloc"],
+            ),
             (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#, &["VNI is 16777216"]),
             (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","Port":70000}}"#, &["Port is 70000"]),
             (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","MTU":60}}"#, &["MTU is 60"]),
-            (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","Learning":"yes"}}"#, &["Learning is \"yes\""]),
+            (
+                r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","Learning":"yes"}}"#,
+                &["Learning is \"yes\""],
+            ),
         ] {
             let error = error(text);
             assert!(parts.iter().all(|p| error.contains(p)), "{text}: {error}");
@@ -436,13 +458,16 @@ mod tests {
 
     #[test]
     fn what_has_no_effect_is_noted() {
-        let config = parse(r#"{"Network":"10.5.0.0/16","EnableNFTables":true,"Backend":{"Type":"host-gw","VNI":3}}"#);
+        let config =
+            parse(r#"{"Network":"10.5.0.0/16","EnableNFTables":true,"Backend":{"Type":"host-gw","VNI":3}}"#);
         assert_eq!(config.notes.len(), 2, "{:?}", config.notes);
     }
 
     #[test]
     fn a_pool_counts_and_recognises_its_leases() {
-        let pool = parse(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.10.0","SubnetMax":"10.5.29.0"}"#).v4.expect("v4");
+        let pool = parse(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.10.0","SubnetMax":"10.5.29.0"}"#)
+            .v4
+            .expect("v4");
         assert_eq!(pool.capacity(), 20);
         assert_eq!(pool.nth(0).map(|s| s.to_string()), Some("10.5.10.0/24".into()));
         assert_eq!(pool.nth(19), Some(pool.max));
@@ -453,7 +478,9 @@ mod tests {
 
     #[test]
     fn a_config_written_out_parses_to_itself() {
-        let config = parse(r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","MTU":1400}}"#);
+        let config = parse(
+            r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","MTU":1400}}"#,
+        );
         assert_eq!(parse(&config.to_json().to_string()), config);
     }
 }

@@ -321,8 +321,19 @@ mod tests {
             assert_eq!(LeaseKey::parse(text).map(|k| k.to_string()), Ok(text.to_owned()));
         }
         let hostile = [
-            "", "config", "10.12.13.0", "10.12.13.0-33", "10.12.13.1-24", "10x12x13.0-24", "10.12.13.0-24&", "10.12.13.0-",
-            "fd00::-64&10.0.0.0-24", "10.0.0.0-24&10.1.0.0-24", "10.12.13.0-24/x", "-", "10.12.13.0-24&fd00::-64&x",
+            "",
+            "config",
+            "10.12.13.0",
+            "10.12.13.0-33",
+            "10.12.13.1-24",
+            "10x12x13.0-24",
+            "10.12.13.0-24&",
+            "10.12.13.0-",
+            "fd00::-64&10.0.0.0-24",
+            "10.0.0.0-24&10.1.0.0-24",
+            "10.12.13.0-24/x",
+            "-",
+            "10.12.13.0-24&fd00::-64&x",
         ];
         for text in hostile {
             assert!(LeaseKey::parse(text).is_err(), "{text}");
@@ -356,7 +367,10 @@ mod tests {
             ("[]", "the value is []"),
             (r#"{"PublicIP":"fd00::1"}"#, "PublicIP is \"fd00::1\""),
             (r#"{"PublicIP":"999.1.1.1"}"#, "PublicIP is"),
-            (r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VtepMAC":"zz"}}"#, "BackendData is"),
+            (
+                r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VtepMAC":"zz"}}"#,
+                "BackendData is",
+            ),
             (r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":"x"}"#, "BackendData is \"x\""),
             (r#"{"PublicIP":"1.2.3.4","Loden":7}"#, "Loden is 7"),
         ] {

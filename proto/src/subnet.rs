@@ -79,7 +79,8 @@ pub struct Subnet(IpNetwork);
 
 impl Subnet {
     /// `::/0`
-    pub const ALL_V6: Subnet = Subnet(IpNetwork::V6(Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0).expect("length 0 is valid")));
+    pub const ALL_V6: Subnet =
+        Subnet(IpNetwork::V6(Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0).expect("length 0 is valid")));
 
     /// A subnet from its network address and length; host bits must be zero.
     pub fn new(address: IpAddr, length: u8) -> Result<Self, SubnetError> {

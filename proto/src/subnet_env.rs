@@ -65,17 +65,21 @@ impl SubnetEnv {
         for line in text.lines() {
             let line = line.trim();
             let line = line.strip_prefix("export ").unwrap_or(line);
-            let Some((key, value)) = line.split_once('=').filter(|_| !line.starts_with('#')) else { continue };
+            let Some((key, value)) = line.split_once('=').filter(|_| !line.starts_with('#')) else {
+                continue;
+            };
             let (key, value) = (key.trim(), unquoted(value.trim()));
             let error = |expected| SubnetEnvError::Value { key: key.into(), value: value.into(), expected };
             match key {
                 "FLANNEL_NETWORK" | "FLANNEL_IPV6_NETWORK" => {
                     for part in value.split(',') {
-                        networks.push(part.trim().parse().map_err(|_| error("networks such as 10.5.0.0/16"))?);
+                        networks
+                            .push(part.trim().parse().map_err(|_| error("networks such as 10.5.0.0/16"))?);
                     }
                 }
                 "FLANNEL_SUBNET" | "FLANNEL_IPV6_SUBNET" => subnets.push(
-                    gateway_form(value).ok_or_else(|| error("a gateway address with its length such as 10.5.7.1/24"))?,
+                    gateway_form(value)
+                        .ok_or_else(|| error("a gateway address with its length such as 10.5.7.1/24"))?,
                 ),
                 // 68 is the least MTU of IPv4 (RFC 791).
                 "FLANNEL_MTU" => {
@@ -191,7 +195,9 @@ mod tests {
     fn missing_keys_are_named_as_flannels_plugin_names_them() {
         let error = SubnetEnv::parse("FLANNEL_NETWORK=10.5.0.0/16\n").expect_err("three missing").to_string();
         assert_eq!(error, "is missing FLANNEL_SUBNET, FLANNEL_IPV6_SUBNET, FLANNEL_MTU, FLANNEL_IPMASQ");
-        let error = SubnetEnv::parse(&FLANNEL.replace("10.5.52.1/24", "10.5.52.1")).expect_err("no length").to_string();
+        let error = SubnetEnv::parse(&FLANNEL.replace("10.5.52.1/24", "10.5.52.1"))
+            .expect_err("no length")
+            .to_string();
         assert!(error.contains("FLANNEL_SUBNET is \"10.5.52.1\""), "{error}");
         for wrong in ["FLANNEL_MTU=x", "FLANNEL_MTU=0", "FLANNEL_MTU=99999"] {
             assert!(SubnetEnv::parse(&FLANNEL.replace("FLANNEL_MTU=1450", wrong)).is_err());

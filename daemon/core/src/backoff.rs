@@ -37,7 +37,10 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_maximum_and_begin_anew() {
         let mut backoff = Backoff::new(100, 400);
-        let middle = |b: &mut Backoff| { let step = b.next; b.wait(step / 2) };
+        let middle = |b: &mut Backoff| {
+            let step = b.next;
+            b.wait(step / 2)
+        };
         assert_eq!([0; 4].map(|_| middle(&mut backoff)), [100, 200, 400, 400]);
         backoff.reset();
         assert_eq!(middle(&mut backoff), 100);

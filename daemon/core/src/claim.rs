@@ -182,8 +182,10 @@ pub fn allowed(key: &LeaseKey, config: &NetworkConfig) -> bool {
 pub fn holder(record: &LeaseRecord) -> String {
     let Ok(value) = &record.value else { return "an unreadable lease".into() };
     let LeaseValue { public_ip, public_ipv6, loden, .. } = value;
-    let address =
-        public_ip.map(IpAddr::V4).or(public_ipv6.map(IpAddr::V6)).map_or("no address".into(), |a| a.to_string());
+    let address = public_ip
+        .map(IpAddr::V4)
+        .or(public_ipv6.map(IpAddr::V6))
+        .map_or("no address".into(), |a| a.to_string());
     match loden {
         Some(m) if record.is_reservation() => format!("{address} (reserved for host id {})", m.host_id),
         Some(m) if !m.host_name.is_empty() => format!("{} ({address}, host id {})", m.host_name, m.host_id),
@@ -248,7 +250,15 @@ mod tests {
         for (i, (name, etcd_lease, value)) in entries.iter().enumerate() {
             let value = LeaseValue::parse(value.as_bytes()).map_err(|e| e.to_string());
             let revision = i as i64 + 1;
-            table.put(name, LeaseRecord { value, etcd_lease: *etcd_lease, create_revision: revision, mod_revision: revision });
+            table.put(
+                name,
+                LeaseRecord {
+                    value,
+                    etcd_lease: *etcd_lease,
+                    create_revision: revision,
+                    mod_revision: revision,
+                },
+            );
         }
         table
     }
@@ -261,13 +271,16 @@ mod tests {
     const OURS: &str = r#"{"PublicIP":"192.168.0.1","BackendType":"vxlan","Loden":{"HostID":"us"}}"#;
     const OURS_MOVED: &str = r#"{"PublicIP":"192.168.0.9","BackendType":"vxlan","Loden":{"HostID":"us"}}"#;
     const OTHER_HERE: &str = r#"{"PublicIP":"192.168.0.1","BackendType":"vxlan","Loden":{"HostID":"they"}}"#;
-    const FLANNEL_HERE: &str = r#"{"PublicIP":"192.168.0.1","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:01"}}"#;
+    const FLANNEL_HERE: &str =
+        r#"{"PublicIP":"192.168.0.1","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:01"}}"#;
     const OTHER: &str = r#"{"PublicIP":"192.168.0.2","BackendType":"vxlan"}"#;
 
     #[test]
     fn our_own_former_life_is_taken_at_once() {
         let table = table(&[("10.5.11.0-24", 5, OTHER), ("10.5.12.0-24", 6, OURS)]);
-        assert!(matches!(step(&table, &[], &[]), Step::Take { key: k, mod_revision: 2, reserved: false, .. } if k == key("10.5.12.0-24")));
+        assert!(
+            matches!(step(&table, &[], &[]), Step::Take { key: k, mod_revision: 2, reserved: false, .. } if k == key("10.5.12.0-24"))
+        );
     }
 
     #[test]
@@ -285,7 +298,9 @@ mod tests {
         let table = table(&[("10.5.12.0-24", 6, OTHER_HERE)]);
         assert_eq!(step(&table, &[], &[]), Step::AskHolder { key: key("10.5.12.0-24") });
         assert!(matches!(step(&table, &[], &[("10.5.12.0-24", Liveness::Dead)]), Step::Take { .. }));
-        let Step::Refuse { holder, .. } = step(&table, &[], &[("10.5.12.0-24", Liveness::Alive)]) else { panic!("refused") };
+        let Step::Refuse { holder, .. } = step(&table, &[], &[("10.5.12.0-24", Liveness::Alive)]) else {
+            panic!("refused")
+        };
         assert!(holder.contains("192.168.0.1") && holder.contains("they"), "{holder}");
     }
 
@@ -298,9 +313,15 @@ mod tests {
     #[test]
     fn a_reservation_is_taken_by_its_owner_and_left_by_everybody_else() {
         let reserved = r#"{"PublicIP":"192.168.0.1"}"#;
-        assert!(matches!(step(&table(&[("10.5.12.0-24", 0, reserved)]), &[], &[]), Step::Take { reserved: true, .. }));
+        assert!(matches!(
+            step(&table(&[("10.5.12.0-24", 0, reserved)]), &[], &[]),
+            Step::Take { reserved: true, .. }
+        ));
         let by_id = r#"{"Loden":{"HostID":"us"}}"#;
-        assert!(matches!(step(&table(&[("10.5.12.0-24", 0, by_id)]), &[], &[]), Step::Take { reserved: true, .. }));
+        assert!(matches!(
+            step(&table(&[("10.5.12.0-24", 0, by_id)]), &[], &[]),
+            Step::Take { reserved: true, .. }
+        ));
         let others = table(&[("10.5.12.0-24", 0, r#"{"PublicIP":"192.168.0.2"}"#)]);
         let wanted = [key("10.5.12.0-24")];
         assert!(matches!(step(&others, &wanted, &[]), Step::Create { key: k, .. } if k != wanted[0]));
@@ -310,7 +331,10 @@ mod tests {
     fn the_former_subnet_is_created_again_if_free_and_allowed() {
         let wanted = [key("10.5.3.0-24"), key("10.5.12.0-24"), key("10.5.13.0-24")];
         let taken = table(&[("10.5.12.0-24", 6, OTHER)]);
-        assert!(matches!(step(&taken, &wanted, &[]), Step::Create { key: k, .. } if k == wanted[2]), "first is outside the pool, second taken");
+        assert!(
+            matches!(step(&taken, &wanted, &[]), Step::Create { key: k, .. } if k == wanted[2]),
+            "first is outside the pool, second taken"
+        );
     }
 
     #[test]
@@ -323,10 +347,19 @@ mod tests {
     fn every_subnet_of_the_pool_is_found_before_it_is_called_exhausted() {
         let mut table = LeaseTable::default();
         for round in 0..20u64 {
-            let Step::Create { key, .. } = next_step(&table, &small(), &us(), &[], &BTreeMap::new(), round) else {
+            let Step::Create { key, .. } = next_step(&table, &small(), &us(), &[], &BTreeMap::new(), round)
+            else {
                 panic!("round {round}: {} taken", table.len());
             };
-            table.insert(key, LeaseRecord { value: Err("unreadable".into()), etcd_lease: 1, create_revision: 1, mod_revision: 1 });
+            table.insert(
+                key,
+                LeaseRecord {
+                    value: Err("unreadable".into()),
+                    etcd_lease: 1,
+                    create_revision: 1,
+                    mod_revision: 1,
+                },
+            );
         }
         assert_eq!(step(&table, &[], &[]), Step::Exhausted { capacity: 20 });
     }
@@ -334,7 +367,9 @@ mod tests {
     #[test]
     fn dual_stack_takes_one_subnet_of_each_family() {
         let config = config(r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#);
-        let Step::Create { key, .. } = next_step(&LeaseTable::default(), &config, &us(), &[], &BTreeMap::new(), 1) else {
+        let Step::Create { key, .. } =
+            next_step(&LeaseTable::default(), &config, &us(), &[], &BTreeMap::new(), 1)
+        else {
             panic!("both pools are free");
         };
         assert!(allowed(&key, &config) && key.subnets().count() == 2);

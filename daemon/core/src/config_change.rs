@@ -6,7 +6,8 @@ use loden_proto::config::{Backend, NetworkConfig, Vxlan};
 /// `Err`: names what differs and needs a restart, since leases, devices or peers hang on it.
 pub fn applicable(in_force: &NetworkConfig, new: &NetworkConfig) -> Result<(), String> {
     let mut differs = Vec::new();
-    let shape = |config: &NetworkConfig| -> Vec<_> { config.pools().map(|p| (p.network, p.subnet_length)).collect() };
+    let shape =
+        |config: &NetworkConfig| -> Vec<_> { config.pools().map(|p| (p.network, p.subnet_length)).collect() };
     if shape(in_force) != shape(new) {
         differs.push("the networks or the length of subnets");
     }
@@ -20,7 +21,11 @@ pub fn applicable(in_force: &NetworkConfig, new: &NetworkConfig) -> Result<(), S
         (old, new) if old.name() != new.name() => differs.push("the backend type"),
         _ => {}
     }
-    if differs.is_empty() { Ok(()) } else { Err(format!("{} changed; restart the daemon to apply it", differs.join(" and "))) }
+    if differs.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{} changed; restart the daemon to apply it", differs.join(" and ")))
+    }
 }
 
 #[cfg(test)]
@@ -34,7 +39,9 @@ mod tests {
     #[test]
     fn mtu_and_direct_routing_apply_live_and_identity_needs_a_restart() {
         let old = parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#);
-        let live = parse(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","Backend":{"Type":"vxlan","MTU":1400,"DirectRouting":true}}"#);
+        let live = parse(
+            r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","Backend":{"Type":"vxlan","MTU":1400,"DirectRouting":true}}"#,
+        );
         assert_eq!(applicable(&old, &live), Ok(()));
         for (text, part) in [
             (r#"{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}"#, "networks"),

@@ -163,8 +163,12 @@ impl fmt::Display for Operation {
             O::ReplaceFilters(filters, _) => write!(f, "put nftables table inet {} in place", filters.table),
             O::Admit(all) => write!(f, "admit {} peer address(es) to the VXLAN filter", all.len()),
             O::Dismiss(all) => write!(f, "dismiss {} address(es) from the VXLAN filter", all.len()),
-            O::AddDevice(d) => write!(f, "create VXLAN device {} (VNI {}, port {}, MAC {})", d.name, d.vni, d.port, d.mac),
-            O::ChangeDevice { device, what, .. } => write!(f, "set {} of device {}", what.join(", "), device.name),
+            O::AddDevice(d) => {
+                write!(f, "create VXLAN device {} (VNI {}, port {}, MAC {})", d.name, d.vni, d.port, d.mac)
+            }
+            O::ChangeDevice { device, what, .. } => {
+                write!(f, "set {} of device {}", what.join(", "), device.name)
+            }
             O::DeleteDevice { name, .. } => write!(f, "delete device {name}"),
             O::AddAddress { address, device } => write!(f, "add address {address} to interface {device}"),
             O::DeleteAddress { address, length, device } => {
@@ -208,7 +212,8 @@ pub fn base(desired: &Desired, observed: &Observed) -> (Vec<Operation>, Vec<Conf
         let wanted = admitted(&desired.peers);
         // Where packets flow already, nobody is shut out for a moment. On a fresh host the sets are
         // filled over netlink, which is cheaper than as text.
-        let flowing = desired.devices.iter().any(|d| observed.vxlan(d.vni, d.port, d.family).is_some_and(|l| l.up));
+        let flowing =
+            desired.devices.iter().any(|d| observed.vxlan(d.vni, d.port, d.family).is_some_and(|l| l.up));
         let keep = wanted.keys().filter(|a| flowing || observed.admitted.contains(*a)).copied().collect();
         operations.push(Operation::ReplaceFilters(Box::new(desired.filters.clone()), keep));
     }
@@ -283,7 +288,11 @@ fn existing_device(
         if *address == device.address && *length == host {
             present = true;
         } else if desired.networks.iter().any(|(network, _)| network.contains(*address)) {
-            operations.push(Operation::DeleteAddress { device: link.index, address: *address, length: *length });
+            operations.push(Operation::DeleteAddress {
+                device: link.index,
+                address: *address,
+                length: *length,
+            });
         }
     }
     if !present {
@@ -367,7 +376,9 @@ impl<'a> Differ<'a> {
         let devices = desired
             .devices
             .iter()
-            .filter_map(|d| observed.vxlan(d.vni, d.port, d.family).filter(|l| l.up).map(|l| (d.family, l.index)))
+            .filter_map(|d| {
+                observed.vxlan(d.vni, d.port, d.family).filter(|l| l.up).map(|l| (d.family, l.index))
+            })
             .collect();
         Self {
             desired,
@@ -408,7 +419,11 @@ impl<'a> Differ<'a> {
             self.before_routes.push(Operation::SetFdb { device, mac, endpoint });
         }
         // Replacing moves the entry; what is left beside it is an addition of somebody's.
-        for other in present.into_iter().flatten().filter(|other| **other != endpoint && present.is_some_and(|p| p.contains(&endpoint))) {
+        for other in present
+            .into_iter()
+            .flatten()
+            .filter(|other| **other != endpoint && present.is_some_and(|p| p.contains(&endpoint)))
+        {
             self.after_routes.push(Operation::DeleteFdb { device, mac, endpoint: *other });
         }
     }
@@ -447,7 +462,8 @@ impl<'a> Differ<'a> {
                 self.routes.push(Operation::SetRoute { route, replace });
             }
         }
-        let replaced = if target.is_some() && right.is_none() { ours.iter().find(|r| r.metric == metric) } else { None };
+        let replaced =
+            if target.is_some() && right.is_none() { ours.iter().find(|r| r.metric == metric) } else { None };
         for route in &ours {
             if right != Some(*route) && replaced != Some(route) {
                 self.removed_routes.push(Operation::DeleteRoute((*route).clone()));
@@ -492,7 +508,9 @@ impl<'a> Differ<'a> {
     fn former(&mut self, old: Option<&Peer>) {
         let Some(PeerObjects::Vxlan { gateway, mac, .. }) = old.map(PeerObjects::of) else { return };
         let Some(device) = old.and_then(|p| self.devices.get(&p.subnet.family())).copied() else { return };
-        if self.observed.neighbours.contains_key(&(device, gateway)) && !self.wanted_neighbours.contains(&(device, gateway)) {
+        if self.observed.neighbours.contains_key(&(device, gateway))
+            && !self.wanted_neighbours.contains(&(device, gateway))
+        {
             self.after_routes.push(Operation::DeleteNeighbour { device, address: gateway });
         }
         if !self.wanted_fdb.contains_key(&(device, mac)) {
@@ -506,15 +524,23 @@ impl<'a> Differ<'a> {
     fn strays(&mut self) {
         let ours: BTreeSet<u32> = self.devices.values().copied().collect();
         let inside = |address: &IpAddr| self.desired.networks.iter().any(|(n, _)| n.contains(*address));
-        for (device, address) in self.observed.neighbours.keys().filter(|(d, a)| ours.contains(d) && inside(a)) {
+        for (device, address) in
+            self.observed.neighbours.keys().filter(|(d, a)| ours.contains(d) && inside(a))
+        {
             if !self.wanted_neighbours.contains(&(*device, *address)) {
                 self.after_routes.push(Operation::DeleteNeighbour { device: *device, address: *address });
             }
         }
-        for ((device, mac), endpoints) in self.observed.fdb.iter().filter(|((d, m), _)| ours.contains(d) && m.is_unicast()) {
+        for ((device, mac), endpoints) in
+            self.observed.fdb.iter().filter(|((d, m), _)| ours.contains(d) && m.is_unicast())
+        {
             if !self.wanted_fdb.contains_key(&(*device, *mac)) {
                 for endpoint in endpoints {
-                    self.after_routes.push(Operation::DeleteFdb { device: *device, mac: *mac, endpoint: *endpoint });
+                    self.after_routes.push(Operation::DeleteFdb {
+                        device: *device,
+                        mac: *mac,
+                        endpoint: *endpoint,
+                    });
                 }
             }
         }
@@ -593,10 +619,13 @@ fn nexthop_ids(subnet: &Subnet) -> impl Iterator<Item = u32> {
 /// What takes everything of ours out of the kernel, our table apart: routes, nexthops, devices with
 /// our names, and the bridge if no container hangs on it. An adopted device is not ours.
 pub fn removal(observed: &Observed, options: &Options, networks: &[Subnet]) -> Vec<Operation> {
-    let named = |index: u32| observed.links.get(&index).is_some_and(|l| l.vxlan.is_some() && options.names_device(&l.name));
+    let named = |index: u32| {
+        observed.links.get(&index).is_some_and(|l| l.vxlan.is_some() && options.names_device(&l.name))
+    };
     let inside = |subnet: &Subnet| networks.iter().any(|n| n.contains_subnet(subnet));
     let routes = observed.routes.values().flatten().filter(|r| {
-        r.protocol == ROUTE_PROTOCOL && (inside(&r.subnet) || observed.resolve(r.via).is_some_and(|(d, _)| named(d)))
+        r.protocol == ROUTE_PROTOCOL
+            && (inside(&r.subnet) || observed.resolve(r.via).is_some_and(|(d, _)| named(d)))
     });
     let mut operations: Vec<Operation> = routes.cloned().map(Operation::DeleteRoute).collect();
     let nexthops = observed.nexthops.iter().filter(|(_, n)| {
@@ -605,9 +634,10 @@ pub fn removal(observed: &Observed, options: &Options, networks: &[Subnet]) -> V
     });
     operations.extend(nexthops.map(|(id, _)| Operation::DeleteNexthop(*id)));
     let has_ports = |bridge: u32| observed.links.values().any(|l| l.controller == bridge);
-    let devices = observed.links.values().filter(|l| {
-        named(l.index) || l.bridge && l.name == options.bridge() && !has_ports(l.index)
-    });
+    let devices = observed
+        .links
+        .values()
+        .filter(|l| named(l.index) || l.bridge && l.name == options.bridge() && !has_ports(l.index));
     operations.extend(devices.map(|l| Operation::DeleteDevice { index: l.index, name: l.name.clone() }));
     operations
 }

@@ -79,7 +79,10 @@ impl Filters {
         }
         let table = &self.table;
         // `destroy` needs nft 1.0.7; adding first makes the deletion always succeed.
-        format!("add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{sets}{}}}\n", self.body)
+        format!(
+            "add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{sets}{}}}\n",
+            self.body
+        )
     }
 
     /// The transaction that removes the table.
@@ -157,7 +160,13 @@ fn vxlan_chains(out: &mut String, port: u16, families: &[Rules<'_>], options: &O
                 let (peers, rejected) = (peer_set(family), rejected_set(family));
                 rule(out, &format!("udp dport {port} {ip} saddr @{peers} accept"));
                 // A full set must not let the packet pass: the drop is a rule of its own.
-                rule(out, &format!("udp dport {port} meta nfproto {} update @{rejected} {{ {ip} saddr counter }}", rules.nfproto()));
+                rule(
+                    out,
+                    &format!(
+                        "udp dport {port} meta nfproto {} update @{rejected} {{ {ip} saddr counter }}",
+                        rules.nfproto()
+                    ),
+                );
                 rule(out, &format!("udp dport {port} meta nfproto {} counter drop", rules.nfproto()));
             }
         }
@@ -201,10 +210,13 @@ impl Rules<'_> {
     fn mark(&self, out: &mut String) {
         let (ip, network, own) = (self.ip(), self.network, self.own);
         let (value, mask) = self.options.fwmark;
-        rule(out, &format!(
-            "{ip} saddr {network} {ip} saddr != {own} {ip} daddr {own} fib saddr . iif oif exists meta mark set meta mark & {:#x} | {value:#x}",
-            !mask
-        ));
+        rule(
+            out,
+            &format!(
+                "{ip} saddr {network} {ip} saddr != {own} {ip} daddr {own} fib saddr . iif oif exists meta mark set meta mark & {:#x} | {value:#x}",
+                !mask
+            ),
+        );
     }
 
     fn masquerade(&self, out: &mut String) {
@@ -257,23 +269,30 @@ mod tests {
     fn masquerade_rules_stand_in_the_documented_order() {
         let script = script(r#"{"Network":"10.5.0.0/16"}"#, &options());
         let from = script.find("chain overlay_masquerade").expect("the chain");
-        let rules: Vec<&str> = script[from..].lines().skip(2).map(str::trim).take_while(|l| *l != "}").collect();
-        assert_eq!(rules, [
-            "meta mark & 0x4000 == 0x4000 return",
-            "ip saddr 10.5.0.0/16 ip daddr 10.5.0.0/16 return",
-            "ip daddr 10.5.1.0/24 return",
-            "ip saddr 10.5.0.0/16 ip daddr { 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 } return",
-            "ip saddr 10.5.0.0/16 ip daddr 10.9.0.0/16 return",
-            "ip saddr 10.5.0.0/16 masquerade fully-random",
-            "ip daddr 10.5.0.0/16 snat ip to 10.5.1.0 fully-random",
-        ]);
+        let rules: Vec<&str> =
+            script[from..].lines().skip(2).map(str::trim).take_while(|l| *l != "}").collect();
+        assert_eq!(
+            rules,
+            [
+                "meta mark & 0x4000 == 0x4000 return",
+                "ip saddr 10.5.0.0/16 ip daddr 10.5.0.0/16 return",
+                "ip daddr 10.5.1.0/24 return",
+                "ip saddr 10.5.0.0/16 ip daddr { 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 } return",
+                "ip saddr 10.5.0.0/16 ip daddr 10.9.0.0/16 return",
+                "ip saddr 10.5.0.0/16 masquerade fully-random",
+                "ip daddr 10.5.0.0/16 snat ip to 10.5.1.0 fully-random",
+            ]
+        );
     }
 
     #[test]
     fn what_is_switched_off_is_absent() {
         let off = Options { masquerade: false, check_sources: false, ..options() };
         let script = script(r#"{"Network":"10.5.0.0/16"}"#, &off);
-        assert!(!script.contains("chain overlay_masquerade") && !script.contains("saddr @peers4 accept"), "{script}");
+        assert!(
+            !script.contains("chain overlay_masquerade") && !script.contains("saddr @peers4 accept"),
+            "{script}"
+        );
         let no_inbound = Options { masquerade_inbound: false, ..options() };
         assert!(!self::script(r#"{"Network":"10.5.0.0/16"}"#, &no_inbound).contains("snat"));
     }

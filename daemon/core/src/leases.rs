@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use loden_proto::lease::{LeaseKey, LeaseValue};
 use loden_proto::Subnet;
+use loden_proto::lease::{LeaseKey, LeaseValue};
 
 /// One key below `<prefix>/subnets/`.
 #[derive(Debug, Clone, PartialEq)]

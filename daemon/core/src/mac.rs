@@ -77,7 +77,11 @@ mod tests {
         assert_eq!(Some(pick(a, b, c)), a);
         assert_eq!(Some(pick(None, b, c)), b);
         assert_eq!(Some(pick(None, None, c)), c);
-        assert_eq!(pick(None, Some(Mac([1; 6])), None), derived("host", 1, Family::V4, 0), "multicast is no MAC");
+        assert_eq!(
+            pick(None, Some(Mac([1; 6])), None),
+            derived("host", 1, Family::V4, 0),
+            "multicast is no MAC"
+        );
     }
 
     #[test]
@@ -85,8 +89,12 @@ mod tests {
         let base = derived("host", 1, Family::V4, 0);
         assert_eq!(base, derived("host", 1, Family::V4, 0));
         assert!(base.is_unicast() && base.0[0] & 2 == 2);
-        let others = [derived("host2", 1, Family::V4, 0), derived("host", 2, Family::V4, 0),
-            derived("host", 1, Family::V6, 0), derived("host", 1, Family::V4, 1)];
+        let others = [
+            derived("host2", 1, Family::V4, 0),
+            derived("host", 2, Family::V4, 0),
+            derived("host", 1, Family::V6, 0),
+            derived("host", 1, Family::V4, 1),
+        ];
         assert!(others.iter().all(|m| *m != base));
     }
 }

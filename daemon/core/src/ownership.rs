@@ -21,10 +21,12 @@ pub fn route(route: &Route, desired: &Desired, observed: &Observed) -> bool {
     if route.protocol == ROUTE_PROTOCOL {
         return of_network || on_ours;
     }
-    let lease_length = desired.networks.iter().any(|(network, length)| {
-        network.contains_subnet(&route.subnet) && route.subnet.length() == *length
-    });
-    let by_itself = matches!(route.via, Via::Gateway { gateway, onlink: true, .. } if gateway == route.subnet.address());
+    let lease_length = desired
+        .networks
+        .iter()
+        .any(|(network, length)| network.contains_subnet(&route.subnet) && route.subnet.length() == *length);
+    let by_itself =
+        matches!(route.via, Via::Gateway { gateway, onlink: true, .. } if gateway == route.subnet.address());
     on_ours && lease_length && by_itself
 }
 

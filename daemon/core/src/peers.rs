@@ -87,7 +87,9 @@ pub fn found_in_kernel(observed: &Observed, config: &NetworkConfig) -> Vec<Peer>
     for ((device, address), mac) in &observed.neighbours {
         let family = Family::of(*address);
         let ours = observed.vxlan(vxlan.vni, vxlan.port, family).is_some_and(|l| l.index == *device);
-        let Some(pool) = config.pool(family).filter(|p| ours && p.network.contains(*address)) else { continue };
+        let Some(pool) = config.pool(family).filter(|p| ours && p.network.contains(*address)) else {
+            continue;
+        };
         let endpoint = observed.fdb.get(&(*device, *mac)).and_then(|all| all.first());
         if let (Ok(subnet), Some(endpoint)) = (Subnet::new(*address, pool.subnet_length), endpoint) {
             found.push(Peer {
@@ -202,7 +204,8 @@ impl PeerBook {
         let first = self.rules.is_none();
         let gone: Vec<Peer> = if first {
             // Known from before the first table: gone if no lease names the subnet.
-            let named = |s: &Subnet| table.get(&LeaseKey::single(*s)).is_some() || table.overlapping(s).is_some();
+            let named =
+                |s: &Subnet| table.get(&LeaseKey::single(*s)).is_some() || table.overlapping(s).is_some();
             self.live.values().filter(|p| !named(&p.subnet)).cloned().collect()
         } else {
             Vec::new()
@@ -231,7 +234,9 @@ impl PeerBook {
         // Withdraw all that may have changed before anything is granted again.
         for key in &dirty {
             // An outdone key's subnet is another's.
-            if self.outdone.remove(key).is_none() && matches!(verdicts_before.get(key), Some(Verdict::Sound(_))) {
+            if self.outdone.remove(key).is_none()
+                && matches!(verdicts_before.get(key), Some(Verdict::Sound(_)))
+            {
                 for subnet in key.subnets() {
                     self.live.remove(&subnet);
                 }
@@ -254,15 +259,19 @@ impl PeerBook {
                 .filter_map(|s| before.get(&s).filter(|_| !self.live.contains_key(&s)).cloned()),
         );
         self.vanished.extend(gone.map(|p| (now, p)));
-        let reason = |verdicts: &OrdMap<LeaseKey, Verdict>, outdone: &OrdMap<LeaseKey, String>, key| match verdicts.get(key) {
-            Some(Verdict::Rejected(reason)) => Some(reason.clone()),
-            _ => outdone.get(key).cloned(),
-        };
+        let reason =
+            |verdicts: &OrdMap<LeaseKey, Verdict>, outdone: &OrdMap<LeaseKey, String>, key| match verdicts
+                .get(key)
+            {
+                Some(Verdict::Rejected(reason)) => Some(reason.clone()),
+                _ => outdone.get(key).cloned(),
+            };
         let mut refused: Vec<(String, String)> = dirty
             .iter()
             .filter_map(|key| {
                 let now = reason(&self.verdicts, &self.outdone, key)?;
-                (reason(&verdicts_before, &outdone_before, key).as_ref() != Some(&now)).then(|| (key.to_string(), now))
+                (reason(&verdicts_before, &outdone_before, key).as_ref() != Some(&now))
+                    .then(|| (key.to_string(), now))
             })
             .collect();
         let malformed_before: BTreeSet<&str> = self.table.malformed().map(|(k, _)| k).collect();
@@ -286,7 +295,8 @@ impl PeerBook {
     fn hold(&mut self, now: Millis) {
         let table = &self.table;
         let live = &self.live;
-        self.vanished.retain(|(at, p)| now.saturating_sub(*at) < MASS_WINDOW && !live.contains_key(&p.subnet));
+        self.vanished
+            .retain(|(at, p)| now.saturating_sub(*at) < MASS_WINDOW && !live.contains_key(&p.subnet));
         let known = self.live.len() + self.vanished.len() + self.held.len();
         if self.vanished.len() + self.held.len() >= MASS_LEAST
             && (self.vanished.len() + self.held.len()) * 2 > known
@@ -319,14 +329,15 @@ impl PeerBook {
     fn older_claim(&self, key: &LeaseKey, table: &LeaseTable) -> Option<String> {
         for claim in claims_of(key, self.verdicts.get(key)) {
             if let Some((_, _, older)) = self.claimants(claim).next().filter(|(_, _, first)| first != key) {
-                let holder = table
-                    .get(older)
-                    .and_then(|r| r.value.as_ref().ok())
-                    .map(describe)
-                    .unwrap_or_default();
+                let holder =
+                    table.get(older).and_then(|r| r.value.as_ref().ok()).map(describe).unwrap_or_default();
                 return Some(match claim {
-                    Claim::Subnet(subnet) => format!("{subnet} is claimed since longer by the key {older}{holder}"),
-                    Claim::Mac(_, mac) => format!("the VTEP MAC {mac} belongs since longer to {older}{holder}"),
+                    Claim::Subnet(subnet) => {
+                        format!("{subnet} is claimed since longer by the key {older}{holder}")
+                    }
+                    Claim::Mac(_, mac) => {
+                        format!("the VTEP MAC {mac} belongs since longer to {older}{holder}")
+                    }
                 });
             }
         }
@@ -415,7 +426,9 @@ fn peer(subnet: Subnet, value: &LeaseValue, rules: &Rules) -> Result<Option<Peer
         Backend::Alloc => return Ok(None),
         Backend::HostGw if on_link => Path::Direct,
         Backend::HostGw => {
-            return Err(format!("its public address {public_address} is not on the underlay's link, which host-gw needs"));
+            return Err(format!(
+                "its public address {public_address} is not on the underlay's link, which host-gw needs"
+            ));
         }
         Backend::Vxlan(vxlan) => {
             let Some(mac) = value.backend_data(family).vtep_mac() else {
@@ -447,7 +460,11 @@ fn printable(text: &str) -> String {
 fn check_endpoint(address: IpAddr, rules: &Rules) -> Result<(), String> {
     let unicast = match address {
         IpAddr::V4(ip) => {
-            !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() || ip.is_loopback() || ip.octets()[0] == 0)
+            !(ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_broadcast()
+                || ip.is_loopback()
+                || ip.octets()[0] == 0)
         }
         IpAddr::V6(ip) => !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback()),
     };
@@ -469,7 +486,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn rules() -> Arc<Rules> {
-        let config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("config");
+        let config =
+            NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("config");
         Arc::new(Rules {
             config,
             own: Some(key("10.5.1.0-24")),
@@ -495,7 +513,9 @@ mod tests {
     }
 
     fn lease(ip: &str, mac: u8) -> String {
-        format!(r#"{{"PublicIP":"{ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:01:{mac:02x}"}}}}"#)
+        format!(
+            r#"{{"PublicIP":"{ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:01:{mac:02x}"}}}}"#
+        )
     }
 
     /// Twenty sound peers, 10.5.10.0/24 to 10.5.29.0/24.
@@ -526,7 +546,11 @@ mod tests {
             ("10.5.204.0-24", lease("192.168.0.204", 1).replace(":01:01", ":00:01"), "is our own"),
             ("10.5.205.0-24", lease("192.168.0.205", 9).replace("02:00", "03:00"), "not a unicast"),
             ("10.5.206.0-24", "not json".into(), "not JSON"),
-            ("10.5.207.0-24", r#"{"PublicIP":"192.168.0.207","BackendType":"host-gw"}"#.into(), "backend type is host-gw"),
+            (
+                "10.5.207.0-24",
+                r#"{"PublicIP":"192.168.0.207","BackendType":"host-gw"}"#.into(),
+                "backend type is host-gw",
+            ),
             ("10.5.208.0-24", lease("192.168.0.208", 10), "belongs since longer to 10.5.10.0-24"),
             ("10.5.1.0-24&fd00::-64", lease("192.168.0.209", 209), "overlaps our own"),
             ("10.5.11.0-24&fd00::-64", lease("192.168.0.210", 210), "claimed since longer"),
@@ -541,7 +565,10 @@ mod tests {
         let rejected = book.rejected();
         assert_eq!(rejected.len(), cases.len(), "{rejected:#?}");
         for (name, _, reason) in &cases {
-            assert!(rejected.iter().any(|(k, r)| k == name && r.contains(reason)), "{name} {reason}: {rejected:#?}");
+            assert!(
+                rejected.iter().any(|(k, r)| k == name && r.contains(reason)),
+                "{name} {reason}: {rejected:#?}"
+            );
         }
     }
 
@@ -659,7 +686,10 @@ mod tests {
     #[test]
     fn direct_routing_takes_the_plain_path_on_the_link_only() {
         let mut rules = (*rules()).clone();
-        rules.config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#).expect("config");
+        rules.config = NetworkConfig::parse(
+            r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#,
+        )
+        .expect("config");
         let mut table = LeaseTable::default();
         put(&mut table, "10.5.2.0-24", 1, &lease("192.168.0.2", 2));
         put(&mut table, "10.5.3.0-24", 2, &lease("172.16.0.3", 3));

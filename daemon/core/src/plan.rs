@@ -183,7 +183,9 @@ pub fn plan(inputs: Inputs<'_>) -> Desired {
     if let Backend::Vxlan(vxlan) = &config.backend {
         for subnet in own.subnets() {
             let family = subnet.family();
-            let (Some(endpoint), Some(mac)) = (underlay.endpoint(family), macs.get(&family)) else { continue };
+            let (Some(endpoint), Some(mac)) = (underlay.endpoint(family), macs.get(&family)) else {
+                continue;
+            };
             devices.push(Device {
                 name: adopted.get(&family).cloned().unwrap_or_else(|| options.device(vxlan.vni, family)),
                 family,

@@ -72,8 +72,7 @@ pub fn choose(
     own_devices: &dyn Fn(&Link) -> bool,
     route_to: Option<u32>,
 ) -> Result<Underlay, NoUnderlay> {
-    let candidates: Vec<&Link> =
-        observed.links.values().filter(|l| !l.loopback && !own_devices(l)).collect();
+    let candidates: Vec<&Link> = observed.links.values().filter(|l| !l.loopback && !own_devices(l)).collect();
     let asked = !options.interfaces.is_empty() || !options.patterns.is_empty() || options.can_reach.is_some();
     let found = if asked {
         find_asked(options, &candidates, observed, route_to)
@@ -116,18 +115,24 @@ pub fn check(options: &UnderlayOptions) -> Result<(), NoUnderlay> {
     for name in &options.interfaces {
         let address = name.parse::<IpAddr>().is_ok() || name.contains('/');
         // IFNAMSIZ is 16 with the closing zero (include/uapi/linux/if.h).
-        if !address && (name.is_empty() || name.len() > 15 || name.contains(|c: char| c.is_whitespace() || c == ':')) {
+        if !address
+            && (name.is_empty() || name.len() > 15 || name.contains(|c: char| c.is_whitespace() || c == ':'))
+        {
             return Err(NoUnderlay::Never(format!(
                 "--iface {name:?} is neither an interface name (1 to 15 characters), an address nor a prefix"
             )));
         }
         if name.contains('/') && prefix(name).is_none() {
-            return Err(NoUnderlay::Never(format!("--iface {name:?} is not a prefix such as 192.168.0.0/24")));
+            return Err(NoUnderlay::Never(format!(
+                "--iface {name:?} is not a prefix such as 192.168.0.0/24"
+            )));
         }
     }
     for ip in &options.public {
         if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {
-            return Err(NoUnderlay::Never(format!("--public-ip {ip} is not a unicast address that peers can reach")));
+            return Err(NoUnderlay::Never(format!(
+                "--public-ip {ip} is not a unicast address that peers can reach"
+            )));
         }
     }
     Ok(())
@@ -140,9 +145,9 @@ fn find_asked<'a>(
     route_to: Option<u32>,
 ) -> Option<(&'a Link, Option<IpAddr>)> {
     let all_addresses = || {
-        candidates
-            .iter()
-            .flat_map(|l| observed.addresses.get(&l.index).into_iter().flatten().map(move |a| (*l, a.address)))
+        candidates.iter().flat_map(|l| {
+            observed.addresses.get(&l.index).into_iter().flatten().map(move |a| (*l, a.address))
+        })
     };
     for wanted in &options.interfaces {
         if let Ok(ip) = wanted.parse::<IpAddr>() {
@@ -214,7 +219,11 @@ fn missing(options: &UnderlayOptions, asked: bool, candidates: &[&Link], observe
                 .flatten()
                 .map(|a| format!("{}/{}", a.address, a.length))
                 .collect();
-            if addresses.is_empty() { l.name.clone() } else { format!("{} ({})", l.name, addresses.join(", ")) }
+            if addresses.is_empty() {
+                l.name.clone()
+            } else {
+                format!("{} ({})", l.name, addresses.join(", "))
+            }
         })
         .collect();
     let list = if list.is_empty() { "none".to_owned() } else { list.join(", ") };

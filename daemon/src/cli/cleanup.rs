@@ -17,7 +17,9 @@ use crate::state::StateDir;
 
 /// Remove from this host's kernel what Loden made.
 #[derive(Debug, Args)]
-#[command(after_help = "Removes our nftables table, VXLAN devices, routes, nexthops and, if no container hangs on it, the bridge; then the files of run-time state. Lasting state (host id, MACs) and the lease in etcd stay: free that with loden lease release.")]
+#[command(
+    after_help = "Removes our nftables table, VXLAN devices, routes, nexthops and, if no container hangs on it, the bridge; then the files of run-time state. Lasting state (host id, MACs) and the lease in etcd stay: free that with loden lease release."
+)]
 pub(super) struct CleanupArgs {
     #[command(flatten)]
     place: PlaceArgs,
@@ -40,7 +42,10 @@ pub(super) async fn run(args: CleanupArgs) -> anyhow::Result<()> {
         true => StateDir::open(&args.place.state_dir())?.last(),
         false => Default::default(),
     };
-    let networks: Vec<_> = NetworkConfig::parse(&last.config).iter().flat_map(|c| c.pools().map(|p| p.network).collect::<Vec<_>>()).collect();
+    let networks: Vec<_> = NetworkConfig::parse(&last.config)
+        .iter()
+        .flat_map(|c| c.pools().map(|p| p.network).collect::<Vec<_>>())
+        .collect();
     let options = Options::named(&args.place.network);
     let mut kernel = Kernel::open(run_dir.clone())?;
     let interest = Interest { networks: networks.clone(), ..Interest::default() };
@@ -52,7 +57,9 @@ pub(super) async fn run(args: CleanupArgs) -> anyhow::Result<()> {
         lines.push(format!("delete nftables table inet {}", options.network));
     }
     let bridge_stays = observed.link(&options.bridge()).is_some()
-        && !operations.iter().any(|o| matches!(o, Operation::DeleteDevice { name, .. } if *name == options.bridge()));
+        && !operations
+            .iter()
+            .any(|o| matches!(o, Operation::DeleteDevice { name, .. } if *name == options.bridge()));
     let (devices, chains) = match args.flannel {
         true => (flannel_devices(&observed), flannel_rules()),
         false => Default::default(),
@@ -105,9 +112,10 @@ fn flannel_rules() -> Vec<Vec<String>> {
     let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let mut commands = Vec::new();
     for iptables in ["iptables", "ip6tables"] {
-        for (table, hook, chain, comment) in
-            [("nat", "POSTROUTING", "FLANNEL-POSTRTG", "flanneld masq"), ("filter", "FORWARD", "FLANNEL-FWD", "flanneld forward")]
-        {
+        for (table, hook, chain, comment) in [
+            ("nat", "POSTROUTING", "FLANNEL-POSTRTG", "flanneld masq"),
+            ("filter", "FORWARD", "FLANNEL-FWD", "flanneld forward"),
+        ] {
             if run_quietly(&words(&format!("{iptables} -w -t {table} -S {chain}"))) {
                 let mut jump = words(&format!("{iptables} -w -t {table} -D {hook} -m comment --comment"));
                 jump.extend([comment.to_owned(), "-j".into(), chain.into()]);

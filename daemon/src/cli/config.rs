@@ -108,7 +108,9 @@ async fn init(args: InitArgs) -> anyhow::Result<()> {
     let text = serde_json::Value::Object(object).to_string();
     let config = NetworkConfig::parse(&text)?;
     if !writer(&args.etcd).await?.create_config(&text).await.with_context(|| hint(&args.etcd))? {
-        bail!("there is a network config already (loden config show); replace it with: loden config set '{text}'");
+        bail!(
+            "there is a network config already (loden config show); replace it with: loden config set '{text}'"
+        );
     }
     report(&config)
 }
@@ -133,7 +135,9 @@ fn given(argument: &str) -> anyhow::Result<String> {
 
 async fn in_etcd(etcd: &EtcdArgs) -> anyhow::Result<String> {
     let (view, _) = read_once(&etcd.options()).await.with_context(|| hint(etcd))?;
-    view.config.context("there is no network config in etcd; write one with: loden config init --ipv4-network 10.5.0.0/16")
+    view.config.context(
+        "there is no network config in etcd; write one with: loden config init --ipv4-network 10.5.0.0/16",
+    )
 }
 
 pub(super) async fn writer(etcd: &EtcdArgs) -> anyhow::Result<Writer> {

@@ -48,9 +48,15 @@ pub(super) struct EtcdArgs {
 
 impl EtcdArgs {
     pub(super) fn options(&self) -> EtcdOptions {
-        let password = ["LODEN_ETCD_PASSWORD", "FLANNELD_ETCD_PASSWORD"].iter().find_map(|n| std::env::var(n).ok());
+        let password =
+            ["LODEN_ETCD_PASSWORD", "FLANNELD_ETCD_PASSWORD"].iter().find_map(|n| std::env::var(n).ok());
         EtcdOptions {
-            endpoints: self.etcd_endpoints.iter().map(|e| e.trim().to_owned()).filter(|e| !e.is_empty()).collect(),
+            endpoints: self
+                .etcd_endpoints
+                .iter()
+                .map(|e| e.trim().to_owned())
+                .filter(|e| !e.is_empty())
+                .collect(),
             prefix: self.etcd_prefix.clone(),
             ca_file: self.etcd_cafile.clone(),
             cert_file: self.etcd_certfile.clone(),
@@ -96,7 +102,9 @@ impl PlaceArgs {
 
 /// Run the daemon of this host.
 #[derive(Debug, Args)]
-#[command(after_help = "The daemon leases a subnet, brings devices, routes and filters in place and keeps them so. When it stops, everything stays as it is; loden cleanup removes it.")]
+#[command(
+    after_help = "The daemon leases a subnet, brings devices, routes and filters in place and keeps them so. When it stops, everything stays as it is; loden cleanup removes it."
+)]
 pub(super) struct DaemonArgs {
     #[command(flatten)]
     place: PlaceArgs,
@@ -204,7 +212,12 @@ pub(super) async fn run(args: DaemonArgs, sources: &Sources) -> anyhow::Result<(
     for note in &sources.notes {
         tracing::info!("{note}");
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), network = args.place.network, endpoints = args.etcd.etcd_endpoints.join(","), "loden daemon");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        network = args.place.network,
+        endpoints = args.etcd.etcd_endpoints.join(","),
+        "loden daemon"
+    );
     app::run(options(args)?).await
 }
 
@@ -312,7 +325,9 @@ fn fwmark(text: &str) -> Result<(u32, u32), String> {
     let (value, mask) = text.split_once('/').unwrap_or((text, text));
     match (number(value), number(mask)) {
         (Some(value), Some(mask)) if mask != 0 && value & !mask == 0 => Ok((value, mask)),
-        _ => Err(format!("--fwmark {text:?} is not VALUE/MASK such as 0x40000000/0x40000000, the value within the mask")),
+        _ => Err(format!(
+            "--fwmark {text:?} is not VALUE/MASK such as 0x40000000/0x40000000, the value within the mask"
+        )),
     }
 }
 
@@ -339,7 +354,10 @@ mod tests {
 
     #[test]
     fn times_are_seconds_or_have_a_unit() {
-        assert_eq!((duration("90"), duration("10m")), (Ok(Duration::from_secs(90)), Ok(Duration::from_secs(600))));
+        assert_eq!(
+            (duration("90"), duration("10m")),
+            (Ok(Duration::from_secs(90)), Ok(Duration::from_secs(600)))
+        );
         assert!(duration("soon").is_err() && lease_ttl("1s").is_err());
     }
 }

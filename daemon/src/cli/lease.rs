@@ -113,8 +113,13 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
         })
         .collect();
     print(&table(&["KEY", "KIND", "BACKEND", "ENDS IN", "HOLDER"], &cells))?;
-    let malformed: Vec<String> = view.table.malformed().map(|(key, reason)| format!("{key}: {reason}\n")).collect();
-    if malformed.is_empty() { Ok(()) } else { print(&format!("\nKeys that name no subnet\n{}", malformed.concat())) }
+    let malformed: Vec<String> =
+        view.table.malformed().map(|(key, reason)| format!("{key}: {reason}\n")).collect();
+    if malformed.is_empty() {
+        Ok(())
+    } else {
+        print(&format!("\nKeys that name no subnet\n{}", malformed.concat()))
+    }
 }
 
 async fn reserve(args: ReserveArgs) -> anyhow::Result<()> {
@@ -124,7 +129,8 @@ async fn reserve(args: ReserveArgs) -> anyhow::Result<()> {
         let holder = view.table.get(&other).map(claim::holder).unwrap_or_default();
         bail!("{} overlaps {other} of {holder}; release that first (loden lease release)", args.subnet);
     }
-    let text = view.config.context("there is no network config in etcd; write one with: loden config init")?;
+    let text =
+        view.config.context("there is no network config in etcd; write one with: loden config init")?;
     let config = loden_proto::config::NetworkConfig::parse(&text)?;
     let key = LeaseKey::single(args.subnet);
     if !claim::allowed(&key, &config) {
@@ -154,13 +160,19 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<()> {
     let alive = alive(&writer, record).await?;
     let holder = claim::holder(record);
     if alive && !args.force {
-        bail!("{} is held by {holder}, which refreshed its lease lately; stop its daemon first, or make it move with --force", args.subnet);
+        bail!(
+            "{} is held by {holder}, which refreshed its lease lately; stop its daemon first, or make it move with --force",
+            args.subnet
+        );
     }
     let marked = record.value.as_ref().ok().filter(|_| alive).and_then(released);
     let outcome = match &marked {
         // A deleted key would be claimed again at once, and its containers cut off.
         Some(value) => writer.put(key, value, record.etcd_lease, record.mod_revision).await?,
-        None if alive => bail!("{} is held by {holder}, which is flannel: it exits when its key is deleted and cannot be told to move; stop it first", args.subnet),
+        None if alive => bail!(
+            "{} is held by {holder}, which is flannel: it exits when its key is deleted and cannot be told to move; stop it first",
+            args.subnet
+        ),
         None => writer.delete(key, record.mod_revision).await?,
     };
     match outcome {
@@ -169,7 +181,9 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<()> {
             args.subnet
         )),
         Outcome::Written(_) => print(&format!("{} is free\n", args.subnet)),
-        Outcome::Conflict(_) => bail!("{} was written meanwhile; look again with loden lease list", args.subnet),
+        Outcome::Conflict(_) => {
+            bail!("{} was written meanwhile; look again with loden lease list", args.subnet)
+        }
     }
 }
 
@@ -188,7 +202,8 @@ async fn alive(writer: &Writer, record: &LeaseRecord) -> anyhow::Result<bool> {
         return Ok(true);
     }
     let Some(ttl) = writer.time_to_live(record.etcd_lease).await? else { return Ok(false) };
-    let stated = record.value.as_ref().ok().and_then(|v| v.loden.as_ref()).map_or(0, |m| m.keep_alive_seconds);
+    let stated =
+        record.value.as_ref().ok().and_then(|v| v.loden.as_ref()).map_or(0, |m| m.keep_alive_seconds);
     let interval = if stated > 0 { stated } else { claim::keep_alive_interval(ttl.granted) };
     Ok(claim::liveness(ttl.granted, ttl.remaining, interval).is_none())
 }

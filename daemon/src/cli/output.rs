@@ -24,7 +24,8 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let line = |cells: Vec<&str>| {
-        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let padded: Vec<String> =
+            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         format!("{}\n", padded.join("  ").trim_end())
     };
     let mut out = line(head.to_vec());
@@ -55,7 +56,10 @@ mod tests {
 
     #[test]
     fn columns_align_and_lines_have_no_trailing_space() {
-        let text = table(&["SUBNET", "STATE"], &[vec!["10.5.1.0/24".into(), "ok".into()], vec!["x".into(), String::new()]]);
+        let text = table(
+            &["SUBNET", "STATE"],
+            &[vec!["10.5.1.0/24".into(), "ok".into()], vec!["x".into(), String::new()]],
+        );
         assert_eq!(text, "SUBNET       STATE\n10.5.1.0/24  ok\nx\n");
     }
 

@@ -29,7 +29,9 @@ impl Sources {
         match std::fs::read_to_string(&sources.file_path) {
             Ok(text) => sources.file = parse(&text).map_err(|e| format!("{}: {e}", sources.file_path))?,
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(format!("cannot read the configuration file {}: {error}", sources.file_path)),
+            Err(error) => {
+                return Err(format!("cannot read the configuration file {}: {error}", sources.file_path));
+            }
         }
         for (name, value) in std::env::vars_os() {
             let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
@@ -37,9 +39,16 @@ impl Sources {
                 sources.flanneld.insert(flag.to_ascii_lowercase().replace('_', "-"), value.to_owned());
             }
         }
-        let names: Vec<String> = sources.flanneld.keys().map(|f| format!("FLANNELD_{}", f.to_ascii_uppercase().replace('-', "_"))).collect();
+        let names: Vec<String> = sources
+            .flanneld
+            .keys()
+            .map(|f| format!("FLANNELD_{}", f.to_ascii_uppercase().replace('-', "_")))
+            .collect();
         if !names.is_empty() {
-            sources.notes.push(format!("found flannel's {} in the environment; LODEN_… is the name here", names.join(", ")));
+            sources.notes.push(format!(
+                "found flannel's {} in the environment; LODEN_… is the name here",
+                names.join(", ")
+            ));
         }
         Ok(sources)
     }
@@ -73,7 +82,11 @@ impl Sources {
         let known = |key: &str| command.get_arguments().any(|a| a.get_long() == Some(key));
         let unknown: Vec<&str> = self.file.keys().map(String::as_str).filter(|k| !known(k)).collect();
         (!unknown.is_empty()).then(|| {
-            format!("{}: unknown key {}; the keys are the long flags of loden daemon (loden daemon --help)", self.file_path, unknown.join(", "))
+            format!(
+                "{}: unknown key {}; the keys are the long flags of loden daemon (loden daemon --help)",
+                self.file_path,
+                unknown.join(", ")
+            )
         })
     }
 }
@@ -111,7 +124,12 @@ fn values(key: &str, value: toml::Value) -> Result<Vec<String>, String> {
             .into_iter()
             .map(|(name, v)| values(key, v).map(|v| format!("{name}={}", v.concat())))
             .collect::<Result<_, _>>()?,
-        other => return Err(format!("{key} is {}, but must be a text, a number, true, false or a list of them", other.type_str())),
+        other => {
+            return Err(format!(
+                "{key} is {}, but must be a text, a number, true, false or a list of them",
+                other.type_str()
+            ));
+        }
     })
 }
 
@@ -123,7 +141,10 @@ mod tests {
     fn lists_numbers_switches_and_tables_become_values() {
         let file = parse("etcd-endpoints = [\"http://a\", \"http://b\"]\nip-masq = false\nsubnet-lease-ttl = 60\n[label]\nrack = \"r7\"\n").expect("valid");
         assert_eq!(file["etcd-endpoints"], ["http://a", "http://b"]);
-        assert_eq!((file["ip-masq"].concat(), file["subnet-lease-ttl"].concat()), ("false".into(), "60".into()));
+        assert_eq!(
+            (file["ip-masq"].concat(), file["subnet-lease-ttl"].concat()),
+            ("false".into(), "60".into())
+        );
         assert_eq!(file["label"], ["rack=r7"]);
         assert!(parse("= nonsense").is_err() && parse("x = 1979-05-27").is_err());
     }

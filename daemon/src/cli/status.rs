@@ -34,7 +34,9 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<()> {
     let status = match ask(&socket) {
         Ok(status) => status,
         Err(error) if is_forbidden(&error) => {
-            return Err(error).with_context(|| format!("not allowed to ask {}; be root or in its group", socket.display()));
+            return Err(error).with_context(|| {
+                format!("not allowed to ask {}; be root or in its group", socket.display())
+            });
         }
         Err(error) => {
             let mut status = without_daemon(&args.place).await?;
@@ -142,25 +144,45 @@ fn text(status: &Status) -> String {
     } else {
         rows.push(("network", status.network.clone()));
     }
-    rows.push(("lease", match &status.lease {
-        Some(lease) => {
-            let subnets: Vec<String> = lease.subnets.iter().map(ToString::to_string).collect();
-            let end = lease.expires_in_seconds.map_or(", for ever".to_owned(), |s| format!(", ends in {} unless refreshed", duration(s)));
-            format!("{} {}{end}", join(&subnets), lease.state)
-        }
-        None => "none".into(),
-    }));
-    rows.push(("underlay", match &status.underlay {
-        Some(underlay) => {
-            let public = strings(&underlay.public_addresses);
-            let public = if public.is_empty() { String::new() } else { format!(", public {}", join(&public)) };
-            format!("{} {}{public}, MTU {}", underlay.interface, join(&strings(&underlay.addresses)), underlay.mtu)
-        }
-        None => "none".into(),
-    }));
+    rows.push((
+        "lease",
+        match &status.lease {
+            Some(lease) => {
+                let subnets: Vec<String> = lease.subnets.iter().map(ToString::to_string).collect();
+                let end = lease.expires_in_seconds.map_or(", for ever".to_owned(), |s| {
+                    format!(", ends in {} unless refreshed", duration(s))
+                });
+                format!("{} {}{end}", join(&subnets), lease.state)
+            }
+            None => "none".into(),
+        },
+    ));
+    rows.push((
+        "underlay",
+        match &status.underlay {
+            Some(underlay) => {
+                let public = strings(&underlay.public_addresses);
+                let public =
+                    if public.is_empty() { String::new() } else { format!(", public {}", join(&public)) };
+                format!(
+                    "{} {}{public}, MTU {}",
+                    underlay.interface,
+                    join(&strings(&underlay.addresses)),
+                    underlay.mtu
+                )
+            }
+            None => "none".into(),
+        },
+    ));
     for device in &status.devices {
         let up = if device.up { "up" } else { "down" };
-        rows.push(("device", format!("{} {up}, VNI {}, port {}, MAC {}, MTU {}", device.name, device.vni, device.port, device.mac, device.mtu)));
+        rows.push((
+            "device",
+            format!(
+                "{} {up}, VNI {}, port {}, MAC {}, MTU {}",
+                device.name, device.vni, device.port, device.mac, device.mtu
+            ),
+        ));
     }
     let etcd = match (status.etcd.connected, status.etcd.away_seconds) {
         _ if status.etcd.endpoints.is_empty() => "unknown".to_owned(),
@@ -182,25 +204,29 @@ fn text(status: &Status) -> String {
         let rows: Vec<Vec<String>> = status
             .peers
             .iter()
-            .map(|p| vec![
-                p.subnet.to_string(),
-                p.public_address.to_string(),
-                p.vtep_mac.map_or("direct".into(), |m| m.to_string()),
-                p.host_name.clone(),
-                p.version.clone(),
-                p.reason.as_ref().map_or(p.state.clone(), |r| format!("{}: {r}", p.state)),
-            ])
+            .map(|p| {
+                vec![
+                    p.subnet.to_string(),
+                    p.public_address.to_string(),
+                    p.vtep_mac.map_or("direct".into(), |m| m.to_string()),
+                    p.host_name.clone(),
+                    p.version.clone(),
+                    p.reason.as_ref().map_or(p.state.clone(), |r| format!("{}: {r}", p.state)),
+                ]
+            })
             .collect();
         out.push_str(&format!("\nPeers ({})\n", status.peers.len()));
         out.push_str(&table(&["SUBNET", "PUBLIC ADDRESS", "VTEP MAC", "HOST", "VERSION", "STATE"], &rows));
     }
     if !status.rejected.is_empty() {
-        let rows: Vec<Vec<String>> = status.rejected.iter().map(|r| vec![r.key.clone(), r.reason.clone()]).collect();
+        let rows: Vec<Vec<String>> =
+            status.rejected.iter().map(|r| vec![r.key.clone(), r.reason.clone()]).collect();
         out.push_str(&format!("\nRefused leases ({})\n", status.rejected.len()));
         out.push_str(&table(&["KEY", "REASON"], &rows));
     }
     if !status.rejected_vxlan.is_empty() {
-        let rows: Vec<Vec<String>> = status.rejected_vxlan.iter().map(|(a, n)| vec![a.to_string(), n.to_string()]).collect();
+        let rows: Vec<Vec<String>> =
+            status.rejected_vxlan.iter().map(|(a, n)| vec![a.to_string(), n.to_string()]).collect();
         out.push_str("\nVXLAN packets dropped, from no peer (a flannel peer behind NAT needs --vtep-source-check=off)\n");
         out.push_str(&table(&["SOURCE", "PACKETS"], &rows));
     }

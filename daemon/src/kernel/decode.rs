@@ -4,9 +4,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use loden_core::observed::{Address, Link, Nexthop, Route, Via, VxlanLink};
 use loden_netlink::route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use loden_netlink::route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use loden_netlink::route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
-use loden_netlink::route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType};
+use loden_netlink::route::link::{
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use loden_netlink::route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use loden_netlink::route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType,
+};
 use loden_proto::{Family, Mac, Subnet};
 
 /// `RTM_F_CLONED`: a cache entry, not a route of the table.
@@ -130,7 +136,8 @@ impl MainRoute {
 pub(super) fn route(message: &RouteMessage) -> Option<MainRoute> {
     let header = &message.header;
     let mut table = u32::from(header.table);
-    let (mut destination, mut gateway, mut device, mut nexthop, mut metric, mut paths) = (None, None, None, None, 0, 0);
+    let (mut destination, mut gateway, mut device, mut nexthop, mut metric, mut paths) =
+        (None, None, None, None, 0, 0);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address),
@@ -157,7 +164,9 @@ pub(super) fn route(message: &RouteMessage) -> Option<MainRoute> {
     let onlink = header.flags.contains(RouteFlags::Onlink);
     let via = match (header.kind, nexthop, gateway, device) {
         (RouteType::Unicast, Some(id), ..) => Via::Nexthop(id),
-        (RouteType::Unicast, None, Some(gateway), Some(device)) if paths == 0 => Via::Gateway { device, gateway, onlink },
+        (RouteType::Unicast, None, Some(gateway), Some(device)) if paths == 0 => {
+            Via::Gateway { device, gateway, onlink }
+        }
         _ => Via::Other,
     };
     Some(MainRoute { subnet, via, device, protocol: header.protocol.into(), metric })
@@ -207,6 +216,7 @@ fn any_ip(bytes: &[u8]) -> Option<IpAddr> {
 
 /// A nexthop object and its id.
 pub(super) fn nexthop(raw: &loden_netlink::nexthop::Nexthop) -> (u32, Nexthop) {
-    let nexthop = Nexthop { device: raw.device, gateway: raw.gateway, onlink: raw.onlink, protocol: raw.protocol };
+    let nexthop =
+        Nexthop { device: raw.device, gateway: raw.gateway, onlink: raw.onlink, protocol: raw.protocol };
     (raw.id, nexthop)
 }

@@ -128,9 +128,12 @@ async fn listing(table: &str) -> Result<Option<String>, String> {
 pub async fn rejected_sources(table: &str) -> BTreeMap<IpAddr, u64> {
     let mut all = BTreeMap::new();
     for family in Family::ALL {
-        let Ok(text) = nft(&["-j", "list", "set", "inet", table, rejected_set(family)], "").await else { continue };
+        let Ok(text) = nft(&["-j", "list", "set", "inet", table, rejected_set(family)], "").await else {
+            continue;
+        };
         let Ok(value) = serde_json::from_str::<serde_json::Value>(&text) else { continue };
-        let elements = value["nftables"].as_array().into_iter().flatten().filter_map(|o| o["set"]["elem"].as_array());
+        let elements =
+            value["nftables"].as_array().into_iter().flatten().filter_map(|o| o["set"]["elem"].as_array());
         for element in elements.flatten() {
             let element = &element["elem"];
             let address = element["val"].as_str().and_then(|s| s.parse().ok());
@@ -159,7 +162,9 @@ async fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
         match run(program, arguments, input).await {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => error = Some(e),
             Err(e) => return Err(format!("cannot run nft: {e}")),
-            Ok(output) if output.status.success() => return Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            Ok(output) if output.status.success() => {
+                return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+            }
             Ok(output) => return Err(format!("nft: {}", String::from_utf8_lossy(&output.stderr).trim())),
         }
     }

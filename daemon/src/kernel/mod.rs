@@ -114,7 +114,12 @@ impl Kernel {
                 let mut requests: Vec<Request> = vec![request];
                 requests.extend(rest.iter().skip(1).take(TURN - 1).map_while(write::request));
                 let results = self.route.batch(&requests)?;
-                verdicts.extend(results.into_iter().zip(rest).map(|(result, operation)| write::verdict(operation, result)));
+                verdicts.extend(
+                    results
+                        .into_iter()
+                        .zip(rest)
+                        .map(|(result, operation)| write::verdict(operation, result)),
+                );
                 rest = &rest[requests.len()..];
                 tokio::task::yield_now().await;
             } else {
@@ -126,7 +131,8 @@ impl Kernel {
     }
 
     async fn apply_other(&mut self, operation: &Operation, table: &str) -> Result<(), KernelError> {
-        let refused = |reason: String, hint| KernelError::Refused { operation: operation.to_string(), reason, hint };
+        let refused =
+            |reason: String, hint| KernelError::Refused { operation: operation.to_string(), reason, hint };
         match operation {
             Operation::ReplaceFilters(filters, keep) => {
                 self.filters.replace(&mut self.netfilter, filters, keep).await.map_err(|e| refused(e, ""))
@@ -141,8 +147,9 @@ impl Kernel {
                 let _ = sysctl::write(Family::V6, &device.name, "addr_gen_mode", "1");
                 Ok(())
             }
-            Operation::Forward(family, name) => sysctl::forward(*family, name)
-                .map_err(|e| refused(e.to_string(), "; the daemon needs CAP_NET_ADMIN and a writable /proc/sys/net")),
+            Operation::Forward(family, name) => sysctl::forward(*family, name).map_err(|e| {
+                refused(e.to_string(), "; the daemon needs CAP_NET_ADMIN and a writable /proc/sys/net")
+            }),
             // `write::request` has made a request of every other kind.
             _ => Err(refused("it is no single netlink request".into(), "")),
         }

@@ -16,7 +16,11 @@ use super::{Interest, decode, sysctl};
 
 /// Dumps and decodes. An answer that cannot be decoded is logged and skipped, except for links:
 /// a link that seems gone would be made again.
-pub(super) fn observe(socket: &mut Socket, interest: &Interest, has_nexthops: bool) -> Result<Observed, Error> {
+pub(super) fn observe(
+    socket: &mut Socket,
+    interest: &Interest,
+    has_nexthops: bool,
+) -> Result<Observed, Error> {
     let mut observed = Observed { has_nexthops, ..Observed::default() };
     let mut all_links = LinkMessage::default();
     all_links.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
@@ -83,7 +87,12 @@ fn neighbours(socket: &mut Socket, message: NeighbourMessage) -> Result<Vec<Repl
     socket.dump(&Request::route(&RouteNetlinkMessage::GetNeighbour(message), 0))
 }
 
-fn routes(socket: &mut Socket, family: Family, interest: &Interest, observed: &mut Observed) -> Result<(), Error> {
+fn routes(
+    socket: &mut Socket,
+    family: Family,
+    interest: &Interest,
+    observed: &mut Observed,
+) -> Result<(), Error> {
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(family);
     message.header.table = RouteHeader::RT_TABLE_MAIN;

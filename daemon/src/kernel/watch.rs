@@ -125,7 +125,11 @@ fn notice(reply: &Reply) -> Option<Notice> {
     match reply.message_type {
         nexthop::NEW | nexthop::DELETE => {
             let (id, hop) = decode::nexthop(&nexthop::Nexthop::decode(reply).ok()?);
-            return Some(if reply.message_type == nexthop::NEW { Notice::Nexthop(id, hop) } else { Notice::NexthopGone(id) });
+            return Some(if reply.message_type == nexthop::NEW {
+                Notice::Nexthop(id, hop)
+            } else {
+                Notice::NexthopGone(id)
+            });
         }
         _ => {}
     }
@@ -138,7 +142,9 @@ fn notice(reply: &Reply) -> Option<Notice> {
         M::NewAddress(m) => decode::address(&m).map(|(index, a)| Notice::Address(index, a)),
         M::DelAddress(m) => decode::address(&m).map(|(index, a)| Notice::AddressGone(index, a)),
         M::NewRoute(m) => decode::route(&m).map(|r| r.route().map_or(Notice::DefaultRoute, Notice::Route)),
-        M::DelRoute(m) => decode::route(&m).map(|r| r.route().map_or(Notice::DefaultRoute, Notice::RouteGone)),
+        M::DelRoute(m) => {
+            decode::route(&m).map(|r| r.route().map_or(Notice::DefaultRoute, Notice::RouteGone))
+        }
         M::NewNeighbour(m) => match decode::neighbour(&m) {
             Some((i, mac, ip)) if m.header.family == AddressFamily::Bridge => Some(Notice::Fdb(i, mac, ip)),
             Some((i, mac, ip)) => Some(Notice::Neighbour(i, ip, mac)),

@@ -6,11 +6,15 @@ use loden_core::diff::Operation;
 use loden_core::observed::{Route, Via};
 use loden_core::plan::Device;
 use loden_netlink::route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use loden_netlink::route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use loden_netlink::route::link::{
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use loden_netlink::route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use loden_netlink::route::route::{RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType};
+use loden_netlink::route::route::{
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
+};
 use loden_netlink::route::{AddressFamily, RouteNetlinkMessage as Message};
 use loden_netlink::{KernelError as Refusal, Request, flags, nexthop};
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL};
@@ -23,8 +27,12 @@ pub(super) fn request(operation: &Operation) -> Option<Request> {
     use Operation as O;
     let set = flags::CREATE | flags::REPLACE;
     let request = match operation {
-        O::ReplaceFilters(..) | O::Admit(_) | O::Dismiss(_) | O::AddDevice(_) | O::Forward(..) => return None,
-        O::ChangeDevice { index, device, what } => Request::route(&Message::NewLink(changed(*index, device, what)), 0),
+        O::ReplaceFilters(..) | O::Admit(_) | O::Dismiss(_) | O::AddDevice(_) | O::Forward(..) => {
+            return None;
+        }
+        O::ChangeDevice { index, device, what } => {
+            Request::route(&Message::NewLink(changed(*index, device, what)), 0)
+        }
         O::DeleteDevice { index, .. } => {
             let mut message = LinkMessage::default();
             message.header.index = *index;
@@ -37,9 +45,10 @@ pub(super) fn request(operation: &Operation) -> Option<Request> {
             message.header.change_mask = LinkFlags::Up;
             Request::route(&Message::SetLink(message), 0)
         }
-        O::AddAddress { device, address: ip } => {
-            Request::route(&Message::NewAddress(address(*device, *ip, Family::of(*ip).bits())), flags::CREATE | flags::EXCL)
-        }
+        O::AddAddress { device, address: ip } => Request::route(
+            &Message::NewAddress(address(*device, *ip, Family::of(*ip).bits())),
+            flags::CREATE | flags::EXCL,
+        ),
         O::DeleteAddress { device, address: ip, length } => {
             Request::route(&Message::DelAddress(address(*device, *ip, *length)), 0)
         }
@@ -198,12 +207,18 @@ fn route_message(route: &Route) -> RouteMessage {
 pub(super) fn verdict(operation: &Operation, result: Result<(), Refusal>) -> Result<(), KernelError> {
     use Operation as O;
     let Err(refusal) = result else { return Ok(()) };
-    if operation.removes() && refusal.is_absent() || matches!(operation, O::AddAddress { .. }) && refusal.is_present() {
+    if operation.removes() && refusal.is_absent()
+        || matches!(operation, O::AddAddress { .. }) && refusal.is_present()
+    {
         return Ok(());
     }
     let hint = match operation {
-        _ if refusal.is_forbidden() => "; the daemon needs CAP_NET_ADMIN (run it as root or by its systemd unit)",
-        O::AddDevice(_) if refusal.is_unsupported() => "; this kernel has no VXLAN (CONFIG_VXLAN, module vxlan)",
+        _ if refusal.is_forbidden() => {
+            "; the daemon needs CAP_NET_ADMIN (run it as root or by its systemd unit)"
+        }
+        O::AddDevice(_) if refusal.is_unsupported() => {
+            "; this kernel has no VXLAN (CONFIG_VXLAN, module vxlan)"
+        }
         // The kernel allows one device per VNI, port and family, and one plain UDP socket per port.
         O::AddDevice(_) | O::SetUp { .. } if refusal.errno == rustix::io::Errno::ADDRINUSE.raw_os_error() => {
             "; another program holds the UDP port (ss -ulpn)"

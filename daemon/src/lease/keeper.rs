@@ -21,7 +21,7 @@ use loden_core::leases::{LeaseRecord, LeaseTable};
 use loden_core::mac;
 use loden_core::underlay::Underlay;
 use loden_proto::config::{Backend, NetworkConfig};
-use loden_proto::lease::{BackendData, LeaseKey, LodenMember, LeaseValue};
+use loden_proto::lease::{BackendData, LeaseKey, LeaseValue, LodenMember};
 use loden_proto::{Family, Mac};
 use tokio::sync::watch;
 
@@ -108,7 +108,8 @@ impl Keeper {
                 Departure::Fenced(reason) => self.fenced(key, &reason).await,
                 Departure::Released => {
                     tracing::info!(subnet = %key, "left the subnet that an operator released; taking another");
-                    self.own.send_modify(|own| own.state = LeaseState::None("moving to another subnet".into()));
+                    self.own
+                        .send_modify(|own| own.state = LeaseState::None("moving to another subnet".into()));
                     previous.clear();
                     avoid = Some(key);
                 }
@@ -164,14 +165,19 @@ impl Keeper {
             let (key, mod_revision, reserved, why) = match step {
                 Step::Take { key, mod_revision, reserved, why } => (key, mod_revision, reserved, why),
                 // Another throw of the dice, if there is another subnet at all.
-                Step::Create { key, .. } if Some(key) == avoid && config.pools().any(|p| p.capacity() > 1) => {
+                Step::Create { key, .. }
+                    if Some(key) == avoid && config.pools().any(|p| p.capacity() > 1) =>
+                {
                     self.pause(&mut backoff).await;
                     continue;
                 }
                 Step::Create { key, why } => (key, 0, false, why),
                 Step::AskHolder { key } => {
                     let Some(record) = table.get(&key) else { continue };
-                    self.waiting(format!("finding out whether the holder of {key} lives: {}", claim::holder(record)));
+                    self.waiting(format!(
+                        "finding out whether the holder of {key} lives: {}",
+                        claim::holder(record)
+                    ));
                     match liveness::ask(&self.writer, record).await {
                         Ok(verdict) => drop(known.insert(key, verdict)),
                         Err(error) => self.failed(&error, &mut backoff).await,
@@ -324,7 +330,10 @@ impl Keeper {
                 held.value = value.clone();
                 if member.released {
                     tracing::warn!(subnet = %held.key, "an operator released our subnet; no new containers, and another subnet when the last one is gone");
-                    self.own.send_modify(|own| own.state = LeaseState::Lost("an operator released it (loden lease release --force)".into()));
+                    self.own.send_modify(|own| {
+                        own.state =
+                            LeaseState::Lost("an operator released it (loden lease release --force)".into())
+                    });
                 }
                 Ok(())
             }
@@ -332,15 +341,24 @@ impl Keeper {
                 "another process with our host id {host_id} wrote it (boot id {}): two machines run from one disk image, or from one snapshot",
                 member.boot_id
             ))),
-            None if value.public_ip == held.value.public_ip && value.public_ip.is_some() => Err(Departure::Fenced(
-                "flanneld wrote it with our address; is flanneld running on this host?".into(),
-            )),
+            None if value.public_ip == held.value.public_ip && value.public_ip.is_some() => {
+                Err(Departure::Fenced(
+                    "flanneld wrote it with our address; is flanneld running on this host?".into(),
+                ))
+            }
             _ => Err(Departure::Lost(claim::holder(record))),
         }
     }
 
     /// Brings the value up to date: an address that changed, a MAC that an older peer has too.
-    async fn renew(&mut self, held: &mut Held, table: &LeaseTable, host_id: &str, attempt: &mut u32, last: &mut Last) {
+    async fn renew(
+        &mut self,
+        held: &mut Held,
+        table: &LeaseTable,
+        host_id: &str,
+        attempt: &mut u32,
+        last: &mut Last,
+    ) {
         let Some((config, underlay)) = self.inputs() else { return };
         let mut macs = self.own.borrow().macs.clone();
         if let Backend::Vxlan(vxlan) = &config.backend {
@@ -398,7 +416,8 @@ impl Keeper {
         if !matches!(own.state, LeaseState::Held | LeaseState::Unconfirmed) {
             return None;
         }
-        let holder = table.get(&old).map_or_else(|| "nobody; the network config forbids it".to_owned(), claim::holder);
+        let holder =
+            table.get(&old).map_or_else(|| "nobody; the network config forbids it".to_owned(), claim::holder);
         (endpoints::count_in(&self.options.allocations, &old) > 0).then_some((old, holder))
     }
 
@@ -504,7 +523,9 @@ impl Keeper {
         host_id: &str,
     ) -> BTreeMap<Family, Mac> {
         let Backend::Vxlan(vxlan) = &config.backend else { return BTreeMap::new() };
-        let published = |family| former.and_then(|r| r.value.as_ref().ok()).and_then(|v| v.backend_data(family).vtep_mac());
+        let published = |family| {
+            former.and_then(|r| r.value.as_ref().ok()).and_then(|v| v.backend_data(family).vtep_mac())
+        };
         config
             .pools()
             .map(|pool| pool.network.family())
@@ -588,7 +609,9 @@ impl Keeper {
         }
         match self.state.save_last(&now) {
             Ok(()) => *last = now,
-            Err(error) => tracing::error!(%error, "cannot remember our lease; a reboot without etcd will not have it"),
+            Err(error) => {
+                tracing::error!(%error, "cannot remember our lease; a reboot without etcd will not have it")
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Our own lease: claimed, kept, and given up only for a living owner.
 //!
-//! [`keeper`] is the task; it carries out the steps that `loden_core::claim` decides on.
+//! `keeper` is the task; it carries out the steps that `loden_core::claim` decides on.
 
 mod keeper;
 mod liveness;

@@ -96,7 +96,7 @@ impl EtcdOptions {
         }
         for endpoint in &self.endpoints {
             let host = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
-            if !host.is_some_and(|h| !h.is_empty()) {
+            if host.is_none_or(str::is_empty) {
                 return Err(format!("--etcd-endpoints {endpoint:?} does not begin with http:// or https://"));
             }
         }
@@ -128,5 +128,6 @@ fn modified(path: &Path) -> Option<SystemTime> {
 }
 
 fn read(path: &Path) -> Result<String, StoreError> {
-    std::fs::read_to_string(path).map_err(|error| StoreError::File { path: path.display().to_string(), error })
+    std::fs::read_to_string(path)
+        .map_err(|error| StoreError::File { path: path.display().to_string(), error })
 }

@@ -1,6 +1,6 @@
 //! etcd, where configs and leases stand. The only module that talks to it; no etcd type leaves it.
 //!
-//! Reading is one task ([`sync`]): a list at one revision, then a watch from the next, published
+//! Reading is one task (`sync`): a list at one revision, then a watch from the next, published
 //! as whole [`View`]s. Writing is by transactions that compare the key's revision ([`Writer`]).
 
 mod connection;

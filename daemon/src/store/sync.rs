@@ -34,9 +34,7 @@ pub struct Sync {
 
 impl Sync {
     /// The task, and where it publishes views and connections.
-    pub fn new(
-        options: EtcdOptions,
-    ) -> (Self, watch::Receiver<View>, watch::Receiver<Option<Connection>>) {
+    pub fn new(options: EtcdOptions) -> (Self, watch::Receiver<View>, watch::Receiver<Option<Connection>>) {
         let (view, views) = watch::channel(View { away_since: Some(clock::now()), ..View::default() });
         let (connections, connection) = watch::channel(None);
         let keys = Keys::new(&options.prefix);
@@ -73,7 +71,11 @@ impl Sync {
         let known = self.view.borrow().clone();
         if !known.synced || self.cluster != Some(cluster) || revision < known.table.revision {
             if known.synced {
-                tracing::warn!(revision, seen = known.table.revision, "etcd is another one or went back in time; reading everything anew");
+                tracing::warn!(
+                    revision,
+                    seen = known.table.revision,
+                    "etcd is another one or went back in time; reading everything anew"
+                );
             }
             self.list(&mut client).await?;
         }
@@ -153,7 +155,10 @@ impl Sync {
             };
             let Some(response) = response else { return Err(StoreError::Ended("the stream closed".into())) };
             if response.compact_revision() > 0 {
-                tracing::info!(revision = response.compact_revision(), "etcd compacted what we had not seen; reading everything anew");
+                tracing::info!(
+                    revision = response.compact_revision(),
+                    "etcd compacted what we had not seen; reading everything anew"
+                );
                 return Ok(WatchEnd::List);
             }
             if response.canceled() {
@@ -167,7 +172,11 @@ impl Sync {
             self.view.send_if_modified(|view| {
                 let news = !view.connected || !events.is_empty();
                 if !view.connected {
-                    tracing::info!(revision = view.table.revision, leases = view.table.len(), "watching etcd");
+                    tracing::info!(
+                        revision = view.table.revision,
+                        leases = view.table.len(),
+                        "watching etcd"
+                    );
                     view.connected = true;
                     view.away_since = None;
                     view.error = None;

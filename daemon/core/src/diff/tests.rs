@@ -57,7 +57,15 @@ fn peer(n: u8, endpoint: u8, mac: u8, direct: bool) -> Peer {
 /// A link that is not ours, the underlay, and, if asked, our device as the plan wants it.
 fn host(device: bool) -> Observed {
     let plain = |index: u32, name: &str| Link {
-        index, name: name.into(), mac: None, mtu: 1500, up: true, loopback: false, bridge: false, controller: 0, vxlan: None,
+        index,
+        name: name.into(),
+        mac: None,
+        mtu: 1500,
+        up: true,
+        loopback: false,
+        bridge: false,
+        controller: 0,
+        vxlan: None,
     };
     let mut observed = Observed { has_nexthops: true, ..Observed::default() };
     observed.links.insert(UNDERLAY, plain(UNDERLAY, "eth0"));
@@ -71,13 +79,30 @@ fn host(device: bool) -> Observed {
 /// What the kernel does for `AddDevice`.
 fn add_device(observed: &mut Observed, device: &Device) {
     let vxlan = VxlanLink {
-        vni: device.vni, port: device.port, local: Some(device.local), lower: device.lower, learning: device.learning,
-        gbp: device.gbp, group: false, external: false, family: device.family,
+        vni: device.vni,
+        port: device.port,
+        local: Some(device.local),
+        lower: device.lower,
+        learning: device.learning,
+        gbp: device.gbp,
+        group: false,
+        external: false,
+        family: device.family,
     };
-    observed.links.insert(DEVICE, Link {
-        index: DEVICE, name: device.name.clone(), mac: Some(device.mac), mtu: device.mtu, up: false, loopback: false,
-        bridge: false, controller: 0, vxlan: Some(vxlan),
-    });
+    observed.links.insert(
+        DEVICE,
+        Link {
+            index: DEVICE,
+            name: device.name.clone(),
+            mac: Some(device.mac),
+            mtu: device.mtu,
+            up: false,
+            loopback: false,
+            bridge: false,
+            controller: 0,
+            vxlan: Some(vxlan),
+        },
+    );
 }
 
 fn remove_device(observed: &mut Observed, index: u32) {
@@ -85,7 +110,8 @@ fn remove_device(observed: &mut Observed, index: u32) {
     observed.addresses.remove(&index);
     observed.neighbours.retain(|(d, _), _| *d != index);
     observed.fdb.retain(|(d, _), _| *d != index);
-    let gone: Vec<u32> = observed.nexthops.iter().filter(|(_, n)| n.device == index).map(|(id, _)| *id).collect();
+    let gone: Vec<u32> =
+        observed.nexthops.iter().filter(|(_, n)| n.device == index).map(|(id, _)| *id).collect();
     for id in gone {
         applied(observed, &Operation::DeleteNexthop(id));
     }
@@ -120,7 +146,8 @@ fn pass(desired: &Desired, observed: &mut Observed) -> usize {
 fn check_safe(operation: &Operation, observed: &Observed) {
     match operation {
         Operation::SetRoute { route, replace } => {
-            let present = observed.routes.get(&route.subnet).into_iter().flatten().any(|r| r.metric == route.metric);
+            let present =
+                observed.routes.get(&route.subnet).into_iter().flatten().any(|r| r.metric == route.metric);
             assert_eq!(present, *replace, "{operation}: replace only one of ours, create only where none is");
             if let Via::Nexthop(id) = route.via {
                 assert!(observed.nexthops.contains_key(&id), "{operation}: nexthop {id} comes first");
@@ -134,7 +161,10 @@ fn check_safe(operation: &Operation, observed: &Observed) {
 fn peers_strategy() -> impl Strategy<Value = OrdMap<Subnet, Peer>> {
     prop::collection::btree_map(2u8..12, (2u8..9, any::<bool>()), 0..10).prop_map(|all| {
         // MACs are unique among accepted peers.
-        all.into_iter().map(|(n, (e, direct))| peer(n, e, n.wrapping_mul(3), direct)).map(|p| (p.subnet, p)).collect()
+        all.into_iter()
+            .map(|(n, (e, direct))| peer(n, e, n.wrapping_mul(3), direct))
+            .map(|p| (p.subnet, p))
+            .collect()
     })
 }
 
@@ -144,7 +174,12 @@ fn clutter() -> impl Strategy<Value = Vec<(u8, u8)>> {
 }
 
 fn foreign_routes() -> Vec<Route> {
-    let route = |subnet: &str, via, protocol, metric| Route { subnet: subnet.parse().expect(subnet), via, protocol, metric };
+    let route = |subnet: &str, via, protocol, metric| Route {
+        subnet: subnet.parse().expect(subnet),
+        via,
+        protocol,
+        metric,
+    };
     let by = |device, gateway: &str| Via::Gateway { device, gateway: ip(gateway), onlink: false };
     vec![
         route("10.5.50.0/24", by(3, "10.0.0.9"), 4, 0),
@@ -166,19 +201,34 @@ fn soil(observed: &mut Observed, clutter: &[(u8, u8)]) {
         };
         match kind {
             0 => route(Via::Gateway { device: DEVICE, gateway: base, onlink: true }, 3),
-            1 => route(Via::Gateway { device: UNDERLAY, gateway: ip("192.168.0.77"), onlink: false }, ROUTE_PROTOCOL),
+            1 => route(
+                Via::Gateway { device: UNDERLAY, gateway: ip("192.168.0.77"), onlink: false },
+                ROUTE_PROTOCOL,
+            ),
             2 => {
                 let id = nexthop_ids(&subnet).nth(usize::from(n % 3)).expect("16 ids");
                 route(Via::Nexthop(id), ROUTE_PROTOCOL);
-                observed.nexthops.insert(id, Nexthop { device: DEVICE, gateway: Some(base), onlink: true, protocol: ROUTE_PROTOCOL });
+                observed.nexthops.insert(
+                    id,
+                    Nexthop { device: DEVICE, gateway: Some(base), onlink: true, protocol: ROUTE_PROTOCOL },
+                );
             }
             3 => drop(observed.neighbours.insert((DEVICE, base), mac)),
             4 => drop(observed.neighbours.insert((DEVICE, base), Mac([2, 9, 9, 9, 9, *n]))),
             5 => drop(observed.fdb.insert((DEVICE, mac), [ip("192.168.0.99")].into())),
-            6 => drop(observed.fdb.insert((DEVICE, mac), [ip("192.168.0.2"), ip("192.168.0.3"), ip("192.168.0.4")].into())),
+            6 => drop(
+                observed
+                    .fdb
+                    .insert((DEVICE, mac), [ip("192.168.0.2"), ip("192.168.0.3"), ip("192.168.0.4")].into()),
+            ),
             7 => {
                 let id = nexthop_ids(&subnet).next().expect("16 ids");
-                observed.nexthops.entry(id).or_insert(Nexthop { device: 3, gateway: None, onlink: false, protocol: 4 });
+                observed.nexthops.entry(id).or_insert(Nexthop {
+                    device: 3,
+                    gateway: None,
+                    onlink: false,
+                    protocol: 4,
+                });
             }
             _ => drop(observed.admitted.insert([192, 168, 0, *n].into())),
         }
@@ -246,7 +296,10 @@ fn a_flannel_host_is_taken_over_without_touching_its_routes() {
     soil(&mut observed, &[(0, 2), (3, 2)]);
     observed.fdb.insert((DEVICE, Mac([2, 0, 0, 0, 1, 6])), [ip("192.168.0.2")].into());
     let (operations, _) = peers(&desired, &observed, Scope::All);
-    assert!(operations.iter().all(|o| o.object() == "peer_set"), "the device is down, its peers wait: {operations:?}");
+    assert!(
+        operations.iter().all(|o| o.object() == "peer_set"),
+        "the device is down, its peers wait: {operations:?}"
+    );
     applied(&mut observed, &Operation::SetUp { device: DEVICE, name: String::new(), port: 8472 });
     let (operations, _) = peers(&desired, &observed, Scope::All);
     assert_eq!(operations, [Operation::Admit(vec![ip("192.168.0.2")])]);
@@ -266,7 +319,8 @@ fn a_foreign_route_in_the_way_is_reported_and_left() {
 
 #[test]
 fn removal_takes_exactly_ours() {
-    let wanted: OrdMap<Subnet, Peer> = [peer(2, 2, 6, false), peer(3, 3, 9, true)].into_iter().map(|p| (p.subnet, p)).collect();
+    let wanted: OrdMap<Subnet, Peer> =
+        [peer(2, 2, 6, false), peer(3, 3, 9, true)].into_iter().map(|p| (p.subnet, p)).collect();
     let desired = desired(wanted);
     let mut observed = host(false);
     for route in foreign_routes() {
@@ -281,7 +335,10 @@ fn removal_takes_exactly_ours() {
             other => applied(&mut observed, &other),
         }
     }
-    assert_eq!((observed.links, observed.routes, observed.nexthops), (before.links, before.routes, before.nexthops));
+    assert_eq!(
+        (observed.links, observed.routes, observed.nexthops),
+        (before.links, before.routes, before.nexthops)
+    );
     assert!(observed.neighbours.is_empty() && observed.fdb.is_empty());
 }
 
@@ -290,12 +347,40 @@ fn foreign_devices_are_not_removed() {
     let mut observed = host(true);
     let desired = desired(OrdMap::new());
     for (index, name) in [(20, "flannel.9"), (21, "loden-x.9"), (22, "vxlan.calico"), (23, "loden.9")] {
-        let vxlan = VxlanLink { vni: 9, port: 4789, local: None, lower: 0, learning: true, gbp: false, group: false, external: false, family: Family::V4 };
-        observed.links.insert(index, Link {
-            index, name: name.into(), mac: None, mtu: 1450, up: true, loopback: false, bridge: false, controller: 0, vxlan: Some(vxlan),
-        });
+        let vxlan = VxlanLink {
+            vni: 9,
+            port: 4789,
+            local: None,
+            lower: 0,
+            learning: true,
+            gbp: false,
+            group: false,
+            external: false,
+            family: Family::V4,
+        };
+        observed.links.insert(
+            index,
+            Link {
+                index,
+                name: name.into(),
+                mac: None,
+                mtu: 1450,
+                up: true,
+                loopback: false,
+                bridge: false,
+                controller: 0,
+                vxlan: Some(vxlan),
+            },
+        );
     }
-    let deleted: Vec<Operation> =
-        base(&desired, &observed).0.into_iter().filter(|o| matches!(o, Operation::DeleteDevice { .. })).collect();
-    assert_eq!(deleted, [Operation::DeleteDevice { index: 23, name: "loden.9".into() }], "only the leftover with our name");
+    let deleted: Vec<Operation> = base(&desired, &observed)
+        .0
+        .into_iter()
+        .filter(|o| matches!(o, Operation::DeleteDevice { .. }))
+        .collect();
+    assert_eq!(
+        deleted,
+        [Operation::DeleteDevice { index: 23, name: "loden.9".into() }],
+        "only the leftover with our name"
+    );
 }
