@@ -1,14 +1,18 @@
 //! The diff converges from any state, then is silent, and never touches what is not ours.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::peers::nexthop_ids;
 use super::*;
-use crate::observed::VxlanLink;
+use crate::observed::{Nexthop, Route, Via, VxlanLink};
 use crate::peers::{HostLabel, Path};
-use crate::plan::{Inputs, Options, plan};
+use crate::plan::{Inputs, Options, PeerObjects, plan};
 use crate::underlay::{Endpoint, Underlay};
+use loden_proto::Mac;
 use loden_proto::config::NetworkConfig;
 use loden_proto::lease::LeaseKey;
 

@@ -1,0 +1,98 @@
+//! The model of the kernel: what it holds after an operation. The reconciler keeps its belief
+//! current with it, and the tests prove the diff against it.
+
+use std::collections::BTreeSet;
+
+use loden_proto::Family;
+
+use super::Operation;
+use crate::observed::{Address, Observed, Via};
+
+/// What the kernel holds after an operation succeeded. Creating or deleting a device is not
+/// modelled here: the caller observes again.
+pub fn applied(observed: &mut Observed, operation: &Operation) {
+    use Operation as O;
+    match operation {
+        O::ReplaceFilters(filters, keep) => {
+            observed.filters = Some(filters.digest());
+            observed.admitted = if filters.has_peer_sets { keep.clone() } else { BTreeSet::new() };
+        }
+        O::Admit(all) => observed.admitted.extend(all),
+        O::Dismiss(all) => observed.admitted.retain(|a| !all.contains(a)),
+        O::AddDevice(_) | O::DeleteDevice { .. } => {}
+        O::ChangeDevice { index, device, .. } => {
+            if let Some(link) = observed.links.get_mut(index) {
+                link.mac = Some(device.mac);
+                link.mtu = device.mtu;
+                if let Some(vxlan) = &mut link.vxlan {
+                    vxlan.local = Some(device.local);
+                    vxlan.lower = device.lower;
+                    vxlan.learning = device.learning;
+                }
+            }
+        }
+        O::AddAddress { device, address } => observed.addresses.entry(*device).or_default().push(Address {
+            address: *address,
+            length: Family::of(*address).bits(),
+            permanent: true,
+            unusable: false,
+        }),
+        O::DeleteAddress { device, address, length } => {
+            if let Some(all) = observed.addresses.get_mut(device) {
+                all.retain(|a| (a.address, a.length) != (*address, *length));
+            }
+        }
+        O::SetUp { device, .. } => {
+            if let Some(link) = observed.links.get_mut(device) {
+                link.up = true;
+            }
+        }
+        O::Forward(family, name) => {
+            observed.forwarding.insert((*family, name.clone()));
+        }
+        O::SetNeighbour { device, address, mac } => {
+            observed.neighbours.insert((*device, *address), *mac);
+        }
+        O::DeleteNeighbour { device, address } => {
+            observed.neighbours.remove(&(*device, *address));
+        }
+        O::SetFdb { device, mac, endpoint } => {
+            observed.fdb.insert((*device, *mac), [*endpoint].into());
+        }
+        O::DeleteFdb { device, mac, endpoint } => {
+            if let Some(all) = observed.fdb.get_mut(&(*device, *mac)) {
+                all.remove(endpoint);
+                if all.is_empty() {
+                    observed.fdb.remove(&(*device, *mac));
+                }
+            }
+        }
+        O::AddNexthop(id, nexthop) => {
+            observed.nexthops.insert(*id, *nexthop);
+        }
+        O::DeleteNexthop(id) => {
+            observed.nexthops.remove(id);
+            // The kernel deletes the routes that use it (net/ipv4/nexthop.c: __remove_nexthop_fib).
+            observed.routes.retain(|_, all| {
+                all.retain(|r| r.via != Via::Nexthop(*id));
+                !all.is_empty()
+            });
+        }
+        O::SetRoute { route, replace } => {
+            let all = observed.routes.entry(route.subnet).or_default();
+            if *replace && let Some(present) = all.iter_mut().find(|r| r.metric == route.metric) {
+                *present = route.clone();
+            } else {
+                all.push(route.clone());
+            }
+        }
+        O::DeleteRoute(route) => {
+            if let Some(all) = observed.routes.get_mut(&route.subnet) {
+                all.retain(|r| r != route);
+                if all.is_empty() {
+                    observed.routes.remove(&route.subnet);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! The second stage: neighbours, FDB entries, nexthops, routes and peer sets, for the peers that
+//! may have changed or for all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use imbl::OrdMap;
+use loden_proto::{Family, Mac, ROUTE_PROTOCOL, Subnet};
+
+use super::{Conflict, Operation, Scope};
+use crate::mac::Fnv;
+use crate::observed::{Nexthop, Observed, Route, Via};
+use crate::ownership;
+use crate::peers::Peer;
+use crate::plan::{Desired, PeerObjects};
+
+/// Addresses that VXLAN is accepted from, with the number of peers that use each.
+pub fn admitted(peers: &OrdMap<Subnet, Peer>) -> BTreeMap<IpAddr, u32> {
+    let mut all = BTreeMap::new();
+    for address in peers.values().flat_map(admitted_of) {
+        *all.entry(address).or_default() += 1;
+    }
+    all
+}
+
+fn admitted_of(peer: &Peer) -> impl Iterator<Item = IpAddr> {
+    std::iter::once(peer.public_address).chain(peer.sources.iter().copied())
+}
+
+/// Operations for the peers in scope. Expects the devices to be in place; a family whose device
+/// is missing is left alone.
+pub fn peers(desired: &Desired, observed: &Observed, scope: Scope<'_>) -> (Vec<Operation>, Vec<Conflict>) {
+    let mut differ = Differ::new(desired, observed);
+    match scope {
+        Scope::All => {
+            let subnets: BTreeSet<Subnet> =
+                desired.peers.keys().chain(observed.routes.keys()).copied().collect();
+            for subnet in &subnets {
+                differ.peer(subnet, desired.peers.get(subnet));
+            }
+            differ.strays();
+        }
+        Scope::Since(former) => {
+            use imbl::ordmap::DiffItem;
+            let changes: Vec<(Option<&Peer>, Option<&Peer>)> = former
+                .diff(&desired.peers)
+                .map(|item| match item {
+                    DiffItem::Add(_, new) => (None, Some(new)),
+                    DiffItem::Remove(_, old) => (Some(old), None),
+                    DiffItem::Update { old, new } => (Some(old.1), Some(new.1)),
+                })
+                .collect();
+            for (old, new) in &changes {
+                if let Some(peer) = new.or(*old) {
+                    differ.peer(&peer.subnet, *new);
+                }
+            }
+            for (old, _) in &changes {
+                differ.former(*old);
+            }
+            differ.admit(&changes);
+        }
+    }
+    differ.finish()
+}
+
+/// Operations are gathered by object and put in order at the end.
+struct Differ<'a> {
+    desired: &'a Desired,
+    observed: &'a Observed,
+    devices: BTreeMap<Family, u32>,
+    /// FDB entries and neighbours that looked-at peers need.
+    wanted_fdb: BTreeMap<(u32, Mac), IpAddr>,
+    wanted_neighbours: BTreeSet<(u32, IpAddr)>,
+    wanted_nexthops: BTreeSet<u32>,
+    before_routes: Vec<Operation>,
+    nexthops: Vec<Operation>,
+    routes: Vec<Operation>,
+    removed_routes: Vec<Operation>,
+    after_routes: Vec<Operation>,
+    sets: Vec<Operation>,
+    conflicts: Vec<Conflict>,
+}
+
+impl<'a> Differ<'a> {
+    fn new(desired: &'a Desired, observed: &'a Observed) -> Self {
+        let devices = desired
+            .devices
+            .iter()
+            .filter_map(|d| {
+                observed.vxlan(d.vni, d.port, d.family).filter(|l| l.up).map(|l| (d.family, l.index))
+            })
+            .collect();
+        Self {
+            desired,
+            observed,
+            devices,
+            wanted_fdb: BTreeMap::new(),
+            wanted_neighbours: BTreeSet::new(),
+            wanted_nexthops: BTreeSet::new(),
+            before_routes: Vec::new(),
+            nexthops: Vec::new(),
+            routes: Vec::new(),
+            removed_routes: Vec::new(),
+            after_routes: Vec::new(),
+            sets: Vec::new(),
+            conflicts: Vec::new(),
+        }
+    }
+
+    /// Brings the objects of one subnet in place, or away when there is no peer.
+    fn peer(&mut self, subnet: &Subnet, peer: Option<&Peer>) {
+        let target = match peer.map(PeerObjects::of) {
+            None => None,
+            Some(PeerObjects::Direct { gateway }) => Some((self.desired.underlay, gateway, false)),
+            Some(PeerObjects::Vxlan { gateway, mac, endpoint }) => {
+                let Some(device) = self.devices.get(&subnet.family()).copied() else { return };
+                self.fdb(device, mac, endpoint);
+                self.neighbour(device, gateway, mac);
+                Some((device, gateway, true))
+            }
+        };
+        self.route(subnet, target);
+    }
+
+    fn fdb(&mut self, device: u32, mac: Mac, endpoint: IpAddr) {
+        self.wanted_fdb.insert((device, mac), endpoint);
+        let present = self.observed.fdb.get(&(device, mac));
+        if !present.is_some_and(|all| all.contains(&endpoint)) {
+            self.before_routes.push(Operation::SetFdb { device, mac, endpoint });
+        }
+        // Replacing moves the entry; what is left beside it is an addition of somebody's.
+        for other in present
+            .into_iter()
+            .flatten()
+            .filter(|other| **other != endpoint && present.is_some_and(|p| p.contains(&endpoint)))
+        {
+            self.after_routes.push(Operation::DeleteFdb { device, mac, endpoint: *other });
+        }
+    }
+
+    fn neighbour(&mut self, device: u32, address: IpAddr, mac: Mac) {
+        self.wanted_neighbours.insert((device, address));
+        if self.observed.neighbours.get(&(device, address)) != Some(&mac) {
+            self.before_routes.push(Operation::SetNeighbour { device, address, mac });
+        }
+    }
+
+    fn route(&mut self, subnet: &Subnet, target: Option<(u32, IpAddr, bool)>) {
+        let (desired, observed) = (self.desired, self.observed);
+        let none = Vec::new();
+        let present = observed.routes.get(subnet).unwrap_or(&none);
+        let (ours, foreign): (Vec<&Route>, Vec<&Route>) =
+            present.iter().partition(|r| ownership::route(r, desired, observed));
+        let metric = default_metric(subnet.family());
+        let right = target.and_then(|(device, gateway, _)| {
+            let leads = |r: &&Route| observed.resolve(r.via) == Some((device, gateway)) && r.metric == metric;
+            ours.iter().copied().find(leads).or_else(|| foreign.iter().copied().find(leads))
+        });
+        if let Some(Via::Nexthop(id)) = right.map(|r| r.via) {
+            self.wanted_nexthops.insert(id);
+        }
+        if let (Some((device, gateway, onlink)), None) = (target, right) {
+            if let Some(other) = foreign.iter().find(|r| r.metric == metric) {
+                self.conflicts.push(Conflict(format!(
+                    "a route to {subnet} of protocol {} is in the way of the peer's; it is not ours to change (ip route show {subnet})",
+                    other.protocol
+                )));
+            } else {
+                let via = self.via(subnet, device, gateway, onlink);
+                let replace = ours.iter().any(|r| r.metric == metric);
+                let route = Route { subnet: *subnet, via, protocol: ROUTE_PROTOCOL, metric };
+                self.routes.push(Operation::SetRoute { route, replace });
+            }
+        }
+        let replaced =
+            if target.is_some() && right.is_none() { ours.iter().find(|r| r.metric == metric) } else { None };
+        for route in &ours {
+            if right != Some(*route) && replaced != Some(route) {
+                self.removed_routes.push(Operation::DeleteRoute((*route).clone()));
+            }
+        }
+        // A nexthop object that no route of this subnet uses any more goes after the route.
+        for route in ours {
+            if let Via::Nexthop(id) = route.via
+                && right != Some(route)
+                && !self.wanted_nexthops.contains(&id)
+                && observed.nexthops.get(&id).is_some_and(|n| ownership::nexthop(n, desired, observed))
+            {
+                self.after_routes.push(Operation::DeleteNexthop(id));
+            }
+        }
+    }
+
+    /// By nexthop object where the kernel has them; IPv6 routes cost nothing by gateway, and an
+    /// IPv6 gateway in a nexthop object is no gain.
+    fn via(&mut self, subnet: &Subnet, device: u32, gateway: IpAddr, onlink: bool) -> Via {
+        if !onlink || !self.observed.has_nexthops || subnet.family() == Family::V6 {
+            return Via::Gateway { device, gateway, onlink };
+        }
+        let wanted = Nexthop { device, gateway: Some(gateway), onlink, protocol: ROUTE_PROTOCOL };
+        for id in nexthop_ids(subnet) {
+            match self.observed.nexthops.get(&id) {
+                Some(present) if *present == wanted => {
+                    self.wanted_nexthops.insert(id);
+                    return Via::Nexthop(id);
+                }
+                None if self.wanted_nexthops.insert(id) => {
+                    self.nexthops.push(Operation::AddNexthop(id, wanted));
+                    return Via::Nexthop(id);
+                }
+                _ => {}
+            }
+        }
+        Via::Gateway { device, gateway, onlink }
+    }
+
+    /// FDB entry and neighbour of a peer as it was, unless they are wanted now.
+    fn former(&mut self, old: Option<&Peer>) {
+        let Some(PeerObjects::Vxlan { gateway, mac, .. }) = old.map(PeerObjects::of) else { return };
+        let Some(device) = old.and_then(|p| self.devices.get(&p.subnet.family())).copied() else { return };
+        if self.observed.neighbours.contains_key(&(device, gateway))
+            && !self.wanted_neighbours.contains(&(device, gateway))
+        {
+            self.after_routes.push(Operation::DeleteNeighbour { device, address: gateway });
+        }
+        if !self.wanted_fdb.contains_key(&(device, mac)) {
+            for endpoint in self.observed.fdb.get(&(device, mac)).into_iter().flatten() {
+                self.after_routes.push(Operation::DeleteFdb { device, mac, endpoint: *endpoint });
+            }
+        }
+    }
+
+    /// Everything on our devices that belongs to no peer, and the whole peer sets.
+    fn strays(&mut self) {
+        let ours: BTreeSet<u32> = self.devices.values().copied().collect();
+        let inside = |address: &IpAddr| self.desired.networks.iter().any(|(n, _)| n.contains(*address));
+        for (device, address) in
+            self.observed.neighbours.keys().filter(|(d, a)| ours.contains(d) && inside(a))
+        {
+            if !self.wanted_neighbours.contains(&(*device, *address)) {
+                self.after_routes.push(Operation::DeleteNeighbour { device: *device, address: *address });
+            }
+        }
+        for ((device, mac), endpoints) in
+            self.observed.fdb.iter().filter(|((d, m), _)| ours.contains(d) && m.is_unicast())
+        {
+            if !self.wanted_fdb.contains_key(&(*device, *mac)) {
+                for endpoint in endpoints {
+                    self.after_routes.push(Operation::DeleteFdb {
+                        device: *device,
+                        mac: *mac,
+                        endpoint: *endpoint,
+                    });
+                }
+            }
+        }
+        for (id, nexthop) in &self.observed.nexthops {
+            let delete = Operation::DeleteNexthop(*id);
+            if ownership::nexthop(nexthop, self.desired, self.observed)
+                && !self.wanted_nexthops.contains(id)
+                && !self.after_routes.contains(&delete)
+            {
+                self.after_routes.push(delete);
+            }
+        }
+        let wanted = admitted(&self.desired.peers);
+        let missing = wanted.keys().filter(|a| !self.observed.admitted.contains(*a)).copied().collect();
+        let extra = self.observed.admitted.iter().filter(|a| !wanted.contains_key(*a)).copied().collect();
+        self.change_sets(missing, extra);
+    }
+
+    /// The peer sets' part of these changes. An address may serve several peers, so what leaves is
+    /// checked against all of them; arrivals, by far the more frequent, cost nothing extra.
+    fn admit(&mut self, changes: &[(Option<&Peer>, Option<&Peer>)]) {
+        let admitted = &self.observed.admitted;
+        let arriving = changes.iter().filter_map(|(_, new)| *new).flat_map(admitted_of);
+        let missing: BTreeSet<IpAddr> = arriving.filter(|a| !admitted.contains(a)).collect();
+        let leaving = changes.iter().filter_map(|(old, _)| *old).flat_map(admitted_of);
+        let mut extra: BTreeSet<IpAddr> = leaving.filter(|a| admitted.contains(a)).collect();
+        if !extra.is_empty() {
+            for address in self.desired.peers.values().flat_map(admitted_of) {
+                extra.remove(&address);
+            }
+        }
+        self.change_sets(missing.into_iter().collect(), extra.into_iter().collect());
+    }
+
+    fn change_sets(&mut self, missing: Vec<IpAddr>, extra: Vec<IpAddr>) {
+        if !self.desired.filters.has_peer_sets {
+            return;
+        }
+        if !missing.is_empty() {
+            self.sets.push(Operation::Admit(missing));
+        }
+        if !extra.is_empty() {
+            self.sets.push(Operation::Dismiss(extra));
+        }
+    }
+
+    fn finish(self) -> (Vec<Operation>, Vec<Conflict>) {
+        let mut operations = self.before_routes;
+        // A peer that leaves gives its route up before a peer that comes takes its nexthop id.
+        operations.extend(self.nexthops);
+        operations.extend(self.routes);
+        operations.extend(self.removed_routes);
+        operations.extend(self.after_routes);
+        operations.extend(self.sets);
+        (operations, self.conflicts)
+    }
+}
+
+/// The metric of a route without one (IPv6: `IP6_RT_PRIO_USER`, `include/uapi/linux/ipv6_route.h`).
+fn default_metric(family: Family) -> u32 {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1024,
+    }
+}
+
+/// Ids to try for a subnet's nexthop object: from the range that begins with our protocol
+/// number, by hash so that one event needs no search, and a few more should it be taken.
+pub(super) fn nexthop_ids(subnet: &Subnet) -> impl Iterator<Item = u32> {
+    let mut hash = Fnv::default();
+    hash.write(subnet.to_string().as_bytes());
+    let start = hash.finish() as u32 & 0x00ff_ffff;
+    (0..16).map(move |i| u32::from(ROUTE_PROTOCOL) << 24 | (start + i) & 0x00ff_ffff)
+}

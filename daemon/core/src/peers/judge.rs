@@ -1,0 +1,121 @@
+//! One lease by itself: can it be trusted, and what peers does it make.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use loden_proto::config::Backend;
+use loden_proto::lease::{LeaseKey, LeaseValue};
+use loden_proto::{Family, Subnet};
+
+use super::{HostLabel, Path, Peer, Rules, Verdict};
+use crate::leases::LeaseRecord;
+
+/// Judges one lease by itself.
+pub(super) fn judge(key: &LeaseKey, record: &LeaseRecord, rules: &Rules) -> Verdict {
+    let ours = record.value.as_ref().is_ok_and(|v| v.host_id().is_some_and(|id| id == rules.host_id));
+    if ours || rules.own == Some(*key) || record.is_reservation() {
+        return Verdict::Quiet;
+    }
+    match peers_of(key, record, rules) {
+        Ok(peers) => Verdict::Sound(peers),
+        Err(reason) => Verdict::Rejected(reason),
+    }
+}
+
+fn peers_of(key: &LeaseKey, record: &LeaseRecord, rules: &Rules) -> Result<Vec<Peer>, String> {
+    let value = record.value.as_ref().map_err(Clone::clone)?;
+    let mut peers = Vec::new();
+    for subnet in key.subnets() {
+        let family = subnet.family();
+        let Some(pool) = rules.config.pool(family) else { continue };
+        if !pool.network.contains_subnet(&subnet) {
+            return Err(format!("{subnet} lies outside the network {}", pool.network));
+        }
+        if subnet.length() != pool.subnet_length {
+            return Err(format!("{subnet} is not a /{} as the network config says", pool.subnet_length));
+        }
+        if let Some(own) = rules.own.and_then(|o| o.subnet(family)).filter(|o| o.overlaps(&subnet)) {
+            return Err(format!("{subnet} overlaps our own subnet {own}"));
+        }
+        if let Some(peer) = peer(subnet, value, rules)? {
+            peers.push(peer);
+        }
+    }
+    if peers.is_empty() {
+        return Err(format!("{key} has no subnet of an address family that the network config enables"));
+    }
+    Ok(peers)
+}
+
+fn peer(subnet: Subnet, value: &LeaseValue, rules: &Rules) -> Result<Option<Peer>, String> {
+    let family = subnet.family();
+    let backend = rules.config.backend.name();
+    let theirs = &*value.backend_type;
+    // alloc and udp leases carry no type.
+    if theirs != backend && !(backend == "alloc" && theirs.is_empty()) {
+        let theirs = if theirs.is_empty() { "none (udp or alloc)" } else { theirs };
+        return Err(format!("its backend type is {theirs}, ours is {backend}"));
+    }
+    // flannel leaves the IPv6 part out of what it cannot serve.
+    let Some(public_address) = value.public_address(family) else {
+        return Err(format!("it has no public {family} address"));
+    };
+    check_endpoint(public_address, rules)?;
+    let on_link = rules.on_link.iter().any(|link| link.contains(public_address));
+    let path = match &rules.config.backend {
+        Backend::Alloc => return Ok(None),
+        Backend::HostGw if on_link => Path::Direct,
+        Backend::HostGw => {
+            return Err(format!(
+                "its public address {public_address} is not on the underlay's link, which host-gw needs"
+            ));
+        }
+        Backend::Vxlan(vxlan) => {
+            let Some(mac) = value.backend_data(family).vtep_mac() else {
+                return Err(format!("it has no VTEP MAC for {family}"));
+            };
+            if !mac.is_unicast() {
+                return Err(format!("its VTEP MAC {mac} is not a unicast address"));
+            }
+            if rules.own_macs.contains(&mac) {
+                return Err(format!("its VTEP MAC {mac} is our own"));
+            }
+            if vxlan.direct_routing && on_link { Path::Direct } else { Path::Vxlan(mac) }
+        }
+    };
+    let sources = value.loden.iter().flat_map(|m| &m.sources).copied();
+    let sources = sources.filter(|a| Family::of(*a) == family && check_endpoint(*a, rules).is_ok());
+    let host = match &value.loden {
+        Some(m) => HostLabel { name: printable(&m.host_name), version: printable(&m.version) },
+        None => HostLabel { name: String::new(), version: "flannel".into() },
+    };
+    Ok(Some(Peer { subnet, public_address, sources: sources.take(16).collect(), path, host: Arc::new(host) }))
+}
+
+/// Names come from the network and end in terminals and logs.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(255).collect()
+}
+
+fn check_endpoint(address: IpAddr, rules: &Rules) -> Result<(), String> {
+    let unicast = match address {
+        IpAddr::V4(ip) => {
+            !(ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_broadcast()
+                || ip.is_loopback()
+                || ip.octets()[0] == 0)
+        }
+        IpAddr::V6(ip) => !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback()),
+    };
+    if !unicast {
+        return Err(format!("its public address {address} is not a unicast address"));
+    }
+    if rules.own_addresses.contains(&address) {
+        return Err(format!("its public address {address} is our own"));
+    }
+    if rules.config.contains(address) {
+        return Err(format!("its public address {address} lies inside the overlay network"));
+    }
+    Ok(())
+}

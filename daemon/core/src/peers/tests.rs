@@ -1,0 +1,218 @@
+//! Peers by example and by property.
+
+use super::*;
+use crate::leases::LeaseRecord;
+use proptest::prelude::*;
+
+fn rules() -> Arc<Rules> {
+    let config =
+        NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("config");
+    Arc::new(Rules {
+        config,
+        own: Some(key("10.5.1.0-24")),
+        host_id: "us".into(),
+        own_macs: vec![Mac([2, 0, 0, 0, 0, 1])],
+        own_addresses: ["192.168.0.1".parse().expect("ip")].into(),
+        on_link: vec!["192.168.0.0/24".parse().expect("subnet")],
+        hold: 600_000,
+    })
+}
+
+fn subnet(text: &str) -> Subnet {
+    text.parse().expect(text)
+}
+
+fn key(text: &str) -> LeaseKey {
+    LeaseKey::parse(text).expect(text)
+}
+
+fn put(table: &mut LeaseTable, name: &str, age: i64, value: &str) {
+    let value = LeaseValue::parse(value.as_bytes()).map_err(|e| e.to_string());
+    table.put(name, LeaseRecord { value, etcd_lease: 1, create_revision: age, mod_revision: age });
+}
+
+fn lease(ip: &str, mac: u8) -> String {
+    format!(
+        r#"{{"PublicIP":"{ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:01:{mac:02x}"}}}}"#
+    )
+}
+
+/// Twenty sound peers, 10.5.10.0/24 to 10.5.29.0/24.
+fn twenty() -> LeaseTable {
+    let mut table = LeaseTable::default();
+    for n in 10..30 {
+        put(&mut table, &format!("10.5.{n}.0-24"), i64::from(n), &lease(&format!("192.168.0.{n}"), n));
+    }
+    table
+}
+
+fn book(table: LeaseTable) -> PeerBook {
+    let mut book = PeerBook::default();
+    book.update(table, rules(), 0);
+    book
+}
+
+#[test]
+fn each_bad_lease_is_refused_with_its_reason_and_harms_no_other() {
+    let cases = [
+        ("10.6.1.0-24", lease("192.168.0.200", 200), "outside the network"),
+        ("10.5.200.0-25", lease("192.168.0.200", 200), "not a /24"),
+        ("10.5.0.0-16", lease("192.168.0.200", 200), "not a /24"),
+        ("10.5.200.0-24", lease("224.0.0.9", 200), "not a unicast"),
+        ("10.5.201.0-24", lease("192.168.0.1", 201), "our own"),
+        ("10.5.202.0-24", lease("10.5.3.4", 202), "inside the overlay"),
+        ("10.5.203.0-24", r#"{"PublicIP":"192.168.0.203","BackendType":"vxlan"}"#.into(), "no VTEP MAC"),
+        ("10.5.204.0-24", lease("192.168.0.204", 1).replace(":01:01", ":00:01"), "is our own"),
+        ("10.5.205.0-24", lease("192.168.0.205", 9).replace("02:00", "03:00"), "not a unicast"),
+        ("10.5.206.0-24", "not json".into(), "not JSON"),
+        (
+            "10.5.207.0-24",
+            r#"{"PublicIP":"192.168.0.207","BackendType":"host-gw"}"#.into(),
+            "backend type is host-gw",
+        ),
+        ("10.5.208.0-24", lease("192.168.0.208", 10), "belongs since longer to 10.5.10.0-24"),
+        ("10.5.1.0-24&fd00::-64", lease("192.168.0.209", 209), "overlaps our own"),
+        ("10.5.11.0-24&fd00::-64", lease("192.168.0.210", 210), "claimed since longer"),
+        ("garbage", lease("192.168.0.211", 211), "not a lease key"),
+    ];
+    let mut table = twenty();
+    for (name, value, _) in &cases {
+        put(&mut table, name, 1000, value);
+    }
+    let book = book(table);
+    assert_eq!(book.peers().len(), 20, "the sound ones stay");
+    let rejected = book.rejected();
+    assert_eq!(rejected.len(), cases.len(), "{rejected:#?}");
+    for (name, _, reason) in &cases {
+        assert!(
+            rejected.iter().any(|(k, r)| k == name && r.contains(reason)),
+            "{name} {reason}: {rejected:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_younger_claim_gets_its_turn_when_the_older_goes() {
+    let mut table = twenty();
+    put(&mut table, "10.5.99.0-24", 99, &lease("192.168.0.99", 10));
+    let mut book = book(table.clone());
+    assert!(!book.peers().contains_key(&subnet("10.5.99.0/24")));
+    table.delete("10.5.10.0-24");
+    book.update(table, rules(), 1);
+    assert!(book.peers().contains_key(&subnet("10.5.99.0/24")));
+    assert!(book.rejected().is_empty());
+}
+
+proptest! {
+    #[test]
+    fn updates_one_by_one_end_where_one_look_at_everything_ends(
+        changes in prop::collection::vec((0u8..6, 0u8..3, 1u8..5, 1u8..5, any::<bool>()), 1..40),
+    ) {
+        let mut table = LeaseTable::default();
+        let mut step_by_step = PeerBook::default();
+        for (n, (subnet, form, ip, mac, delete)) in changes.into_iter().enumerate() {
+            let name = match form {
+                0 => format!("10.5.{}.0-24", subnet + 2),
+                1 => format!("10.5.{}.0-24&fd00::-64", subnet + 2),
+                _ => format!("10.5.{}.0-25", subnet + 2),
+            };
+            match delete {
+                true => table.delete(&name),
+                false => put(&mut table, &name, n as i64 + 1, &lease(&format!("192.168.0.{}", ip + 1), mac)),
+            }
+            // Slow enough that nothing is held.
+            step_by_step.update(table.clone(), rules(), n as u64 * 20_000);
+            let mut at_once = PeerBook::default();
+            at_once.update(table.clone(), rules(), 0);
+            prop_assert_eq!(step_by_step.peers(), at_once.peers());
+            prop_assert_eq!(step_by_step.rejected(), at_once.rejected());
+        }
+    }
+}
+
+#[test]
+fn a_rival_that_comes_later_changes_nothing_for_the_older() {
+    let mut table = twenty();
+    let mut book = book(table.clone());
+    let before = book.peers();
+    put(&mut table, "10.5.11.0-24&fd00::-64", 1000, &lease("192.168.0.210", 210));
+    book.update(table.clone(), rules(), 1);
+    assert_eq!(book.peers(), before);
+    // This one meets the rival only, by its MAC.
+    put(&mut table, "10.5.99.0-24", 1001, &lease("192.168.0.99", 210));
+    book.update(table, rules(), 2);
+    assert_eq!(book.peers(), before);
+}
+
+#[test]
+fn one_peer_that_leaves_is_let_go_at_once() {
+    let mut table = twenty();
+    let mut book = book(table.clone());
+    table.delete("10.5.10.0-24");
+    book.update(table, rules(), 1);
+    assert_eq!((book.peers().len(), book.held().count()), (19, 0));
+}
+
+#[test]
+fn most_peers_vanishing_at_once_or_one_by_one_are_held_for_the_grace_period() {
+    for step in [0, 100] {
+        let mut table = twenty();
+        let mut book = book(table.clone());
+        for n in 10..25u64 {
+            table.delete(&format!("10.5.{n}.0-24"));
+            if step > 0 {
+                book.update(table.clone(), rules(), n * step);
+            }
+        }
+        book.update(table.clone(), rules(), 3000);
+        assert_eq!((book.peers().len(), book.held().count()), (20, 15), "step {step}");
+        // A new lease for a held subnet wins at once.
+        put(&mut table, "10.5.10.0-24", 5000, &lease("192.168.0.77", 77));
+        book.update(table.clone(), rules(), 4000);
+        let winner = book.peers().get(&subnet("10.5.10.0/24")).map(|p| p.public_address.to_string());
+        assert_eq!(winner.as_deref(), Some("192.168.0.77"));
+        let end = book.next_deadline().expect("held peers have an end");
+        book.tick(end + 3000);
+        assert_eq!((book.peers().len(), book.held().count()), (6, 0));
+    }
+}
+
+#[test]
+fn slow_departures_are_not_held() {
+    let mut table = twenty();
+    let mut book = book(table.clone());
+    for n in 10..28u64 {
+        table.delete(&format!("10.5.{n}.0-24"));
+        book.update(table.clone(), rules(), n * 20_000);
+    }
+    assert_eq!((book.peers().len(), book.held().count()), (2, 0));
+}
+
+#[test]
+fn peers_known_before_the_first_table_are_let_go_or_held_by_the_same_rule() {
+    let known: Vec<Peer> = book(twenty()).peers().values().cloned().collect();
+    let mut table = twenty();
+    table.delete("10.5.10.0-24");
+    let mut one_less = PeerBook::with_known(known.clone());
+    assert_eq!(one_less.peers().len(), 20, "used before etcd answers");
+    one_less.update(table, rules(), 0);
+    assert_eq!(one_less.peers().len(), 19);
+    let mut emptied = PeerBook::with_known(known);
+    emptied.update(LeaseTable::default(), rules(), 0);
+    assert_eq!((emptied.peers().len(), emptied.held().count()), (20, 20));
+}
+
+#[test]
+fn direct_routing_takes_the_plain_path_on_the_link_only() {
+    let mut rules = (*rules()).clone();
+    rules.config =
+        NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#)
+            .expect("config");
+    let mut table = LeaseTable::default();
+    put(&mut table, "10.5.2.0-24", 1, &lease("192.168.0.2", 2));
+    put(&mut table, "10.5.3.0-24", 2, &lease("172.16.0.3", 3));
+    let mut book = PeerBook::default();
+    book.update(table, Arc::new(rules), 0);
+    let paths: Vec<Path> = book.peers().values().map(|p| p.path).collect();
+    assert_eq!(paths, [Path::Direct, Path::Vxlan("02:00:00:00:01:03".parse().expect("mac"))]);
+}
