@@ -157,9 +157,22 @@ impl Container {
         self.address
     }
 
+    /// All its addresses, as the plugin gave them.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let ips = self.result["ips"].as_array().cloned().unwrap_or_default();
+        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
+        if ips.is_empty() { vec![self.address] } else { ips.iter().filter_map(address).collect() }
+    }
+
     /// What the plugin answered to ADD.
     pub fn result(&self) -> &Value {
         &self.result
+    }
+
+    /// A second ADD of the same container; what the plugin answered.
+    pub fn add_again(&self) -> Result<String, String> {
+        let conf = self.conf.as_ref().expect("a container of the plugin's");
+        cni(&self.host, "ADD", &self.name, conf)
     }
 
     /// Ends it, as a runtime does: DEL, then the namespace goes.
@@ -182,6 +195,12 @@ impl Container {
     #[track_caller]
     pub fn echo(&self) -> SocketAddr {
         lock(&self.echo).get_or_insert_with(|| probe::Echo::start(&self.ns, self.address)).address()
+    }
+
+    /// An echo server on any of its addresses, which ends when dropped.
+    #[track_caller]
+    pub fn echo_on(&self, address: IpAddr) -> probe::Echo {
+        probe::Echo::start(&self.ns, address)
     }
 
     /// The address that another container's echo server saw when this one sent to it.

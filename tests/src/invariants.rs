@@ -78,8 +78,13 @@ pub(crate) fn kernel_equals_status(host: &Host, status: &Status) -> Result<(), S
         }
         let neighbours = kernel::neighbours(host, &device.name);
         let fdb = kernel::fdb(host, &device.name);
-        let encapsulated =
-            |p: &&PeerStatus| p.vtep_mac.is_some() && (p.state == "programmed" || p.state == "held");
+        // IPv4 and IPv6 underlays have a device each.
+        let v6 = link["linkinfo"]["info_data"].get("local6").is_some();
+        let encapsulated = |p: &&PeerStatus| {
+            p.vtep_mac.is_some()
+                && p.public_address.is_ipv6() == v6
+                && (p.state == "programmed" || p.state == "held")
+        };
         for peer in status.peers.iter().filter(encapsulated) {
             let mac = peer.vtep_mac.expect("filtered").to_string();
             let vtep = peer.subnet.address().to_string();

@@ -8,12 +8,21 @@ use loden_tests::{eventually, matrix};
 
 #[test]
 fn a_killed_and_restarted_daemon_loses_no_packet() {
-    let cluster = Cluster::<2>::start("kill9", VXLAN, &[]);
+    kill_and_restart_under("kill9", 1000);
+}
+
+#[test]
+fn a_killed_and_restarted_daemon_loses_no_packet_of_ten_thousand_a_second() {
+    kill_and_restart_under("kill9_fast", 10_000);
+}
+
+fn kill_and_restart_under(name: &str, per_second: u32) {
+    let cluster = Cluster::<2>::start(name, VXLAN, &[]);
     let [a, b] = &cluster.hosts;
     let (a1, b1) = (a.container("a1"), b.container("b1"));
     matrix(&[&a1, &b1]);
     let before = a.status();
-    let stream = a1.stream_to(&b1, 1000);
+    let stream = a1.stream_to(&b1, per_second);
     for _ in 0..3 {
         cluster.daemons[0].kill9();
         sleep(Duration::from_millis(200));
@@ -80,6 +89,13 @@ fn a_rebooted_host_is_back_without_etcd() {
     let [a, b, c] = &cluster.hosts;
     let (b1, c1) = (b.container("b1"), c.container("c1"));
     let before = a.status();
+    // Peers are written down some seconds after they change.
+    for peer in &before.peers {
+        let subnet = peer.subnet.address().to_string();
+        eventually(SOON, "its peers are in lasting state", || {
+            a.exec(&["grep", "-rqF", &subnet, "/var/lib/loden"]).success()
+        });
+    }
     cluster.etcd.kill9();
     a.reboot();
     cluster.daemons[0].start();
