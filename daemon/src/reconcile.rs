@@ -5,6 +5,9 @@
 //! operations, and read anew when a notice contradicts it, when an operation failed, or every
 //! `full_pass`.
 
+mod belief;
+mod report;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,6 +31,8 @@ use crate::kernel::{Interest, Kernel, Notice, Watch};
 use crate::lease::OwnLease;
 use crate::state::StateDir;
 use crate::store::View;
+use belief::Need;
+pub use report::Report;
 
 /// What other tasks need to know of the host.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,31 +65,6 @@ pub struct Settings {
     pub full_pass: Duration,
 }
 
-/// What the loop knows, for `status`.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Peers to program, held ones among them.
-    pub peers: OrdMap<Subnet, Peer>,
-    /// Subnets of held peers with the milliseconds until they are let go.
-    pub held: BTreeMap<Subnet, Millis>,
-    /// Subnets of peers that are not in the kernel yet, with the reason.
-    pub pending: BTreeMap<Subnet, String>,
-    /// Refused keys.
-    pub rejected: Vec<(String, String)>,
-    /// Keys that only reserve.
-    pub reservations: usize,
-    /// What is in the way.
-    pub conflicts: Vec<Conflict>,
-    /// Our VXLAN devices as they are.
-    pub devices: Vec<Link>,
-    /// Repairs by kind of object.
-    pub repairs: BTreeMap<String, u64>,
-    /// The last failure, if the last pass had one.
-    pub failure: Option<String>,
-    /// Other interfaces that hold our gateway address.
-    pub bridges: BTreeSet<String>,
-}
-
 /// The loop and what it hears.
 pub struct Reconciler {
     /// What it was told.
@@ -109,17 +89,6 @@ pub struct Reconciler {
     pub state: StateDir,
 }
 
-/// What a pass has to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Need {
-    /// What inputs changed.
-    Changes,
-    /// Filters, devices, addresses, forwarding too.
-    Base,
-    /// Read the kernel anew and compare everything.
-    Full,
-}
-
 struct Loop {
     it: Reconciler,
     observed: Observed,
@@ -135,9 +104,17 @@ struct Loop {
     repairs: BTreeMap<String, u64>,
     failure: Option<String>,
     need: Need,
+    /// How much of what is believed was contradicted, or failed to be done.
+    wrong: Need,
     next_full: Instant,
-    /// Waits between passes that repair, so that two managers never fight in a hot loop.
+    /// Waits between passes that repair or fail, so that two managers never fight in a hot loop.
     calm: Backoff,
+    /// No repair before this.
+    quiet_until: Instant,
+    /// When a pass last repaired something or failed.
+    last_trouble: Instant,
+    /// Whether this pass repaired something.
+    repaired: bool,
     save_peers_at: Option<Instant>,
     saved_peers_at: Instant,
     bridges: BTreeSet<String>,
@@ -145,6 +122,8 @@ struct Loop {
 
 /// Notices within this time are answered together.
 const COALESCE: Duration = Duration::from_millis(5);
+/// After this long without trouble, the next trouble is met at once again.
+const PEACE: Duration = Duration::from_secs(10);
 /// Peers are remembered at most this often.
 const SAVE_PEERS: Duration = Duration::from_secs(10);
 
@@ -163,8 +142,12 @@ impl Reconciler {
             repairs: BTreeMap::new(),
             failure: None,
             need: Need::Full,
+            wrong: Need::Changes,
             next_full: Instant::now() + self.settings.full_pass,
             calm: Backoff::new(20, 1000),
+            quiet_until: Instant::now(),
+            last_trouble: Instant::now(),
+            repaired: false,
             save_peers_at: None,
             saved_peers_at: Instant::now() - SAVE_PEERS,
             bridges: BTreeSet::new(),
@@ -187,9 +170,8 @@ impl Loop {
     async fn wait(&mut self) -> anyhow::Result<()> {
         let held = self.book.next_deadline().map(|at| Duration::from_millis(at.saturating_sub(clock::now())));
         let mut deadline = self.next_full;
-        if self.need > Need::Changes {
-            // Something was repaired or failed: calm down before looking again.
-            deadline = deadline.min(Instant::now() + Duration::from_millis(self.calm.wait(clock::chance())));
+        if self.wrong > Need::Changes {
+            deadline = deadline.min(self.quiet_until);
         }
         deadline = held.map_or(deadline, |wait| deadline.min(Instant::now() + wait + COALESCE));
         deadline = self.save_peers_at.map_or(deadline, |at| deadline.min(at));
@@ -200,7 +182,7 @@ impl Loop {
                 }
                 // More of the same burst are likely under way.
                 let end = Instant::now() + COALESCE;
-                while self.need > Need::Changes
+                while self.wrong > Need::Changes
                     && let Ok(more) = tokio::time::timeout_at(end, self.it.notices.next()).await
                 {
                     for notice in more? {
@@ -217,6 +199,9 @@ impl Loop {
             _ = self.it.own.changed() => {}
             () = tokio::time::sleep_until(deadline) => {}
         }
+        if self.wrong > Need::Changes && self.quiet_until <= Instant::now() {
+            self.need = self.need.max(std::mem::replace(&mut self.wrong, Need::Changes));
+        }
         if self.next_full <= Instant::now() {
             self.need = Need::Full;
         }
@@ -230,89 +215,9 @@ impl Loop {
         Ok(())
     }
 
-    /// Takes a notice into what is believed, or notes that the belief is wrong.
     fn absorb(&mut self, notice: Notice) {
-        let observed = &mut self.observed;
-        let interest = self.desired.as_ref();
-        let is_vxlan = |index: u32, o: &Observed| o.links.get(&index).is_some_and(|l| l.vxlan.is_some());
-        let ours = |subnet: &Subnet| {
-            interest.is_some_and(|d| d.networks.iter().any(|(n, _)| n.contains_subnet(subnet)))
-        };
-        let need = match notice {
-            Notice::Link(link) => match observed.links.insert(link.index, link.clone()) {
-                Some(before) if before == link => Need::Changes,
-                // Down and up flushes routes and neighbours; a new device has none.
-                _ if link.vxlan.is_some() => Need::Full,
-                _ => Need::Base,
-            },
-            Notice::LinkGone(index) => match observed.links.remove(&index) {
-                Some(link) if link.vxlan.is_some() => Need::Full,
-                Some(_) => {
-                    observed.addresses.remove(&index);
-                    Need::Base
-                }
-                None => Need::Changes,
-            },
-            Notice::Address(index, address) => {
-                let all = observed.addresses.entry(index).or_default();
-                let known =
-                    all.iter().position(|a| (a.address, a.length) == (address.address, address.length));
-                match known {
-                    Some(at) if all[at] == address => Need::Changes,
-                    Some(at) => {
-                        all[at] = address;
-                        Need::Base
-                    }
-                    None => {
-                        all.push(address);
-                        Need::Base
-                    }
-                }
-            }
-            Notice::AddressGone(index, address) => {
-                let all = observed.addresses.entry(index).or_default();
-                let before = all.len();
-                all.retain(|a| (a.address, a.length) != (address.address, address.length));
-                if all.len() < before { Need::Base } else { Need::Changes }
-            }
-            Notice::Route(route) => {
-                let known = observed.routes.get(&route.subnet).is_some_and(|all| all.contains(&route));
-                if known || !ours(&route.subnet) { Need::Changes } else { Need::Full }
-            }
-            Notice::RouteGone(route) => {
-                let known = observed.routes.get(&route.subnet).is_some_and(|all| all.contains(&route));
-                if known { Need::Full } else { Need::Changes }
-            }
-            Notice::DefaultRoute => Need::Full,
-            Notice::Neighbour(device, address, mac) => {
-                let known = observed.neighbours.get(&(device, address)) == Some(&mac);
-                if known || !is_vxlan(device, observed) { Need::Changes } else { Need::Full }
-            }
-            Notice::NeighbourGone(device, address) => {
-                if observed.neighbours.contains_key(&(device, address)) { Need::Full } else { Need::Changes }
-            }
-            Notice::Fdb(device, mac, address) => {
-                let known = observed.fdb.get(&(device, mac)).is_some_and(|all| all.contains(&address));
-                if known || !is_vxlan(device, observed) { Need::Changes } else { Need::Full }
-            }
-            Notice::FdbGone(device, mac, address) => {
-                let known = observed.fdb.get(&(device, mac)).is_some_and(|all| all.contains(&address));
-                if known { Need::Full } else { Need::Changes }
-            }
-            Notice::Nexthop(id, hop) => {
-                let relevant = observed.nexthops.get(&id) != Some(&hop) && is_vxlan(hop.device, observed);
-                if relevant { Need::Full } else { Need::Changes }
-            }
-            Notice::NexthopGone(id) => {
-                if observed.nexthops.contains_key(&id) {
-                    Need::Full
-                } else {
-                    Need::Changes
-                }
-            }
-            Notice::Rules | Notice::Overrun => Need::Full,
-        };
-        self.need = self.need.max(need);
+        let networks = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
+        self.wrong = self.wrong.max(belief::absorb(&mut self.observed, notice, networks));
     }
 
     /// One pass: what should be, what is, the difference, done.
@@ -381,14 +286,12 @@ impl Loop {
                 self.need = Need::Full;
             }
         }
-        let scope = if self.need == Need::Full { Scope::All } else { Scope::Since(&self.programmed) };
-        let (mut operations, conflicts) = diff::peers(&desired, &self.observed, scope);
-        if !self.it.views.borrow().synced {
-            // Until etcd has told who the peers are, none is taken away.
-            operations.retain(|o| !o.removes());
+        // What inputs changed is done first: what is then left to do is a repair.
+        let former = std::mem::take(&mut self.programmed);
+        let mut peers_failed = self.bring_peers(&desired, Scope::Since(&former), false).await?;
+        if self.need == Need::Full {
+            peers_failed.extend(self.bring_peers(&desired, Scope::All, repairing).await?);
         }
-        self.set_conflicts(conflicts, false);
-        let peers_failed = self.apply(&operations, repairing).await?;
         self.pending.clear();
         for (operation, reason) in &peers_failed {
             if let Some(subnet) = subnet_of(operation, &desired) {
@@ -396,7 +299,7 @@ impl Loop {
             }
         }
         failed.extend(peers_failed);
-        if self.programmed != desired.peers {
+        if former != desired.peers {
             self.save_peers_at
                 .get_or_insert((self.saved_peers_at + SAVE_PEERS).max(Instant::now() + COALESCE));
         }
@@ -407,12 +310,39 @@ impl Loop {
             self.next_full = Instant::now() + self.it.settings.full_pass;
         }
         self.settle();
-        if failed.is_empty() {
-            self.calm.reset();
-        } else {
-            self.need = Need::Full;
+        if !failed.is_empty() {
+            self.wrong = Need::Full;
         }
+        self.calm_down(!failed.is_empty() || self.repaired);
         Ok(())
+    }
+
+    async fn bring_peers(
+        &mut self,
+        desired: &Desired,
+        scope: Scope<'_>,
+        repairing: bool,
+    ) -> anyhow::Result<Vec<(Operation, String)>> {
+        let (mut operations, conflicts) = diff::peers(desired, &self.observed, scope);
+        if !self.it.views.borrow().synced {
+            // Until etcd has told who the peers are, none is taken away.
+            operations.retain(|o| !o.removes());
+        }
+        self.set_conflicts(conflicts, false);
+        self.apply(&operations, repairing).await
+    }
+
+    /// After trouble the next look waits, a little longer each time; inputs are never kept waiting.
+    fn calm_down(&mut self, trouble: bool) {
+        let now = Instant::now();
+        if trouble {
+            if now > self.last_trouble + PEACE {
+                self.calm.reset();
+            }
+            self.last_trouble = now;
+            self.quiet_until = now + Duration::from_millis(self.calm.wait(clock::chance()));
+        }
+        self.repaired = false;
     }
 
     fn settle(&mut self) {
@@ -571,6 +501,7 @@ impl Loop {
                 Ok(()) => {
                     diff::applied(&mut self.observed, operation);
                     if repairing {
+                        self.repaired = true;
                         tracing::warn!("repaired: {operation}");
                         *self.repairs.entry(operation.object().to_owned()).or_default() += 1;
                     } else {
@@ -601,29 +532,6 @@ impl Loop {
             self.conflicts.extend(conflicts);
             self.conflicts.sort();
             self.conflicts.dedup();
-        }
-    }
-
-    fn report(&self) -> Report {
-        let now = clock::now();
-        let devices =
-            self.desired.iter().flat_map(|d| loden_core::ownership::devices(d, &self.observed)).cloned();
-        let peers = self.book.peers();
-        let mut pending = self.pending.clone();
-        for subnet in peers.keys().filter(|s| !self.programmed.contains_key(*s)) {
-            pending.entry(*subnet).or_insert_with(|| "waiting for the underlay and our own lease".into());
-        }
-        Report {
-            peers,
-            held: self.book.held().map(|h| (h.peer.subnet, h.until.saturating_sub(now))).collect(),
-            pending,
-            rejected: self.book.rejected(),
-            reservations: self.book.reservations(),
-            conflicts: self.conflicts.clone(),
-            devices: devices.collect(),
-            repairs: self.repairs.clone(),
-            failure: self.failure.clone(),
-            bridges: self.bridges.clone(),
         }
     }
 }

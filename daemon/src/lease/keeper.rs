@@ -21,11 +21,11 @@ use loden_core::leases::{LeaseRecord, LeaseTable};
 use loden_core::mac;
 use loden_core::underlay::Underlay;
 use loden_proto::config::{Backend, NetworkConfig};
-use loden_proto::lease::{BackendData, LeaseKey, LeaseValue, LodenMember};
+use loden_proto::lease::{LeaseKey, LeaseValue};
 use loden_proto::{Family, Mac};
 use tokio::sync::watch;
 
-use super::{LeaseState, OwnLease, liveness};
+use super::{LeaseState, OwnLease, liveness, value};
 use crate::clock;
 use crate::endpoints;
 use crate::reconcile::HostFacts;
@@ -154,12 +154,12 @@ impl Keeper {
                 Some(ahead) if ahead.revision >= view.table.revision => ahead,
                 _ => view.table.clone(),
             };
-            if let Some(reason) = udp_peers(&config, &table) {
+            if let Some(reason) = value::udp_peers(&config, &table) {
                 self.waiting(reason);
                 self.pause(&mut backoff).await;
                 continue;
             }
-            let public = public_addresses(&config, &underlay);
+            let public = value::public_addresses(&config, &underlay);
             let identity = Identity { host_id: host_id.clone(), public };
             let step = claim::next_step(&table, &config, &identity, previous, &known, clock::chance());
             let (key, mod_revision, reserved, why) = match step {
@@ -224,7 +224,7 @@ impl Keeper {
                 continue;
             }
             let former = table.get(&key);
-            let macs = self.macs(&config, &facts, last, former, host_id);
+            let macs = value::macs(&config, &facts, last, former, host_id);
             let value = self.value(&config, &underlay, &macs, host_id, former);
             let lease = match reserved {
                 true => 0,
@@ -363,7 +363,7 @@ impl Keeper {
         let mut macs = self.own.borrow().macs.clone();
         if let Backend::Vxlan(vxlan) = &config.backend {
             for (family, mac) in &mut macs {
-                if has_older_twin(table, held, *family, *mac) {
+                if value::has_older_twin(table, &held.key, *family, *mac) {
                     *attempt += 1;
                     let new = mac::derived(host_id, vxlan.vni, *family, *attempt);
                     tracing::warn!(old = %mac, new = %new, "an older peer has our VTEP MAC; drawing a new one");
@@ -514,33 +514,6 @@ impl Keeper {
         Ok(*granted.insert(lease))
     }
 
-    fn macs(
-        &self,
-        config: &NetworkConfig,
-        facts: &HostFacts,
-        last: &Last,
-        former: Option<&LeaseRecord>,
-        host_id: &str,
-    ) -> BTreeMap<Family, Mac> {
-        let Backend::Vxlan(vxlan) = &config.backend else { return BTreeMap::new() };
-        let published = |family| {
-            former.and_then(|r| r.value.as_ref().ok()).and_then(|v| v.backend_data(family).vtep_mac())
-        };
-        config
-            .pools()
-            .map(|pool| pool.network.family())
-            .map(|family| {
-                let candidates = mac::Candidates {
-                    adopted_device: facts.adopted(vxlan, family).and_then(|link| link.mac),
-                    lasting: last.macs.get(&family).copied(),
-                    published: published(family),
-                };
-                (family, mac::choose(candidates, host_id, vxlan.vni, family))
-            })
-            .collect()
-    }
-
-    /// The value to publish. Members that we do not know stay as they are.
     fn value(
         &self,
         config: &NetworkConfig,
@@ -549,42 +522,7 @@ impl Keeper {
         host_id: &str,
         current: Option<&LeaseRecord>,
     ) -> LeaseValue {
-        let mut value = LeaseValue::default();
-        value.other = current.and_then(|r| r.value.as_ref().ok()).and_then(|v| v.other.clone());
-        for address in public_addresses(config, underlay) {
-            match address {
-                IpAddr::V4(ip) => value.public_ip = Some(ip),
-                IpAddr::V6(ip) => value.public_ipv6 = Some(ip),
-            }
-        }
-        match &config.backend {
-            Backend::Vxlan(vxlan) => {
-                value.backend_type = "vxlan".into();
-                let data = |family| match macs.get(&family) {
-                    Some(mac) => BackendData::Vxlan { vni: Some(vxlan.vni), vtep_mac: *mac },
-                    None => BackendData::None,
-                };
-                value.backend_data = data(Family::V4);
-                value.backend_v6_data = data(Family::V6);
-            }
-            Backend::HostGw => value.backend_type = "host-gw".into(),
-            // flannel's alloc leases carry no type.
-            Backend::Alloc => {}
-        }
-        // Behind 1:1 NAT our packets may also come from the address itself.
-        let sources = underlay.endpoints.iter().filter(|e| e.local != e.public).map(|e| e.local).collect();
-        value.loden = Some(Box::new(LodenMember {
-            host_id: host_id.to_owned(),
-            boot_id: state::boot_id(),
-            host_name: state::host_name(),
-            labels: self.options.labels.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: Vec::new(),
-            released: false,
-            sources,
-            keep_alive_seconds: claim::keep_alive_interval(self.options.ttl),
-        }));
-        value
+        value::value(config, underlay, macs, host_id, current, &self.options.labels, self.options.ttl)
     }
 
     /// Publishes a lease that was written or refreshed just now, and remembers it.
@@ -616,34 +554,7 @@ impl Keeper {
     }
 }
 
-fn public_addresses(config: &NetworkConfig, underlay: &Underlay) -> Vec<IpAddr> {
-    config.pools().filter_map(|p| underlay.endpoint(p.network.family())).map(|e| e.public).collect()
-}
-
 fn without(mut table: LeaseTable, key: &LeaseKey) -> LeaseTable {
     table.delete(&key.to_string());
     table
-}
-
-/// A config without `Backend` is udp to flannel: where such hosts live, joining them as vxlan would
-/// make two overlays that cannot talk.
-fn udp_peers(config: &NetworkConfig, table: &LeaseTable) -> Option<String> {
-    if !config.backend_implied {
-        return None;
-    }
-    let (key, _) = table.iter().find(|(_, r)| {
-        r.etcd_lease != 0 && r.value.as_ref().is_ok_and(|v| v.backend_type.is_empty() && v.loden.is_none())
-    })?;
-    Some(format!(
-        "the network config has no Backend, and the live lease {key} has no type: flannel runs udp there; set Backend.Type for all hosts (loden config set)"
-    ))
-}
-
-fn has_older_twin(table: &LeaseTable, held: &Held, family: Family, mac: Mac) -> bool {
-    let Some(ours) = table.get(&held.key).map(|r| r.create_revision) else { return false };
-    table.iter().any(|(key, record)| {
-        *key != held.key
-            && record.create_revision < ours
-            && record.value.as_ref().is_ok_and(|v| v.backend_data(family).vtep_mac() == Some(mac))
-    })
 }

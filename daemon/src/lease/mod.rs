@@ -4,6 +4,7 @@
 
 mod keeper;
 mod liveness;
+mod value;
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,117 @@
+//! What our lease says, and what of others' leases bears on it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use loden_core::claim;
+use loden_core::leases::{LeaseRecord, LeaseTable};
+use loden_core::mac;
+use loden_core::underlay::Underlay;
+use loden_proto::config::{Backend, NetworkConfig};
+use loden_proto::lease::{BackendData, LeaseKey, LeaseValue, LodenMember};
+use loden_proto::{Family, Mac};
+
+use crate::reconcile::HostFacts;
+use crate::state::{self, Last};
+
+/// MACs of our VXLAN devices: what lasts longest of what there is.
+pub(super) fn macs(
+    config: &NetworkConfig,
+    facts: &HostFacts,
+    last: &Last,
+    former: Option<&LeaseRecord>,
+    host_id: &str,
+) -> BTreeMap<Family, Mac> {
+    let Backend::Vxlan(vxlan) = &config.backend else { return BTreeMap::new() };
+    let published =
+        |family| former.and_then(|r| r.value.as_ref().ok()).and_then(|v| v.backend_data(family).vtep_mac());
+    config
+        .pools()
+        .map(|pool| pool.network.family())
+        .map(|family| {
+            let candidates = mac::Candidates {
+                adopted_device: facts.adopted(vxlan, family).and_then(|link| link.mac),
+                lasting: last.macs.get(&family).copied(),
+                published: published(family),
+            };
+            (family, mac::choose(candidates, host_id, vxlan.vni, family))
+        })
+        .collect()
+}
+
+/// The value to publish. Members that we do not know stay as they are.
+pub(super) fn value(
+    config: &NetworkConfig,
+    underlay: &Underlay,
+    macs: &BTreeMap<Family, Mac>,
+    host_id: &str,
+    current: Option<&LeaseRecord>,
+    labels: &BTreeMap<String, String>,
+    ttl: u64,
+) -> LeaseValue {
+    let mut value = LeaseValue::default();
+    value.other = current.and_then(|r| r.value.as_ref().ok()).and_then(|v| v.other.clone());
+    for address in public_addresses(config, underlay) {
+        match address {
+            IpAddr::V4(ip) => value.public_ip = Some(ip),
+            IpAddr::V6(ip) => value.public_ipv6 = Some(ip),
+        }
+    }
+    match &config.backend {
+        Backend::Vxlan(vxlan) => {
+            value.backend_type = "vxlan".into();
+            let data = |family| match macs.get(&family) {
+                Some(mac) => BackendData::Vxlan { vni: Some(vxlan.vni), vtep_mac: *mac },
+                None => BackendData::None,
+            };
+            value.backend_data = data(Family::V4);
+            value.backend_v6_data = data(Family::V6);
+        }
+        Backend::HostGw => value.backend_type = "host-gw".into(),
+        // flannel's alloc leases carry no type.
+        Backend::Alloc => {}
+    }
+    // Behind 1:1 NAT our packets may also come from the address itself.
+    let sources = underlay.endpoints.iter().filter(|e| e.local != e.public).map(|e| e.local).collect();
+    value.loden = Some(Box::new(LodenMember {
+        host_id: host_id.to_owned(),
+        boot_id: state::boot_id(),
+        host_name: state::host_name(),
+        labels: labels.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        features: Vec::new(),
+        released: false,
+        sources,
+        keep_alive_seconds: claim::keep_alive_interval(ttl),
+    }));
+    value
+}
+
+/// The addresses that peers send to, in the order of the networks.
+pub(super) fn public_addresses(config: &NetworkConfig, underlay: &Underlay) -> Vec<IpAddr> {
+    config.pools().filter_map(|p| underlay.endpoint(p.network.family())).map(|e| e.public).collect()
+}
+
+/// A config without `Backend` is udp to flannel: where such hosts live, joining them as vxlan would
+/// make two overlays that cannot talk.
+pub(super) fn udp_peers(config: &NetworkConfig, table: &LeaseTable) -> Option<String> {
+    if !config.backend_implied {
+        return None;
+    }
+    let (key, _) = table.iter().find(|(_, r)| {
+        r.etcd_lease != 0 && r.value.as_ref().is_ok_and(|v| v.backend_type.is_empty() && v.loden.is_none())
+    })?;
+    Some(format!(
+        "the network config has no Backend, and the live lease {key} has no type: flannel runs udp there; set Backend.Type for all hosts (loden config set)"
+    ))
+}
+
+/// Whether a peer with an older claim has the same MAC: then we are the one to change it.
+pub(super) fn has_older_twin(table: &LeaseTable, own: &LeaseKey, family: Family, mac: Mac) -> bool {
+    let Some(ours) = table.get(own).map(|r| r.create_revision) else { return false };
+    table.iter().any(|(key, record)| {
+        key != own
+            && record.create_revision < ours
+            && record.value.as_ref().is_ok_and(|v| v.backend_data(family).vtep_mac() == Some(mac))
+    })
+}

@@ -1,0 +1,63 @@
+//! What the loop tells those who ask.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use imbl::OrdMap;
+use loden_core::Millis;
+use loden_core::diff::Conflict;
+use loden_core::observed::Link;
+use loden_core::peers::Peer;
+use loden_proto::Subnet;
+
+use super::Loop;
+use crate::clock;
+
+/// What the loop knows, for `status`.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Peers to program, held ones among them.
+    pub peers: OrdMap<Subnet, Peer>,
+    /// Subnets of held peers with the milliseconds until they are let go.
+    pub held: BTreeMap<Subnet, Millis>,
+    /// Subnets of peers that are not in the kernel yet, with the reason.
+    pub pending: BTreeMap<Subnet, String>,
+    /// Refused keys.
+    pub rejected: Vec<(String, String)>,
+    /// Keys that only reserve.
+    pub reservations: usize,
+    /// What is in the way.
+    pub conflicts: Vec<Conflict>,
+    /// Our VXLAN devices as they are.
+    pub devices: Vec<Link>,
+    /// Repairs by kind of object.
+    pub repairs: BTreeMap<String, u64>,
+    /// The last failure, if the last pass had one.
+    pub failure: Option<String>,
+    /// Other interfaces that hold our gateway address.
+    pub bridges: BTreeSet<String>,
+}
+
+impl Loop {
+    pub(super) fn report(&self) -> Report {
+        let now = clock::now();
+        let devices =
+            self.desired.iter().flat_map(|d| loden_core::ownership::devices(d, &self.observed)).cloned();
+        let peers = self.book.peers();
+        let mut pending = self.pending.clone();
+        for subnet in peers.keys().filter(|s| !self.programmed.contains_key(*s)) {
+            pending.entry(*subnet).or_insert_with(|| "waiting for the underlay and our own lease".into());
+        }
+        Report {
+            peers,
+            held: self.book.held().map(|h| (h.peer.subnet, h.until.saturating_sub(now))).collect(),
+            pending,
+            rejected: self.book.rejected(),
+            reservations: self.book.reservations(),
+            conflicts: self.conflicts.clone(),
+            devices: devices.collect(),
+            repairs: self.repairs.clone(),
+            failure: self.failure.clone(),
+            bridges: self.bridges.clone(),
+        }
+    }
+}
