@@ -92,7 +92,7 @@ impl Kernel {
 
     /// Which of these interfaces forward.
     pub fn forwarding(wanted: &BTreeSet<(Family, String)>) -> BTreeSet<(Family, String)> {
-        wanted.iter().filter(|(family, name)| sysctl::is(*family, name, "forwarding", "1")).cloned().collect()
+        wanted.iter().filter(|(family, name)| sysctl::forwards(*family, name)).cloned().collect()
     }
 
     /// The interface index of the route to an address (`--iface-can-reach`).

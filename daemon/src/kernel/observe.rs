@@ -76,7 +76,7 @@ pub(super) fn observe(
         }
     }
     for (family, name) in &interest.forwarding {
-        if sysctl::is(*family, name, "forwarding", "1") {
+        if sysctl::forwards(*family, name) {
             observed.forwarding.insert((*family, name.clone()));
         }
     }
