@@ -236,7 +236,13 @@ impl Keeper {
                     }
                 },
             };
-            match self.writer.put(&key, &value, lease, mod_revision).await {
+            let unchanged = former.filter(|r| lease != 0 && r.etcd_lease == lease && r.value.as_ref() == Ok(&value));
+            let written = match unchanged {
+                // Refreshed just now: a restart is no news to 10,000 watchers.
+                Some(record) => Ok(Outcome::Written(record.mod_revision)),
+                None => self.writer.put(&key, &value, lease, mod_revision).await,
+            };
+            match written {
                 Ok(Outcome::Written(revision)) => {
                     tracing::info!(subnet = %key, why, "lease is ours");
                     let held = Held { key, etcd_lease: lease, mod_revision: revision, value };
