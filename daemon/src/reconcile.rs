@@ -264,12 +264,13 @@ impl Loop {
         let full = self.need == Need::Full;
         let repairing = !first && !base_changed && full;
         let mut failed = Vec::new();
+        let mut conflicts = Vec::new();
         if self.need >= Need::Base {
             self.refresh_forwarding(&desired);
             // A device must be there before its address can be; three rounds do for everything.
             for round in 0..3 {
-                let (operations, conflicts) = diff::base(&desired, &self.observed);
-                self.set_conflicts(conflicts, true);
+                let (operations, base_conflicts) = diff::base(&desired, &self.observed);
+                conflicts = base_conflicts;
                 if operations.is_empty() || round > 0 && !failed.is_empty() {
                     break;
                 }
@@ -288,10 +289,12 @@ impl Loop {
         }
         // What inputs changed is done first: what is then left to do is a repair.
         let former = std::mem::take(&mut self.programmed);
-        let mut peers_failed = self.bring_peers(&desired, Scope::Since(&former), false).await?;
+        let mut peers_failed =
+            self.bring_peers(&desired, Scope::Since(&former), false, &mut conflicts).await?;
         if self.need == Need::Full {
-            peers_failed.extend(self.bring_peers(&desired, Scope::All, repairing).await?);
+            peers_failed.extend(self.bring_peers(&desired, Scope::All, repairing, &mut conflicts).await?);
         }
+        self.set_conflicts(conflicts, self.need == Need::Full);
         self.pending.clear();
         for (operation, reason) in &peers_failed {
             if let Some(subnet) = subnet_of(operation, &desired) {
@@ -322,13 +325,14 @@ impl Loop {
         desired: &Desired,
         scope: Scope<'_>,
         repairing: bool,
+        conflicts: &mut Vec<Conflict>,
     ) -> anyhow::Result<Vec<(Operation, String)>> {
-        let (mut operations, conflicts) = diff::peers(desired, &self.observed, scope);
+        let (mut operations, found) = diff::peers(desired, &self.observed, scope);
+        conflicts.extend(found);
         if !self.it.views.borrow().synced {
             // Until etcd has told who the peers are, none is taken away.
             operations.retain(|o| !o.removes());
         }
-        self.set_conflicts(conflicts, false);
         self.apply(&operations, repairing).await
     }
 
@@ -520,19 +524,17 @@ impl Loop {
         Ok(failed)
     }
 
-    fn set_conflicts(&mut self, conflicts: Vec<Conflict>, reset: bool) {
-        for conflict in &conflicts {
-            if !self.conflicts.contains(conflict) {
-                tracing::warn!("{}", conflict.0);
-            }
+    /// Conflicts of a whole look replace those known; those of a few peers come beside them.
+    fn set_conflicts(&mut self, mut conflicts: Vec<Conflict>, whole: bool) {
+        if !whole {
+            conflicts.extend(self.conflicts.iter().cloned());
         }
-        if reset {
-            self.conflicts = conflicts;
-        } else {
-            self.conflicts.extend(conflicts);
-            self.conflicts.sort();
-            self.conflicts.dedup();
+        conflicts.sort();
+        conflicts.dedup();
+        for conflict in conflicts.iter().filter(|c| !self.conflicts.contains(c)) {
+            tracing::warn!("{}", conflict.0);
         }
+        self.conflicts = conflicts;
     }
 }
 

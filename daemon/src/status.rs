@@ -133,9 +133,15 @@ fn problems(
         LeaseState::Lost(holder) => problems.push(format!(
             "our subnet is lost: {holder}; new containers are refused until the old ones are gone, then a new subnet is taken"
         )),
+        LeaseState::Contested(reason) => problems.push(format!(
+            "our subnet is contested: {reason}; new containers are refused until that is decided"
+        )),
         LeaseState::None(reason) => problems.push(format!("no lease yet: {reason}")),
         LeaseState::Unconfirmed => problems.push("the lease is from lasting state; etcd has not confirmed it yet".into()),
         LeaseState::Held => {}
+    }
+    if let Some(trouble) = &own.trouble {
+        problems.push(format!("our lease is not confirmed in etcd: {trouble}"));
     }
     problems.extend(news.pending.clone());
     if let Some(Err(reason)) = facts.map(|f| &f.underlay) {
@@ -166,7 +172,7 @@ fn problems(
 
 fn notes(news: &ConfigNews, report: &Report, status: &Status) -> Vec<String> {
     let mut notes: Vec<String> = news.in_force.iter().flat_map(|c| c.notes.clone()).collect();
-    for bridge in &report.bridges {
+    for bridge in report.bridges.iter().filter(|b| **b != format!("{}0", status.network)) {
         notes.push(format!("{bridge} holds our subnet's gateway address"));
     }
     if !status.rejected.is_empty() {

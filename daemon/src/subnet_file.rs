@@ -26,7 +26,7 @@ pub fn contents(
     let lease = match own.state {
         LeaseState::None(_) => return None,
         LeaseState::Held | LeaseState::Unconfirmed => FileState::Held,
-        LeaseState::Lost(_) => FileState::Lost,
+        LeaseState::Contested(_) | LeaseState::Lost(_) => FileState::Lost,
     };
     Some(SubnetEnv {
         networks: config.pools().map(|p| p.network).collect(),

@@ -112,6 +112,14 @@ pub enum ConfigError {
         /// Why it is needed.
         expected: &'static str,
     },
+    /// Two members whose names differ in case only, and whose values differ.
+    #[error("{first} and {second} contradict each other; names match in any case, so keep one of them")]
+    Contradiction {
+        /// One, with its value.
+        first: String,
+        /// The other, with its value.
+        second: String,
+    },
     /// A backend that flannel has and this version does not.
     #[error("Backend.Type is {0:?}; this version of Loden runs vxlan, host-gw and alloc")]
     Backend(String),
@@ -129,6 +137,7 @@ impl NetworkConfig {
             Ok(other) => return Err(ConfigError::NotJson(shown(&other))),
             Err(e) => return Err(ConfigError::NotJson(e.to_string())),
         };
+        contradictions(&object)?;
         let mut notes = Vec::new();
         if boolean(&mut object, "EnableNFTables", false)? {
             notes.push("EnableNFTables has no effect: Loden always uses nftables".to_owned());
@@ -143,8 +152,10 @@ impl NetworkConfig {
         let backend = take(&mut object, "Backend");
         let backend_implied = backend.is_none();
         let backend = parse_backend(backend, &mut notes)?;
-        if !enable_v6 && take(&mut object, "IPv6Network").is_some() {
-            notes.push("IPv6Network has no effect without EnableIPv6".to_owned());
+        for key in object.keys() {
+            let reason =
+                if key.to_ascii_lowercase().starts_with("ipv6") { " without EnableIPv6" } else { "" };
+            notes.push(format!("{key} has no effect{reason}"));
         }
         Ok(Self { v4, v6, backend, backend_implied, notes })
     }
@@ -274,6 +285,14 @@ fn pool(object: &mut Map<String, Value>, family: Family) -> Result<Pool, ConfigE
         Some(Err(e)) => return Err(bad(keys.network, &shown(&value), format!("{} ({e})", keys.example))),
         _ => return Err(bad(keys.network, &shown(&value), keys.example)),
     };
+    let reserved = RESERVED.iter().filter_map(|r| r.parse::<Subnet>().ok()).find(|r| r.overlaps(&network));
+    if let Some(reserved) = reserved {
+        return Err(bad(
+            keys.network,
+            &network,
+            format!("apart from {reserved}, whose addresses no container can have"),
+        ));
+    }
     let length = match number(object, keys.length, u64::from(keys.longest))? {
         Some(length) if length > 0 => length as u8,
         _ if network.length() <= keys.usual - 2 => keys.usual,
@@ -313,10 +332,39 @@ fn truncated(text: &str) -> Result<Subnet, crate::SubnetError> {
     }
 }
 
+/// Addresses that no container can have: this host, loopback, link-local, multicast
+/// (RFC 6890, RFC 4291 §2.4).
+const RESERVED: [&str; 8] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/3",
+    "::/127",
+    "fe80::/10",
+    "ff00::/8",
+    "::ffff:0:0/96",
+];
+
+fn contradictions(object: &Map<String, Value>) -> Result<(), ConfigError> {
+    for (i, (key, value)) in object.iter().enumerate() {
+        let twin = object.iter().skip(i + 1).find(|(k, v)| k.eq_ignore_ascii_case(key) && *v != value);
+        if let Some((other, other_value)) = twin {
+            return Err(ConfigError::Contradiction {
+                first: format!("{key} ({})", shown(value)),
+                second: format!("{other} ({})", shown(other_value)),
+            });
+        }
+    }
+    Ok(())
+}
+
 fn parse_backend(value: Option<Value>, notes: &mut Vec<String>) -> Result<Backend, ConfigError> {
     let mut object = match value {
         None => Map::new(),
-        Some(Value::Object(object)) => object,
+        Some(Value::Object(object)) => {
+            contradictions(&object)?;
+            object
+        }
         Some(other) => return Err(bad("Backend", &shown(&other), "an object such as {\"Type\":\"vxlan\"}")),
     };
     let kind = match take(&mut object, "Type") {
@@ -423,6 +471,14 @@ mod tests {
             (r#"{"Network":"10.5.0.0"}"#, &["Network is \"10.5.0.0\"", "10.5.0.0/16"]),
             (r#"{"Network":"fd00::/48"}"#, &["Network is", "IPv4"]),
             (r#"{"Network":7}"#, &["Network is 7"]),
+            (
+                r#"{"Network":"10.5.0.0/16","network":"10.6.0.0/16"}"#,
+                &["contradict", "10.5.0.0/16", "10.6.0.0/16"],
+            ),
+            (r#"{"Network":"10.5.0.0/16","Backend":{"VNI":1,"vni":2}}"#, &["contradict", "VNI (1)"]),
+            (r#"{"Network":"0.0.0.0/0"}"#, &["Network is 0.0.0.0/0", "apart from"]),
+            (r#"{"Network":"127.0.0.0/8"}"#, &["apart from 127.0.0.0/8"]),
+            (r#"{"Network":"224.0.0.0/8"}"#, &["apart from"]),
             (r#"{"Network":"10.5.0.0/29"}"#, &["Network is 10.5.0.0/29", "/28 or wider"]),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":17}"#, &["SubnetLen is 17", "at least 18"]),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":31}"#, &["SubnetLen is 31", "from 0 to 30"]),

@@ -70,7 +70,8 @@ pub struct ConfigStatus {
 /// Our own lease.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LeaseStatus {
-    /// `held`, `unconfirmed` (etcd is away, the recorded deadline has not passed) or `lost`.
+    /// `held`, `unconfirmed` (etcd is away, the recorded deadline has not passed), `contested`
+    /// (somebody else may live who holds it) or `lost`.
     pub state: String,
     /// Its subnets.
     pub subnets: Vec<Subnet>,

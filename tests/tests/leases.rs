@@ -287,11 +287,6 @@ fn reservations_are_respected_and_last() {
     lab.check_invariants();
 }
 
-/// A host's lease as commands show and take it: `10.5.7.0-24`.
-fn key_of(host: &Host) -> String {
-    host.subnet().to_string().replace('/', "-")
-}
-
 #[test]
 fn leases_are_listed_and_released_by_command() {
     let cluster = Cluster::<2>::start("commands", VXLAN, &[]);
@@ -302,7 +297,7 @@ fn leases_are_listed_and_released_by_command() {
     };
     let list = loden(&["lease", "list"]).expect_success();
     for host in [a, b] {
-        assert!(list.contains(&key_of(host)), "{list}");
+        assert!(list.contains(&host.subnet().to_string()), "{list}");
     }
     let living = b.subnet().to_string();
     let refused = loden(&["lease", "release", &living]).expect_failure();
@@ -315,7 +310,79 @@ fn leases_are_listed_and_released_by_command() {
     });
     eventually(SOON, "the released key is gone", || cluster.etcd.get(&Etcd::key(&living)).is_none());
     let list = loden(&["lease", "list"]).expect_success();
-    assert!(list.contains(&key_of(b)) && !list.contains(&living.replace('/', "-")), "{list}");
+    assert!(list.contains(&b.subnet().to_string()) && !list.contains(&living), "{list}");
     assert_eq!(a.sees_peers(1).peers[0].subnet, moved);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_lost_subnet_that_becomes_free_again_is_claimed_for_the_containers_in_it() {
+    let cluster = Cluster::<2>::start("regained", VXLAN, &[SHORT]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    let (subnet, key) = (a.subnet(), Etcd::key(a.subnet()));
+    cluster.etcd.put_leased(&key, &vxlan_lease([192, 168, 77, 99], "02:00:00:00:00:99"), 3600);
+    eventually(SOON, "subnet.env says lost", || match a.subnet_env() {
+        Some(env) if env.lease == LeaseState::Lost => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    cluster.etcd.delete(&key);
+    eventually(SOON, "the same subnet is held again", || match a.held_subnet()? {
+        now if now == subnet => Ok(()),
+        now => Err(format!("{now}")),
+    });
+    matrix(&[&a1, &b1]);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn an_unreadable_value_on_the_own_key_is_replaced() {
+    let cluster = Cluster::<1>::start("garbled", VXLAN, &[SHORT]);
+    let [a] = &cluster.hosts;
+    let key = Etcd::key(a.subnet());
+    let value = cluster.etcd.get(&key).expect("our lease");
+    cluster.etcd.put(&key, "garbage");
+    eventually(SOON, "our value stands there again", || match cluster.etcd.get(&key) {
+        Some(now) if now == value => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(cluster.etcd.lease_of(&key).is_some(), "on our etcd lease again");
+    assert_eq!(a.status().lease.map(|l| l.state), Some("held".into()));
+}
+
+#[test]
+fn a_bad_key_as_wide_as_the_network_harms_only_itself() {
+    let cluster = Cluster::<2>::start("wide", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    let subnet = a.subnet();
+    cluster.etcd.put(&format!("{PREFIX}/subnets/10.5.0.0-16"), "garbage");
+    cluster.etcd.delete(&Etcd::key(subnet));
+    eventually(SOON, "a claims its subnet again", || {
+        cluster.etcd.get(&Etcd::key(subnet)).ok_or("it is not there")
+    });
+    matrix(&[&a1, &b1]);
+    let c = cluster.lab.host("c");
+    let _dc = c.daemon(&[]).ready();
+    c.sees_peers(2);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn huge_values_do_not_hide_the_others() {
+    let cluster = Cluster::<2>::start("huge", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    // More than one answer of the client may hold (4 MiB).
+    let huge = "x".repeat(120_000);
+    for third in 100..150 {
+        cluster.etcd.put(&format!("{PREFIX}/subnets/10.5.{third}.0-24"), &huge);
+    }
+    cluster.daemons[0].restart();
+    b.sees_peers(1);
+    let status = a.sees_peers(1);
+    assert_eq!(status.rejected.len(), 50, "{:#?}", status.rejected);
+    let endpoints = format!("--etcd-endpoints={}", cluster.etcd.url());
+    let list = a.loden(&["lease", "list", &endpoints]).expect_success();
+    assert!(list.contains(&b.subnet().to_string()), "{list}");
     cluster.lab.check_invariants();
 }

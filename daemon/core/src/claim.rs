@@ -24,6 +24,8 @@ use crate::mac::Fnv;
 pub struct Identity {
     /// Lasting identity of the host.
     pub host_id: String,
+    /// The kernel's id of this boot, if known.
+    pub boot_id: String,
     /// Our public addresses, one per family that the network has.
     pub public: Vec<IpAddr>,
 }
@@ -128,7 +130,8 @@ pub fn next_step(
         let reserved = record.etcd_lease == 0;
         return Step::Take { key: *key, mod_revision: record.mod_revision, reserved, why };
     }
-    let free = |key: &LeaseKey| key.subnets().all(|s| table.overlapping(&s).is_none());
+    // A key wider than a lease is refused everywhere and must not keep us from what was ours.
+    let free = |key: &LeaseKey| key.subnets().all(|s| table.inside(&s).is_none());
     if let Some(key) = previous.iter().find(|key| allowed(key, config) && free(key)) {
         return Step::Create { key: *key, why: "this host had it before" };
     }
@@ -158,7 +161,11 @@ fn relation(record: &LeaseRecord, identity: &Identity) -> Option<Relation> {
     let value = record.value.as_ref().ok()?;
     let same_address = identity.public.iter().any(|ip| value.public_address(Family::of(*ip)) == Some(*ip));
     let same_host = value.host_id().map(|id| id == identity.host_id);
+    let same_boot =
+        value.loden.as_ref().is_some_and(|m| !m.boot_id.is_empty() && m.boot_id == identity.boot_id);
     match (same_host, same_address) {
+        // This very machine, before its lasting state was lost.
+        (Some(false), true) if same_boot => Some(Relation::Former),
         (Some(true), true) => Some(Relation::Former),
         (Some(true), false) if record.is_reservation() => Some(Relation::Reserved),
         (Some(true), false) => Some(Relation::Moved),
@@ -208,9 +215,15 @@ fn choose(pool: &Pool, table: &LeaseTable, seed: u64) -> Option<Subnet> {
         hash.write(&n.to_be_bytes());
         u128::from(hash.finish()) % capacity
     };
-    let free = |index: u128| pool.nth(index).filter(|subnet| table.overlapping(subnet).is_none());
-    let walk = (0..capacity.min(WALK_LIMIT)).map(|i| (draw(TRIES) + i) % capacity);
-    (0..TRIES).map(draw).chain(walk).find_map(free)
+    let indexes = || {
+        let walk = (0..capacity.min(WALK_LIMIT)).map(|i| (draw(TRIES) + i) % capacity);
+        (0..TRIES).map(draw).chain(walk)
+    };
+    // Wider keys may be hosts of an earlier SubnetLen: avoided while there is room, but one bad key of
+    // half the network must not use up the pool.
+    let clear = |index: u128| pool.nth(index).filter(|subnet| table.overlapping(subnet).is_none());
+    let free = |index: u128| pool.nth(index).filter(|subnet| table.inside(subnet).is_none());
+    indexes().find_map(clear).or_else(|| indexes().find_map(free))
 }
 
 /// A holder's liveness from what etcd says of its lease, in seconds: granted TTL, remaining TTL
@@ -242,7 +255,11 @@ mod tests {
     }
 
     fn us() -> Identity {
-        Identity { host_id: "us".into(), public: vec!["192.168.0.1".parse().expect("ip")] }
+        Identity {
+            host_id: "us".into(),
+            boot_id: "today".into(),
+            public: vec!["192.168.0.1".parse().expect("ip")],
+        }
     }
 
     fn table(entries: &[(&str, i64, &str)]) -> LeaseTable {
@@ -302,6 +319,20 @@ mod tests {
             panic!("refused")
         };
         assert!(holder.contains("192.168.0.1") && holder.contains("they"), "{holder}");
+    }
+
+    #[test]
+    fn a_host_that_lost_its_state_is_known_by_its_boot() {
+        let before = OTHER_HERE.replace(r#""HostID":"they""#, r#""HostID":"they","BootID":"today""#);
+        assert!(matches!(step(&table(&[("10.5.12.0-24", 6, &before)]), &[], &[]), Step::Take { .. }));
+    }
+
+    #[test]
+    fn a_wide_bad_key_neither_blocks_a_former_subnet_nor_uses_up_the_pool() {
+        let bad = table(&[("10.5.0.0-16", 0, "garbage"), ("10.5.10.0-24", 3, OTHER)]);
+        let former = [key("10.5.12.0-24")];
+        assert!(matches!(step(&bad, &former, &[]), Step::Create { key: k, .. } if k == former[0]));
+        assert!(matches!(step(&bad, &[], &[]), Step::Create { .. }));
     }
 
     #[test]

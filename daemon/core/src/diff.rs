@@ -63,12 +63,30 @@ pub fn base(desired: &Desired, observed: &Observed) -> (Vec<Operation>, Vec<Conf
             },
         }
     }
+    operations.extend(former_gateways(desired, observed));
     for (family, name) in &desired.forwarding {
         if observed.link(name).is_some() && !observed.forwarding.contains(&(*family, name.clone())) {
             operations.push(Operation::Forward(*family, name.clone()));
         }
     }
     (operations, conflicts)
+}
+
+/// Gateway addresses of former subnets on our bridge, once no container hangs on it: they would keep
+/// us from whoever holds those subnets now. The plugin gives it the new one at the next ADD.
+fn former_gateways(desired: &Desired, observed: &Observed) -> Vec<Operation> {
+    let Some(bridge) = observed.link(&desired.options.bridge()).filter(|l| l.bridge) else {
+        return Vec::new();
+    };
+    if observed.links.values().any(|l| l.controller == bridge.index) {
+        return Vec::new();
+    }
+    let of_network = |a: &Address| desired.networks.iter().any(|(network, _)| network.contains(a.address));
+    let former = |a: &&Address| of_network(a) && !desired.own.subnets().any(|s| s.contains(a.address));
+    let all = observed.addresses.get(&bridge.index).into_iter().flatten();
+    all.filter(former)
+        .map(|a| Operation::DeleteAddress { device: bridge.index, address: a.address, length: a.length })
+        .collect()
 }
 
 fn existing_device(

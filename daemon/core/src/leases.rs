@@ -112,16 +112,17 @@ impl LeaseTable {
             .collect()
     }
 
-    /// The first key that shares an address with the subnet.
+    /// The first key of this subnet or of a part of it.
+    pub fn inside(&self, subnet: &Subnet) -> Option<LeaseKey> {
+        // Sorted by address, then length: what lies inside follows the subnet itself.
+        self.first_at(*subnet).filter(|(found, _)| subnet.contains_subnet(found)).map(|(_, key)| key)
+    }
+
+    /// The first key that shares an address with the subnet, wider ones among them.
     pub fn overlapping(&self, subnet: &Subnet) -> Option<LeaseKey> {
-        let family = subnet.family();
         let wider = (0..subnet.length()).filter_map(|l| Subnet::containing(subnet.address(), l).ok());
-        let in_wider = |wide: Subnet| self.first_at(wide).filter(|(found, _)| *found == wide);
-        // Sorted by address: what lies inside follows the subnet itself.
-        self.first_at(*subnet)
-            .filter(|(found, _)| found.family() == family && subnet.contains_subnet(found))
-            .or_else(|| wider.filter_map(in_wider).next())
-            .map(|(_, key)| key)
+        let mut exact = wider.filter_map(|wide| self.first_at(wide).filter(|(found, _)| *found == wide));
+        self.inside(subnet).or_else(|| exact.next().map(|(_, key)| key))
     }
 
     /// The first entry at or after the subnet. A key with the subnet alone sorts before every

@@ -207,8 +207,7 @@ impl PeerBook {
         let first = self.rules.is_none();
         let gone: Vec<Peer> = if first {
             // Known from before the first table: gone if no lease names the subnet.
-            let named =
-                |s: &Subnet| table.get(&LeaseKey::single(*s)).is_some() || table.overlapping(s).is_some();
+            let named = |s: &Subnet| table.inside(s).is_some();
             self.live.values().filter(|p| !named(&p.subnet)).cloned().collect()
         } else {
             Vec::new()
@@ -313,7 +312,7 @@ impl PeerBook {
         let own = self.rules.as_ref().and_then(|r| r.own);
         let stays = |subnet: &Subnet, held: &Held| {
             let ours = own.is_some_and(|o| o.overlaps(&LeaseKey::single(*subnet)));
-            held.until > now && !ours && table.overlapping(subnet).is_none()
+            held.until > now && !ours && table.inside(subnet).is_none()
         };
         self.held = self.held.iter().filter(|(s, h)| stays(s, h)).map(|(s, h)| (*s, h.clone())).collect();
     }

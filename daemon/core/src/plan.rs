@@ -111,6 +111,8 @@ pub struct Desired {
     pub peers: OrdMap<Subnet, Peer>,
     /// The overlay networks and the length of a lease in each: what ownership is told by.
     pub networks: Vec<(Subnet, u8)>,
+    /// Our own subnets.
+    pub own: LeaseKey,
     /// Index of the underlay interface, for direct routes.
     pub underlay: u32,
     /// Network name, for the names of our devices.
@@ -218,6 +220,7 @@ pub fn plan(inputs: Inputs<'_>) -> Desired {
         forwarding,
         peers,
         networks: config.pools().map(|p| (p.network, p.subnet_length)).collect(),
+        own,
         underlay: underlay.index,
         options: options.clone(),
     }

@@ -2,8 +2,11 @@
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use loden_core::claim;
+use loden_core::leases::LeaseRecord;
 use loden_proto::Subnet;
 use loden_proto::config::NetworkConfig;
+use loden_proto::lease::LeaseKey;
 use serde_json::{Map, json};
 
 use super::daemon::EtcdArgs;
@@ -54,6 +57,9 @@ pub(super) struct ShowArgs {
 pub(super) struct SetArgs {
     /// The config as JSON, or @FILE
     config: String,
+    /// Also if living hosts hold leases that do not fit it
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     etcd: EtcdArgs,
 }
@@ -80,6 +86,18 @@ pub(super) async fn run(command: ConfigCommand) -> anyhow::Result<()> {
         ConfigCommand::Set(args) => {
             let text = given(&args.config)?;
             let config = NetworkConfig::parse(&text)?;
+            let (view, _) = read_once(&args.etcd.options()).await.with_context(|| hint(&args.etcd))?;
+            let misfit = |(key, record): &(&LeaseKey, &LeaseRecord)| {
+                record.etcd_lease != 0 && !claim::allowed(key, &config)
+            };
+            let misfits: Vec<String> =
+                view.table.iter().filter(misfit).map(|(key, _)| key.to_string()).collect();
+            if let (Some(first), false) = (misfits.first(), args.force) {
+                bail!(
+                    "{} live lease(s), {first} among them, do not fit this config: their hosts would need a restart and new subnets; --force writes it all the same",
+                    misfits.len()
+                );
+            }
             let writer = writer(&args.etcd).await?;
             writer.put_config(&text).await.with_context(|| hint(&args.etcd))?;
             report(&config)

@@ -37,21 +37,30 @@ pub(super) struct ListArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ReserveArgs {
-    /// The subnet, such as 10.5.7.0/24
+    /// The subnet, such as 10.5.7.0/24 or, as in etcd, 10.5.7.0-24
+    #[arg(value_parser = subnet)]
     subnet: Subnet,
-    /// The host's public address
-    #[arg(long, value_name = "IP", required_unless_present = "host_id")]
-    public_ip: Option<IpAddr>,
-    /// The host's id (loden status --json)
-    #[arg(long, value_name = "ID")]
-    host_id: Option<String>,
+    #[command(flatten)]
+    owner: Owner,
     #[command(flatten)]
     etcd: EtcdArgs,
 }
 
 #[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct Owner {
+    /// The host's public address
+    #[arg(long, value_name = "IP")]
+    public_ip: Option<IpAddr>,
+    /// The host's id (loden status --json)
+    #[arg(long, value_name = "ID")]
+    host_id: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct ReleaseArgs {
-    /// The subnet, such as 10.5.7.0/24
+    /// The subnet, such as 10.5.7.0/24 or, as in etcd, 10.5.7.0-24
+    #[arg(value_parser = subnet)]
     subnet: Subnet,
     /// Also if its holder lives: it takes no new containers and moves when the last one is gone
     #[arg(long)]
@@ -63,7 +72,7 @@ pub(super) struct ReleaseArgs {
 /// One row of `loden lease list --json`.
 #[derive(Debug, Serialize)]
 struct Row {
-    key: String,
+    subnets: Vec<Subnet>,
     holder: String,
     backend: String,
     /// `lease`, `reserved` (no etcd lease, nobody in it) or `permanent` (no etcd lease, in use).
@@ -80,6 +89,12 @@ pub(super) async fn run(command: LeaseCommand) -> anyhow::Result<()> {
     }
 }
 
+/// A subnet as people write it or as it stands in etcd.
+fn subnet(text: &str) -> Result<Subnet, String> {
+    let as_key = || LeaseKey::parse(text).ok().and_then(|key| key.subnets().next());
+    text.parse().or_else(|e: loden_proto::SubnetError| as_key().ok_or_else(|| e.to_string()))
+}
+
 async fn list(args: ListArgs) -> anyhow::Result<()> {
     let options = args.etcd.options();
     let (view, connection) = read_once(&options).await.with_context(|| hint(&args.etcd))?;
@@ -91,7 +106,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
             lease => writer.time_to_live(lease).await?.map(|t| t.remaining),
         };
         rows.push(Row {
-            key: key.to_string(),
+            subnets: key.subnets().collect(),
             holder: claim::holder(record),
             backend: record.value.as_ref().map(|v| v.backend_type.to_string()).unwrap_or_default(),
             kind: match (record.etcd_lease, record.is_reservation()) {
@@ -109,10 +124,11 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
         .iter()
         .map(|r| {
             let end = r.expires_in_seconds.map_or("never".to_owned(), duration);
-            vec![r.key.clone(), r.kind.into(), r.backend.clone(), end, r.holder.clone()]
+            let subnets: Vec<String> = r.subnets.iter().map(Subnet::to_string).collect();
+            vec![subnets.join(", "), r.kind.into(), r.backend.clone(), end, r.holder.clone()]
         })
         .collect();
-    print(&table(&["KEY", "KIND", "BACKEND", "ENDS IN", "HOLDER"], &cells))?;
+    print(&table(&["SUBNET", "KIND", "BACKEND", "ENDS IN", "HOLDER"], &cells))?;
     let malformed: Vec<String> =
         view.table.malformed().map(|(key, reason)| format!("{key}: {reason}\n")).collect();
     if malformed.is_empty() {
@@ -125,7 +141,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 async fn reserve(args: ReserveArgs) -> anyhow::Result<()> {
     let options = args.etcd.options();
     let (view, connection) = read_once(&options).await.with_context(|| hint(&args.etcd))?;
-    if let Some(other) = view.table.overlapping(&args.subnet) {
+    if let Some(other) = view.table.inside(&args.subnet) {
         let holder = view.table.get(&other).map(claim::holder).unwrap_or_default();
         bail!("{} overlaps {other} of {holder}; release that first (loden lease release)", args.subnet);
     }
@@ -137,12 +153,12 @@ async fn reserve(args: ReserveArgs) -> anyhow::Result<()> {
         bail!("{} is not a subnet that the network config allows (loden config show)", args.subnet);
     }
     let mut value = LeaseValue::default();
-    match args.public_ip {
+    match args.owner.public_ip {
         Some(IpAddr::V4(ip)) => value.public_ip = Some(ip),
         Some(IpAddr::V6(ip)) => value.public_ipv6 = Some(ip),
         None => {}
     }
-    if let Some(host_id) = args.host_id {
+    if let Some(host_id) = args.owner.host_id {
         value.loden = Some(Box::new(LodenMember { host_id, ..LodenMember::default() }));
     }
     match Writer::on(&options.prefix, connection).put(&key, &value, 0, 0).await? {

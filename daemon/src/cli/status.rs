@@ -149,9 +149,10 @@ fn text(status: &Status) -> String {
         match &status.lease {
             Some(lease) => {
                 let subnets: Vec<String> = lease.subnets.iter().map(ToString::to_string).collect();
-                let end = lease.expires_in_seconds.map_or(", for ever".to_owned(), |s| {
-                    format!(", ends in {} unless refreshed", duration(s))
-                });
+                let end = lease.expires_in_seconds.map_or_else(
+                    || if lease.state == "held" { ", for ever".to_owned() } else { String::new() },
+                    |s| format!(", ends in {} unless refreshed", duration(s)),
+                );
                 format!("{} {}{end}", join(&subnets), lease.state)
             }
             None => "none".into(),

@@ -100,13 +100,18 @@ impl Keeper {
             match self.keep(held, &host_id, &mut last).await {
                 Departure::Gone => {
                     tracing::warn!(subnet = %key, "our lease vanished from etcd; claiming the same subnet again");
+                    self.waiting("it vanished from etcd".into());
                 }
                 Departure::Lost(holder) => {
-                    self.lost(key, &holder, "it belongs to another living host now").await;
-                    previous.clear();
+                    self.disown(&mut last);
+                    self.lost(key, &holder, "it belongs to another host now", &host_id, &mut previous).await;
                 }
-                Departure::Fenced(reason) => self.fenced(key, &reason).await,
+                Departure::Fenced(reason) => {
+                    self.disown(&mut last);
+                    self.fenced(key, &reason).await;
+                }
                 Departure::Released => {
+                    self.disown(&mut last);
                     tracing::info!(subnet = %key, "left the subnet that an operator released; taking another");
                     self.own
                         .send_modify(|own| own.state = LeaseState::None("moving to another subnet".into()));
@@ -114,6 +119,14 @@ impl Keeper {
                     avoid = Some(key);
                 }
             }
+        }
+    }
+
+    /// What is not ours must not be resumed at a start without etcd.
+    fn disown(&self, last: &mut Last) {
+        last.deadline = 0;
+        if let Err(error) = self.state.save_last(last) {
+            tracing::error!(%error, "cannot record that our subnet is lost; a restart without etcd would resume it");
         }
     }
 
@@ -127,7 +140,9 @@ impl Keeper {
                     key: Some(key),
                     macs: last.macs.clone(),
                     host_id: host_id.to_owned(),
-                    expires: None,
+                    expires: (last.deadline < u64::MAX)
+                        .then(|| clock::now() + (last.deadline - clock::unix_seconds()) * 1000),
+                    trouble: None,
                 }
             }
             _ => OwnLease { host_id: host_id.to_owned(), ..OwnLease::default() },
@@ -160,7 +175,7 @@ impl Keeper {
                 continue;
             }
             let public = value::public_addresses(&config, &underlay);
-            let identity = Identity { host_id: host_id.clone(), public };
+            let identity = Identity { host_id: host_id.clone(), boot_id: state::boot_id(), public };
             let step = claim::next_step(&table, &config, &identity, previous, &known, clock::chance());
             let (key, mod_revision, reserved, why) = match step {
                 Step::Take { key, mod_revision, reserved, why } => (key, mod_revision, reserved, why),
@@ -186,10 +201,18 @@ impl Keeper {
                 }
                 Step::NewIdentity { key } => {
                     tracing::warn!(original = %key, "a living host has our host id: this host is a clone; drawing a new host id");
+                    self.contested(
+                        "a living host has our host id, so this one is a clone; taking a subnet of its own"
+                            .into(),
+                    );
                     self.state.forget();
                     *host_id = self.state.new_host_id()?;
                     previous.clear();
                     *last = Last::default();
+                    // Whatever was resumed is the original's, its MAC too.
+                    if endpoints::count_in(&self.options.allocations, &key) == 0 {
+                        self.own.send_replace(OwnLease { host_id: host_id.clone(), ..OwnLease::default() });
+                    }
                     continue;
                 }
                 Step::Release { key, mod_revision } => {
@@ -202,7 +225,7 @@ impl Keeper {
                 }
                 Step::Refuse { key, holder } => {
                     let addresses: Vec<String> = identity.public.iter().map(IpAddr::to_string).collect();
-                    self.waiting(format!(
+                    self.contested(format!(
                         "our public address {} is in use by another living host: {holder}, lease {key}; give this host its own address or --public-ip",
                         addresses.join(", ")
                     ));
@@ -219,8 +242,7 @@ impl Keeper {
                 }
             };
             if let Some((old, holder)) = self.in_use_elsewhere(&key, &table) {
-                self.lost(old, &holder, "it cannot be claimed again").await;
-                previous.retain(|k| *k != old);
+                self.lost(old, &holder, "it cannot be claimed again", host_id, previous).await;
                 continue;
             }
             let former = table.get(&key);
@@ -236,7 +258,8 @@ impl Keeper {
                     }
                 },
             };
-            let unchanged = former.filter(|r| lease != 0 && r.etcd_lease == lease && r.value.as_ref() == Ok(&value));
+            let unchanged =
+                former.filter(|r| lease != 0 && r.etcd_lease == lease && r.value.as_ref() == Ok(&value));
             let written = match unchanged {
                 // Refreshed just now: a restart is no news to 10,000 watchers.
                 Some(record) => Ok(Outcome::Written(record.mod_revision)),
@@ -326,7 +349,11 @@ impl Keeper {
             return Ok(());
         }
         let Ok(value) = &record.value else {
-            return Err(Departure::Lost("an unreadable value".into()));
+            // Nobody lives behind it: write our own value again, in place of exactly this one.
+            tracing::warn!(subnet = %held.key, "somebody wrote an unreadable value to our key; writing ours again");
+            held.mod_revision = record.mod_revision;
+            held.value = LeaseValue::default();
+            return Ok(());
         };
         match &value.loden {
             Some(member) if member.host_id == host_id && member.boot_id == state::boot_id() => {
@@ -397,31 +424,42 @@ impl Keeper {
         }
     }
 
-    /// Says so, stops handing out, and waits until no container uses the subnet any more.
-    async fn lost(&mut self, key: LeaseKey, holder: &str, reason: &str) {
+    /// Says so, stops handing out, and waits until the subnet is free or ours again, or no container
+    /// uses it any more. `previous` is left with the subnets to try next.
+    async fn lost(
+        &mut self,
+        key: LeaseKey,
+        holder: &str,
+        reason: &str,
+        host_id: &str,
+        previous: &mut Vec<LeaseKey>,
+    ) {
         tracing::error!(subnet = %key, holder, "our subnet is lost: {reason}; no new containers until the old ones are gone");
-        self.own.send_modify(|own| own.state = LeaseState::Lost(holder.to_owned()));
+        self.own.send_modify(|own| {
+            own.state = LeaseState::Lost(holder.to_owned());
+            own.expires = None;
+        });
+        previous.retain(|k| *k != key);
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            let left = endpoints::count_in(&self.options.allocations, &key);
-            let free_again = {
-                let view = self.views.borrow();
-                view.synced && view.connected && view.table.get(&key).is_none()
-            };
-            if left == 0 || free_again && self.allowed(&key) {
-                tracing::info!(subnet = %key, containers = left, "taking a subnet again");
+            let view = self.views.borrow().clone();
+            let record = view.table.get(&key);
+            let ours = record.is_none_or(|r| r.value.as_ref().is_ok_and(|v| v.host_id() == Some(host_id)));
+            if view.synced && view.connected && ours && self.allowed(&key) {
+                tracing::info!(subnet = %key, "our lost subnet is free again; claiming it");
+                previous.insert(0, key);
+                return;
+            }
+            if endpoints::count_in(&self.options.allocations, &key) == 0 {
+                tracing::info!(subnet = %key, "no container uses the lost subnet any more; taking another");
                 return;
             }
         }
     }
 
-    /// The subnet that we hold or resumed, if it is another than this one and containers use it.
+    /// The subnet in use, if it is another than this one and containers use it.
     fn in_use_elsewhere(&self, key: &LeaseKey, table: &LeaseTable) -> Option<(LeaseKey, String)> {
-        let own = self.own.borrow();
-        let old = own.key.filter(|old| old != key)?;
-        if !matches!(own.state, LeaseState::Held | LeaseState::Unconfirmed) {
-            return None;
-        }
+        let old = self.own.borrow().key.filter(|old| old != key)?;
         let holder =
             table.get(&old).map_or_else(|| "nobody; the network config forbids it".to_owned(), claim::holder);
         (endpoints::count_in(&self.options.allocations, &old) > 0).then_some((old, holder))
@@ -450,7 +488,13 @@ impl Keeper {
             let facts = self.facts.borrow_and_update().clone();
             let reason = match (view.synced, config, facts) {
                 (true, Some(config), Some(facts)) => match facts.underlay.clone() {
-                    Ok(underlay) => return (view, config, underlay, facts),
+                    Ok(underlay) => match underlay.endpoints.iter().find(|e| config.contains(e.local)) {
+                        None => return (view, config, underlay, facts),
+                        Some(own) => format!(
+                            "the network contains this host's own address {} on {}; choose a network apart from the underlay (loden config set), or another --iface",
+                            own.local, underlay.interface
+                        ),
+                    },
                     Err(reason) => reason.to_string(),
                 },
                 (false, ..) => "waiting for etcd".to_owned(),
@@ -476,17 +520,37 @@ impl Keeper {
         Some((config, underlay))
     }
 
-    /// Tells why there is no lease yet; once per reason in the log.
+    /// Tells why there is no lease yet, or why the one in use is not ours in etcd; once per reason.
     fn waiting(&self, reason: String) {
-        self.own.send_if_modified(|own| match &own.state {
+        self.own.send_if_modified(|own| match &mut own.state {
             LeaseState::None(known) if *known == reason => false,
-            LeaseState::None(_) => {
+            LeaseState::None(known) => {
                 tracing::info!("no lease yet: {reason}");
-                own.state = LeaseState::None(reason);
+                *known = reason;
                 true
             }
             // What we use meanwhile stays in use.
-            _ => false,
+            _ if own.trouble.as_ref() == Some(&reason) => false,
+            _ => {
+                tracing::warn!("our lease is not confirmed: {reason}");
+                own.trouble = Some(reason);
+                true
+            }
+        });
+    }
+
+    /// Tells why there is no lease yet; and where one is in use, that it may be somebody else's.
+    fn contested(&self, reason: String) {
+        if self.own.borrow().key.is_none() {
+            return self.waiting(reason);
+        }
+        self.own.send_if_modified(|own| match &own.state {
+            LeaseState::Contested(known) | LeaseState::Lost(known) if *known == reason => false,
+            _ => {
+                tracing::warn!("our subnet is contested: {reason}; no new containers until that is decided");
+                own.state = LeaseState::Contested(reason);
+                true
+            }
         });
     }
 
@@ -542,6 +606,7 @@ impl Keeper {
             macs: macs.clone(),
             host_id: host_id.to_owned(),
             expires: (!lasting).then(|| clock::now() + ttl * 1000),
+            trouble: None,
         });
         let deadline = if lasting { u64::MAX } else { clock::unix_seconds() + ttl };
         let Some(config) = self.configs.borrow().as_ref().map(|c| c.to_json().to_string()) else { return };

@@ -25,8 +25,10 @@ pub struct OwnLease {
     pub macs: BTreeMap<Family, Mac>,
     /// Our host id.
     pub host_id: String,
-    /// When it ends unless refreshed; absent for a reservation.
+    /// When it ends unless refreshed; absent for a reservation, and when it is not ours.
     pub expires: Option<Millis>,
+    /// Why it cannot be claimed again, while it is in use all the same.
+    pub trouble: Option<String>,
 }
 
 /// Whether and how the lease is ours.
@@ -38,6 +40,8 @@ pub enum LeaseState {
     Unconfirmed,
     /// Ours in etcd.
     Held,
+    /// Somebody else may live who holds it: no new containers until that is known.
+    Contested(String),
     /// Somebody else's by now: running containers stay, no new ones.
     Lost(String),
 }
@@ -55,6 +59,7 @@ impl LeaseState {
             LeaseState::None(_) => "none",
             LeaseState::Unconfirmed => "unconfirmed",
             LeaseState::Held => "held",
+            LeaseState::Contested(_) => "contested",
             LeaseState::Lost(_) => "lost",
         }
     }

@@ -30,6 +30,8 @@ pub struct Sync {
     view: watch::Sender<View>,
     connections: watch::Sender<Option<Connection>>,
     cluster: Option<u64>,
+    /// Revision from which a watch goes on.
+    resume: i64,
 }
 
 impl Sync {
@@ -38,7 +40,7 @@ impl Sync {
         let (view, views) = watch::channel(View { away_since: Some(clock::now()), ..View::default() });
         let (connections, connection) = watch::channel(None);
         let keys = Keys::new(&options.prefix);
-        (Self { options, keys, view, connections, cluster: None }, views, connection)
+        (Self { options, keys, view, connections, cluster: None, resume: 0 }, views, connection)
     }
 
     /// Runs for ever.
@@ -92,15 +94,23 @@ impl Sync {
     async fn list(&mut self, client: &mut Client) -> Result<(), StoreError> {
         let mut table = LeaseTable::default();
         let mut cluster = None;
+        let mut limit = PAGE;
         let mut config = None;
         let mut from = self.keys.all();
         let end = prefix_end(&from);
         loop {
-            let mut options = GetOptions::new().with_range(end.clone()).with_limit(PAGE);
+            let mut options = GetOptions::new().with_range(end.clone()).with_limit(limit);
             if table.revision > 0 {
                 options = options.with_revision(table.revision);
             }
-            let mut page = client.get(from.clone(), Some(options)).await?;
+            let mut page = match client.get(from.clone(), Some(options)).await {
+                // Values of up to 1.5 MB are somebody's mishap, and must not hide all others.
+                Err(error) if too_large(&error) && limit > 1 => {
+                    limit = (limit / 8).max(1);
+                    continue;
+                }
+                page => page?,
+            };
             if table.revision == 0 {
                 table.revision = page.header().map_or(0, |h| h.revision());
                 cluster = page.header().map(|h| h.cluster_id());
@@ -126,24 +136,32 @@ impl Sync {
             view.config = config;
         });
         self.cluster = cluster;
+        self.resume = self.view.borrow().table.revision + 1;
         Ok(())
     }
 
     async fn watch(
-        &self,
+        &mut self,
         client: &mut Client,
         connection: &Connection,
         backoff: &mut Backoff,
     ) -> Result<WatchEnd, StoreError> {
-        let from = self.view.borrow().table.revision + 1;
-        let options = WatchOptions::new().with_prefix().with_start_revision(from).with_progress_notify();
+        let options = WatchOptions::new()
+            .with_prefix()
+            .with_start_revision(self.resume)
+            .with_progress_notify()
+            .with_fragment();
         let mut stream = client.watch(self.keys.all(), Some(options)).await?;
         let relist = tokio::time::sleep(jittered(RELIST));
         tokio::pin!(relist);
         let mut files = tokio::time::interval(FILE_CHECK);
         loop {
             let response = tokio::select! {
-                response = stream.message() => response?,
+                response = stream.message() => match response {
+                    // A single event beyond the limit: a list, page by page, gets past it.
+                    Err(error) if too_large(&error) => return Ok(WatchEnd::List),
+                    response => response?,
+                },
                 () = &mut relist => return Ok(WatchEnd::List),
                 _ = files.tick() => {
                     if connection.outdated() {
@@ -166,9 +184,13 @@ impl Sync {
             }
             let events = response.events();
             let header = response.header().map_or(0, |h| h.revision());
-            // A response may carry a part of what stands at the header's revision: resume after the
-            // last event. Without events it is a progress notice, and the header is right.
+            // A response may carry a part of what stands at the header's revision, and even a part of
+            // the last event's: go on from that one again, which changes nothing twice. Without events
+            // it is a progress notice, and the header is right.
             let seen = events.last().and_then(|e| e.kv()).map(|kv| kv.mod_revision());
+            if !response.created() {
+                self.resume = self.resume.max(seen.unwrap_or(header + 1));
+            }
             self.view.send_if_modified(|view| {
                 let news = !view.connected || !events.is_empty();
                 if !view.connected {
@@ -193,7 +215,9 @@ impl Sync {
                 }
                 news
             });
-            backoff.reset();
+            if !response.created() {
+                backoff.reset();
+            }
         }
     }
 
@@ -231,6 +255,11 @@ pub(super) fn record(kv: &KeyValue) -> LeaseRecord {
         create_revision: kv.create_revision(),
         mod_revision: kv.mod_revision(),
     }
+}
+
+/// gRPC status OUT_OF_RANGE, with which the client refuses an answer of more than 4 MiB.
+fn too_large(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status) if status.code() as i32 == 11)
 }
 
 /// The first key after all that begin with a prefix.
