@@ -22,13 +22,15 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use loden_core::underlay;
 use loden_proto::config::NetworkConfig;
+use loden_proto::subnet_env::SubnetEnv;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::files::make_folder;
@@ -65,6 +67,9 @@ pub struct Options {
 /// READY at the latest after this, degraded if need be: who orders after us must not wait for ever.
 const READY_AT_LAST: Duration = Duration::from_secs(20);
 
+/// How often the files that others read are compared with what they should hold.
+const FILE_CHECK: Duration = Duration::from_secs(2);
+
 /// Runs the daemon until a signal ends it.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     options.etcd.check().map_err(anyhow::Error::msg)?;
@@ -80,9 +85,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         "cannot listen to the kernel; the daemon needs CAP_NET_ADMIN (run it as root or by its systemd unit)",
     )?;
     let kernel = Kernel::open(options.run_dir.clone())?;
-    let listener = status::bind(&options.run_dir.join("loden.sock"), options.socket_group.as_deref())?;
+    let socket = (options.run_dir.join("loden.sock"), options.socket_group.clone());
+    let listener = status::bind(&socket.0, socket.1.as_deref())?;
 
-    let (sync, views, connections) = Sync::new(options.etcd.clone());
+    let moved = Arc::new(Notify::new());
+    let (sync, views, connections) = Sync::new(options.etcd.clone(), Arc::clone(&moved));
     let (config_sender, configs) = watch::channel(None);
     let (news_sender, news) = watch::channel(Default::default());
     let (own_sender, own) = watch::channel(Default::default());
@@ -113,6 +120,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         configs: configs.clone(),
         own: own.clone(),
         facts: facts_sender,
+        moved,
         in_place: in_place_sender,
         questions: asked,
         state,
@@ -139,10 +147,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     });
     tasks.spawn(keeper.run(host_id));
     tasks.spawn(reconciler.run());
-    tasks.spawn(async {
-        status::serve(listener, sources).await;
-        Ok(())
-    });
+    tasks.spawn(async { status::serve(listener, sources, socket).await });
     tasks.spawn(announce(options, configs, own, facts, in_place));
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -164,7 +169,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 /// Tells the world: subnet.env, systemd.
 async fn announce(
     options: Options,
-    mut configs: watch::Receiver<Option<std::sync::Arc<NetworkConfig>>>,
+    mut configs: watch::Receiver<Option<Arc<NetworkConfig>>>,
     mut own: watch::Receiver<crate::lease::OwnLease>,
     mut facts: watch::Receiver<Option<crate::reconcile::HostFacts>>,
     mut in_place: watch::Receiver<bool>,
@@ -172,6 +177,8 @@ async fn announce(
     let started = tokio::time::Instant::now();
     let mut ready = false;
     let mut written = None;
+    let mut announced = None;
+    let mut look = tokio::time::interval(FILE_CHECK);
     let kernel = &options.settings.options;
     loop {
         let config = configs.borrow_and_update().clone();
@@ -179,7 +186,8 @@ async fn announce(
         let underlay = facts.borrow_and_update().as_ref().and_then(|f| f.underlay.clone().ok());
         if let (Some(config), Some(underlay)) = (config, underlay) {
             let env = subnet_file::contents(&config, &lease, &underlay, kernel.masquerade, &kernel.bridge());
-            if let Some(env) = env.filter(|env| written.as_ref() != Some(env)) {
+            let stands = |env: &SubnetEnv| subnet_file::stands(&options.subnet_file, env);
+            if let Some(env) = env.filter(|env| written.as_ref() != Some(env) || !stands(env)) {
                 match subnet_file::write(&options.subnet_file, &env) {
                     Ok(()) => written = Some(env),
                     Err(error) if ready => tracing::error!(%error, "subnet.env is out of date"),
@@ -203,12 +211,17 @@ async fn announce(
                 None => tracing::warn!("ready, but degraded: {text}"),
             }
         }
-        let _ = sd_notify::notify(&states);
+        if announced.as_ref() != Some(&text) || states.len() > 1 {
+            let _ = sd_notify::notify(&states);
+            announced = Some(text);
+        }
         tokio::select! {
             _ = configs.changed() => {}
             _ = own.changed() => {}
             _ = facts.changed() => {}
             _ = in_place.changed(), if !ready => {}
+            // Somebody may have deleted or overwritten the file.
+            _ = look.tick() => {}
             () = tokio::time::sleep_until(started + READY_AT_LAST), if !ready => {}
         }
     }

@@ -23,7 +23,7 @@ use loden_core::{Millis, backoff::Backoff};
 use loden_proto::config::{Backend, NetworkConfig, Vxlan};
 use loden_proto::lease::LeaseKey;
 use loden_proto::{Family, Subnet};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock;
@@ -81,6 +81,8 @@ pub struct Reconciler {
     pub own: watch::Receiver<OwnLease>,
     /// Where the host's facts are published.
     pub facts: watch::Sender<Option<HostFacts>>,
+    /// Told when the underlay's addresses changed.
+    pub moved: Arc<Notify>,
     /// Whether a first pass has brought the data plane in place.
     pub in_place: watch::Sender<bool>,
     /// Who wants to know.
@@ -388,7 +390,18 @@ impl Loop {
         };
         let wanted = self.it.settings.underlay.clone();
         let route_to = wanted.can_reach.and_then(|ip| self.it.kernel.route_to(ip));
-        let underlay = underlay::choose(&wanted, &families, &self.observed, &own, route_to);
+        let former = match self.it.facts.borrow().as_ref().map(|f| f.underlay.clone()) {
+            Some(Ok(underlay)) => Some(underlay),
+            _ => None,
+        };
+        let former_name = former.as_ref().map(|u| u.interface.as_str());
+        let underlay = underlay::choose(&wanted, &families, &self.observed, &own, route_to, former_name);
+        if let (Some(former), Ok(now)) = (&former, &underlay)
+            && former.endpoints != now.endpoints
+        {
+            // A connection from an address that is gone would only end by its time-out.
+            self.it.moved.notify_one();
+        }
         let options = &self.it.settings.options;
         let foreign = |l: &&Link| l.vxlan.is_some() && !options.names_device(&l.name);
         let foreign_devices = self.observed.links.values().filter(foreign).cloned().collect();

@@ -1,6 +1,6 @@
 //! `status`: composed from what the tasks publish, served on the local socket.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub struct Sources {
     /// etcd endpoints and prefix.
     pub etcd: (Vec<String>, String),
     /// Folder of the allocation files.
-    pub allocations: std::path::PathBuf,
+    pub allocations: PathBuf,
     /// What stands in etcd.
     pub views: watch::Receiver<View>,
     /// The config.
@@ -242,11 +242,31 @@ fn group_id(name: &str) -> Option<u32> {
     line.split(':').nth(2)?.parse().ok()
 }
 
-/// Answers for ever. One bad request harms only itself.
-pub async fn serve(listener: UnixListener, sources: Sources) {
+/// How often it is looked after whether the socket is still in its place.
+const SOCKET_CHECK: Duration = Duration::from_secs(5);
+
+/// Answers for ever. One bad request harms only itself, and a socket that somebody deleted is made
+/// again.
+pub async fn serve(
+    mut listener: UnixListener,
+    sources: Sources,
+    (path, group): (PathBuf, Option<String>),
+) -> anyhow::Result<()> {
     let sources = Arc::new(sources);
+    let mut look = tokio::time::interval(SOCKET_CHECK);
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = look.tick() => {
+                if !path.exists()
+                    && let Ok(again) = bind(&path, group.as_deref())
+                {
+                    listener = again;
+                }
+                continue;
+            }
+        };
+        match accepted {
             Ok((stream, _)) => {
                 let sources = Arc::clone(&sources);
                 tokio::spawn(async move {

@@ -38,6 +38,11 @@ pub fn contents(
     })
 }
 
+/// Whether the file holds just this.
+pub fn stands(path: &Path, env: &SubnetEnv) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|text| text == env.to_text(true))
+}
+
 /// Writes our file, and flannel's where it exists.
 pub fn write(path: &Path, env: &SubnetEnv) -> std::io::Result<()> {
     write_atomically(path, env.to_text(true).as_bytes(), 0o644)?;

@@ -127,3 +127,23 @@ fn a_broken_state_file_is_set_aside() {
     matrix(&[&a1, &b1]);
     cluster.lab.check_invariants();
 }
+
+#[test]
+fn a_deleted_or_overwritten_subnet_env_and_a_deleted_socket_come_back() {
+    let cluster = Cluster::<1>::start("files", VXLAN, &[]);
+    let [a] = &cluster.hosts;
+    let before = a.run(&["cat", "/run/loden/subnet.env"]);
+    for damage in ["rm /run/loden/subnet.env", "echo nonsense > /run/loden/subnet.env"] {
+        a.run(&["sh", "-ec", damage]);
+        eventually(SOON, damage, || match a.exec(&["cat", "/run/loden/subnet.env"]).stdout {
+            now if now == before => Ok(()),
+            now => Err(now),
+        });
+    }
+    a.run(&["rm", "/run/loden/loden.sock"]);
+    eventually(SOON, "the socket is there", || match a.try_status(&[])?.source.as_str() {
+        "daemon" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+    a.container("a1");
+}

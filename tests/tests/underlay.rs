@@ -155,3 +155,15 @@ fn a_pulled_and_replugged_cable_changes_nothing() {
     matrix(&[&a1, &b1]);
     cluster.lab.check_invariants();
 }
+
+#[test]
+fn without_its_default_route_a_host_goes_on_repairing() {
+    let cluster = Cluster::<2>::start("no_default", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    a.ip("route del default");
+    a.ip("link del loden.1");
+    eventually(SOON, "the device is back", || kernel::link(a, "loden.1"));
+    a.sees_peers(1);
+    matrix(&[&a1, &b1]);
+}

@@ -64,13 +64,16 @@ pub enum NoUnderlay {
     Never(String),
 }
 
-/// Chooses. `route_to` is the interface index of the route to `--iface-can-reach`, if there is one.
+/// Chooses. `route_to` is the interface index of the route to `--iface-can-reach`, if there is one;
+/// `former` the interface chosen last, which stays the choice while there is no default route: routes
+/// come and go with DHCP and its kin, the interface and its address do not.
 pub fn choose(
     options: &UnderlayOptions,
     families: &[Family],
     observed: &Observed,
     own_devices: &dyn Fn(&Link) -> bool,
     route_to: Option<u32>,
+    former: Option<&str>,
 ) -> Result<Underlay, NoUnderlay> {
     let candidates: Vec<&Link> = observed.links.values().filter(|l| !l.loopback && !own_devices(l)).collect();
     let asked = !options.interfaces.is_empty() || !options.patterns.is_empty() || options.can_reach.is_some();
@@ -81,7 +84,10 @@ pub fn choose(
         Some((link, None))
     } else {
         let default = families.iter().find_map(|f| observed.default_routes.get(f).copied());
-        default.and_then(|index| candidates.iter().copied().find(|l| l.index == index)).map(|l| (l, None))
+        let default = default.and_then(|index| candidates.iter().copied().find(|l| l.index == index));
+        default
+            .or_else(|| candidates.iter().copied().find(|l| Some(l.name.as_str()) == former))
+            .map(|l| (l, None))
     };
     let Some((link, wanted)) = found else {
         return Err(NoUnderlay::NotYet(missing(options, asked, &candidates, observed)));
@@ -209,8 +215,10 @@ fn missing(options: &UnderlayOptions, asked: bool, candidates: &[&Link], observe
     } else {
         "there is no default route to name an interface; --iface NAME chooses one".to_owned()
     };
+    // Ports of bridges are containers', seldom anything else.
     let list: Vec<String> = candidates
         .iter()
+        .filter(|l| l.controller == 0)
         .map(|l| {
             let addresses: Vec<String> = observed
                 .addresses
@@ -228,4 +236,96 @@ fn missing(options: &UnderlayOptions, asked: bool, candidates: &[&Link], observe
         .collect();
     let list = if list.is_empty() { "none".to_owned() } else { list.join(", ") };
     format!("{wanted}; candidates: {list}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `lo`, `eth0` with 192.168.0.1 and `eth1` with 10.9.0.1 and a link-local address.
+    fn host() -> Observed {
+        let mut observed = Observed::default();
+        for (index, name) in [(1, "lo"), (2, "eth0"), (3, "eth1")] {
+            observed.links.insert(
+                index,
+                Link {
+                    index,
+                    name: name.into(),
+                    mac: None,
+                    mtu: 1500,
+                    up: true,
+                    loopback: index == 1,
+                    bridge: false,
+                    controller: 0,
+                    vxlan: None,
+                },
+            );
+        }
+        let address = |text: &str, length| Address {
+            address: text.parse().expect(text),
+            length,
+            permanent: true,
+            unusable: false,
+        };
+        observed.addresses.insert(1, vec![address("127.0.0.1", 8)]);
+        observed.addresses.insert(2, vec![address("192.168.0.1", 24)]);
+        observed.addresses.insert(3, vec![address("169.254.3.3", 16), address("10.9.0.1", 24)]);
+        observed
+    }
+
+    fn pick(
+        options: &UnderlayOptions,
+        observed: &Observed,
+        former: Option<&str>,
+    ) -> Result<(String, IpAddr), String> {
+        choose(options, &[Family::V4], observed, &|_| false, Some(3), former)
+            .map(|u| (u.interface, u.endpoints[0].local))
+            .map_err(|e| e.to_string())
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn each_way_of_asking_finds_its_interface() {
+        let observed = host();
+        let asked = |names: &[&str]| UnderlayOptions {
+            interfaces: names.iter().map(|n| (*n).to_owned()).collect(),
+            ..UnderlayOptions::default()
+        };
+        let eth1 = Ok(("eth1".to_owned(), ip("10.9.0.1")));
+        assert_eq!(pick(&asked(&["eth1"]), &observed, None), eth1, "global before link-local");
+        assert_eq!(pick(&asked(&["10.9.0.1"]), &observed, None), eth1);
+        assert_eq!(pick(&asked(&["10.9.0.0/16"]), &observed, None), eth1);
+        assert_eq!(pick(&asked(&["wlan0", "eth1"]), &observed, None), eth1, "the first that fits");
+        let pattern =
+            UnderlayOptions { patterns: vec![Regex::new("^eth1$").expect("regex")], ..Default::default() };
+        assert_eq!(pick(&pattern, &observed, None), eth1);
+        let reach = UnderlayOptions { can_reach: Some(ip("10.9.0.7")), ..Default::default() };
+        assert_eq!(pick(&reach, &observed, None), eth1);
+        let public = UnderlayOptions { public: vec![ip("10.9.0.1")], ..Default::default() };
+        assert_eq!(pick(&public, &observed, None), eth1);
+    }
+
+    #[test]
+    fn without_a_default_route_the_former_choice_stays_and_a_fresh_host_waits() {
+        let mut observed = host();
+        let options = UnderlayOptions::default();
+        let waits = pick(&options, &observed, None).expect_err("no default route");
+        assert!(waits.contains("eth0 (192.168.0.1/24)") && waits.contains("waiting"), "{waits}");
+        assert_eq!(pick(&options, &observed, Some("eth1")), Ok(("eth1".into(), ip("10.9.0.1"))));
+        observed.default_routes.insert(Family::V4, 2);
+        assert_eq!(pick(&options, &observed, Some("eth1")), Ok(("eth0".into(), ip("192.168.0.1"))));
+    }
+
+    #[test]
+    fn what_can_never_be_right_is_refused() {
+        let interfaces = |name: &str| UnderlayOptions { interfaces: vec![name.into()], ..Default::default() };
+        for wrong in ["", "a-name-of-17-bytes", "eth 0", "10.0.0.0/x"] {
+            assert!(check(&interfaces(wrong)).is_err(), "{wrong:?}");
+        }
+        assert!(check(&UnderlayOptions { public: vec![ip("224.0.0.1")], ..Default::default() }).is_err());
+        assert!(check(&interfaces("eth0")).is_ok());
+    }
 }

@@ -63,6 +63,9 @@ pub struct Keeper {
     pub own: watch::Sender<OwnLease>,
 }
 
+/// How long the host's addresses may settle before our lease follows them.
+const SETTLE: Duration = Duration::from_millis(200);
+
 /// Our lease in hand.
 struct Held {
     key: LeaseKey,
@@ -323,7 +326,8 @@ impl Keeper {
                     }
                 },
                 changed = self.views.changed() => if changed.is_err() { std::future::pending::<()>().await },
-                _ = self.facts.changed() => {}
+                // An address seldom comes alone, and the connection to etcd is made anew meanwhile.
+                _ = self.facts.changed() => tokio::time::sleep(SETTLE).await,
                 _ = self.configs.changed() => {}
             }
             let view = self.views.borrow_and_update().clone();

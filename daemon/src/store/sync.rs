@@ -6,13 +6,14 @@
 //! - A compacted revision leaves etcd's stream open and mute after one response; then we list.
 //! - Every six hours a list, against events that etcd never sent.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, EventType, GetOptions, KeyValue, WatchOptions};
 use loden_core::backoff::Backoff;
 use loden_core::leases::{LeaseRecord, LeaseTable};
 use loden_proto::lease::LeaseValue;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::{Connection, EtcdOptions, Keys, StoreError, View};
 use crate::clock;
@@ -32,15 +33,20 @@ pub struct Sync {
     cluster: Option<u64>,
     /// Revision from which a watch goes on.
     resume: i64,
+    /// Told when this host's own address changed, and connections hang in the air.
+    moved: Arc<Notify>,
 }
 
 impl Sync {
     /// The task, and where it publishes views and connections.
-    pub fn new(options: EtcdOptions) -> (Self, watch::Receiver<View>, watch::Receiver<Option<Connection>>) {
+    pub fn new(
+        options: EtcdOptions,
+        moved: Arc<Notify>,
+    ) -> (Self, watch::Receiver<View>, watch::Receiver<Option<Connection>>) {
         let (view, views) = watch::channel(View { away_since: Some(clock::now()), ..View::default() });
         let (connections, connection) = watch::channel(None);
         let keys = Keys::new(&options.prefix);
-        (Self { options, keys, view, connections, cluster: None, resume: 0 }, views, connection)
+        (Self { options, keys, view, connections, cluster: None, resume: 0, moved }, views, connection)
     }
 
     /// Runs for ever.
@@ -163,6 +169,10 @@ impl Sync {
                     response => response?,
                 },
                 () = &mut relist => return Ok(WatchEnd::List),
+                () = self.moved.notified() => {
+                    tracing::info!("the underlay's address changed; connecting to etcd anew");
+                    return Ok(WatchEnd::Reconnect);
+                }
                 _ = files.tick() => {
                     if connection.outdated() {
                         tracing::info!("certificate or password files changed; connecting to etcd anew");
@@ -278,7 +288,7 @@ fn jittered(duration: Duration) -> Duration {
 
 /// Reads everything once, for the command line.
 pub async fn read_once(options: &EtcdOptions) -> Result<(View, Connection), StoreError> {
-    let (mut sync, views, _) = Sync::new(options.clone());
+    let (mut sync, views, _) = Sync::new(options.clone(), Arc::default());
     let connection = options.connect().await?;
     sync.list(&mut connection.client.clone()).await?;
     let view = views.borrow().clone();
