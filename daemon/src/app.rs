@@ -233,14 +233,16 @@ pub fn lock(run_dir: &Path, network: &str) -> anyhow::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let path = run_dir.join("loden.lock");
     // Nobody else may hold it, and so stop a start.
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| format!("cannot open {}; is the disk full or read-only?", path.display()))?;
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(
+            |error| {
+                let hint = match error.kind() {
+                    std::io::ErrorKind::PermissionDenied => "be root, or the user of the daemon",
+                    _ => "is the disk full or read-only?",
+                };
+                anyhow::Error::new(error).context(format!("cannot open {}; {hint}", path.display()))
+            },
+        )?;
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut holder = String::new();
         file.read_to_string(&mut holder)?;

@@ -31,6 +31,12 @@ fn two_networks_live_on_one_host_and_do_not_mix() {
     let (a2, b2) = (of_blue(a, "a2"), of_blue(b, "b2"));
     matrix(&[&a1, &b1]);
     matrix(&[&a2, &b2]);
+    // A peer of one network that is no peer of the other, on the same UDP port.
+    let c = cluster.lab.host("c");
+    let _blue_c = blue(&c).ready();
+    let c2 = of_blue(&c, "c2");
+    matrix(&[&a2, &b2, &c2]);
+    c2.delete();
     assert!(a2.address().to_string().starts_with("10.6."), "{}", a2.address());
     let device = |n: &str| kernel::link(a, n).map(|l| l["linkinfo"]["info_data"]["id"].clone());
     let devices = kernel::links(a).into_iter().filter(|l| device(l) == Some(2.into())).count();

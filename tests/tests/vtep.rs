@@ -89,3 +89,52 @@ fn vxlan_from_a_container_is_dropped() {
     matrix(&[&a1, &b1]);
     cluster.lab.check_invariants();
 }
+
+#[test]
+fn vxlan_from_another_bridge_of_a_peer_is_dropped() {
+    let cluster = Cluster::<2>::start("other_bridge", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    // As Docker has it: a bridge that Loden knows nothing of, masqueraded by its owner.
+    let inside = Ns::new();
+    a.ip(&format!(
+        "link add br-x type bridge\naddr add 172.30.0.1/24 dev br-x\nlink set br-x up\n\
+         link add vx type veth peer name eth0 netns {}\nlink set vx master br-x up",
+        inside.path()
+    ));
+    inside.ip("addr add 172.30.0.2/24 dev eth0\nlink set eth0 up\nroute add default via 172.30.0.1");
+    a.run(&["sysctl", "-qw", "net.ipv4.conf.br-x.forwarding=1"]);
+    a.run(&[
+        "nft",
+        "add table ip theirs; add chain ip theirs nat { type nat hook postrouting priority srcnat; }; \
+         add rule ip theirs nat ip saddr 172.30.0.0/24 masquerade",
+    ]);
+    let probe = format!("{}:7", b.address());
+    inside.exec(&["sh", "-c", &format!("echo | socat -u - UDP:{probe}")]);
+    encapsulate(&inside, &b1);
+    assert!(!arrives(&inside, &b1), "a peer's other containers cannot pose as it");
+    // The control: it is our rule that stops it, which the daemon would put back.
+    cluster.daemons[0].kill9();
+    a.run(&["nft", "flush", "chain", "inet", "loden", "vxlan_forward"]);
+    assert!(arrives(&inside, &b1), "without the rule it arrives");
+}
+
+#[test]
+fn vxlan_inside_vxlan_is_dropped_even_without_the_source_check() {
+    let cluster = Cluster::<2>::start("nested", VXLAN, &["--vtep-source-check=off"]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let mac = b.status().devices[0].mac;
+    let vtep = b.subnet().address();
+    a1.ns().ip(&format!(
+        "link add rogue type vxlan id 1 dstport 8472 dev eth0 nolearning\n\
+         link set rogue address {ROGUE_MAC}\naddr add {ROGUE}/32 dev rogue\nlink set rogue up\n\
+         neigh add 10.99.0.1 lladdr {mac} dev rogue nud permanent\n\
+         route add {}/32 via 10.99.0.1 dev rogue onlink src {ROGUE}",
+        b1.address()
+    ));
+    a1.ns().run(&["bridge", "fdb", "add", &mac.to_string(), "dev", "rogue", "dst", &vtep.to_string()]);
+    assert!(!arrives(a1.ns(), &b1), "a container cannot reach a VTEP through the overlay");
+}

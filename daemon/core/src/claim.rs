@@ -18,6 +18,7 @@ use loden_proto::{Family, Subnet};
 
 use crate::leases::{LeaseRecord, LeaseTable};
 use crate::mac::Fnv;
+use crate::printable;
 
 /// Who we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,11 +194,12 @@ pub fn holder(record: &LeaseRecord) -> String {
         .map(IpAddr::V4)
         .or(public_ipv6.map(IpAddr::V6))
         .map_or("no address".into(), |a| a.to_string());
-    match loden {
-        Some(m) if record.is_reservation() => format!("{address} (reserved for host id {})", m.host_id),
-        Some(m) if !m.host_name.is_empty() => format!("{} ({address}, host id {})", m.host_name, m.host_id),
-        Some(m) => format!("{address} (host id {})", m.host_id),
-        None if record.is_reservation() => format!("{address} (reserved)"),
+    let reserved = record.is_reservation();
+    match loden.as_ref().map(|m| (printable(&m.host_name), printable(&m.host_id))) {
+        Some((_, id)) if reserved => format!("{address} (reserved for host id {id})"),
+        Some((name, id)) if !name.is_empty() => format!("{name} ({address}, host id {id})"),
+        Some((_, id)) => format!("{address} (host id {id})"),
+        None if reserved => format!("{address} (reserved)"),
         None => format!("{address} (flannel)"),
     }
 }
@@ -230,7 +232,16 @@ fn choose(pool: &Pool, table: &LeaseTable, seed: u64) -> Option<Subnet> {
 /// and the keep-alive interval. `None`: it must be watched for one and a half intervals.
 pub fn liveness(granted: u64, remaining: u64, interval: u64) -> Option<Liveness> {
     let silent = granted.saturating_sub(remaining);
-    (silent > 3 * interval).then_some(Liveness::Dead)
+    (silent > interval.saturating_mul(3)).then_some(Liveness::Dead)
+}
+
+/// The keep-alive interval of a lease's holder, in seconds: as it states, but never longer than it
+/// could be for the TTL it was granted, so that nobody can make us wait for ever.
+pub fn holders_interval(record: &LeaseRecord, granted: u64) -> u64 {
+    let longest = keep_alive_interval(granted);
+    let stated =
+        record.value.as_ref().ok().and_then(|v| v.loden.as_ref()).map_or(0, |m| m.keep_alive_seconds);
+    if stated == 0 { longest } else { stated.min(longest) }
 }
 
 /// The keep-alive interval for a TTL, both in seconds: a third of it, at most a minute.
@@ -412,5 +423,10 @@ mod tests {
         assert_eq!(keep_alive_interval(15), 5);
         assert_eq!(liveness(15, 14, 5), None);
         assert_eq!(liveness(86400, 86400 - 181, 60), Some(Liveness::Dead));
+        assert_eq!(liveness(86400, 0, u64::MAX), None, "no overflow");
+        let value = r#"{"Loden":{"HostID":"zz","KeepAliveSeconds":9223372036854775807}}"#;
+        let table = table(&[("10.5.12.0-24", 6, value)]);
+        let record = table.get(&key("10.5.12.0-24")).expect("the record");
+        assert_eq!(holders_interval(record, 86400), 60);
     }
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use loden_proto::config::{Backend, NetworkConfig};
+use loden_proto::config::{Backend, NetworkConfig, Vxlan};
 use loden_proto::lease::LeaseKey;
 use loden_proto::{Family, Subnet};
 
@@ -94,8 +94,8 @@ impl Filters {
 /// The table for this config and lease.
 pub fn filters(config: &NetworkConfig, own: LeaseKey, options: &Options) -> Filters {
     let mut body = String::new();
-    let port = match &config.backend {
-        Backend::Vxlan(vxlan) => Some(vxlan.port),
+    let vxlan = match &config.backend {
+        Backend::Vxlan(vxlan) => Some(vxlan),
         _ => None,
     };
     let families: Vec<Rules<'_>> = config
@@ -108,8 +108,8 @@ pub fn filters(config: &NetworkConfig, own: LeaseKey, options: &Options) -> Filt
     if config.backend == Backend::Alloc {
         return Filters { table: options.network.clone(), body, has_peer_sets: false };
     }
-    if let Some(port) = port {
-        vxlan_chains(&mut body, port, &families, options);
+    if let Some(vxlan) = vxlan {
+        vxlan_chains(&mut body, vxlan, &families, options);
     }
     chain(&mut body, "overlay_mark", "filter hook prerouting priority mangle", |out| {
         for rules in &families {
@@ -124,7 +124,7 @@ pub fn filters(config: &NetworkConfig, own: LeaseKey, options: &Options) -> Filt
             }
         });
     }
-    Filters { table: options.network.clone(), body, has_peer_sets: port.is_some() }
+    Filters { table: options.network.clone(), body, has_peer_sets: vxlan.is_some() }
 }
 
 fn chain(out: &mut String, name: &str, hook: &str, rules: impl FnOnce(&mut String)) {
@@ -137,7 +137,11 @@ fn rule(out: &mut String, text: &str) {
     let _ = writeln!(out, "        {text}");
 }
 
-fn vxlan_chains(out: &mut String, port: u16, families: &[Rules<'_>], options: &Options) {
+fn vxlan_chains(out: &mut String, vxlan: &Vxlan, families: &[Rules<'_>], options: &Options) {
+    let port = vxlan.port;
+    // The VNI follows UDP header (64 bits) and flags (32 bits), RFC 7348 §5. Other VNIs on this port
+    // are another network's, whose table has its own peers.
+    let ours = format!("udp dport {port} @th,96,24 {}", vxlan.vni);
     // A conntrack entry per outer flow would cost two look-ups per packet and prove nothing.
     chain(out, "untracked_in", "filter hook prerouting priority raw", |out| {
         for rules in families {
@@ -151,30 +155,30 @@ fn vxlan_chains(out: &mut String, port: u16, families: &[Rules<'_>], options: &O
     });
     let bridge = options.bridge();
     // VXLAN proves nothing of its sender: accept it from current peers' addresses only
-    // (CVE-2023-28840 is what happens otherwise), and never from a container.
+    // (CVE-2023-28840 is what happens otherwise), and never from a container, here or elsewhere.
     chain(out, "vxlan_in", "filter hook input priority filter - 10", |out| {
         rule(out, &format!("udp dport {port} iifname \"{bridge}\" counter drop"));
+        for rules in families {
+            rule(out, &format!("udp dport {port} {} saddr {} counter drop", rules.ip(), rules.network));
+        }
         if options.check_sources {
             for rules in families {
                 let (ip, family) = (rules.ip(), rules.family);
                 let (peers, rejected) = (peer_set(family), rejected_set(family));
-                rule(out, &format!("udp dport {port} {ip} saddr @{peers} accept"));
+                rule(out, &format!("{ours} {ip} saddr @{peers} accept"));
+                let of_family = format!("{ours} meta nfproto {}", rules.nfproto());
                 // A full set must not let the packet pass: the drop is a rule of its own.
-                rule(
-                    out,
-                    &format!(
-                        "udp dport {port} meta nfproto {} update @{rejected} {{ {ip} saddr counter }}",
-                        rules.nfproto()
-                    ),
-                );
-                rule(out, &format!("udp dport {port} meta nfproto {} counter drop", rules.nfproto()));
+                rule(out, &format!("{of_family} update @{rejected} {{ {ip} saddr counter }}"));
+                rule(out, &format!("{of_family} counter drop"));
             }
         }
     });
-    // A container's own VXLAN would be masqueraded on its way out and look like ours.
+    // A container's own VXLAN would be masqueraded on its way out and look like ours, whatever bridge
+    // it hangs on. Sources are not yet translated here.
     chain(out, "vxlan_forward", "filter hook forward priority filter - 10", |out| {
         for rules in families {
-            let (ip, network) = (rules.ip(), rules.network);
+            let (ip, network, peers) = (rules.ip(), rules.network, peer_set(rules.family));
+            rule(out, &format!("udp dport {port} {ip} daddr @{peers} {ip} saddr != @{peers} counter drop"));
             rule(out, &format!("udp dport {port} iifname \"{bridge}\" {ip} daddr != {network} counter drop"));
         }
     });

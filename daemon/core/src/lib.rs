@@ -26,5 +26,11 @@ pub mod peers;
 pub mod plan;
 pub mod underlay;
 
+/// A text from the network, fit for terminals and logs: without control characters, of a bearable
+/// length.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(255).collect()
+}
+
 /// Milliseconds of a clock that never steps back (`CLOCK_BOOTTIME`).
 pub type Millis = u64;

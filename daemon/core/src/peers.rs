@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::Millis;
 use crate::leases::LeaseTable;
 use crate::observed::Observed;
+use crate::printable;
 use judge::judge;
 
 /// Vanishing leases are counted together when they vanish within this time.
@@ -348,7 +349,7 @@ impl PeerBook {
 }
 
 fn describe(value: &LeaseValue) -> String {
-    let name = value.loden.as_ref().map(|m| m.host_name.as_str()).filter(|n| !n.is_empty());
+    let name = value.loden.as_ref().map(|m| printable(&m.host_name)).filter(|n| !n.is_empty());
     match (name, value.public_ip) {
         (Some(name), Some(ip)) => format!(" of {name} ({ip})"),
         (None, Some(ip)) => format!(" of {ip}"),

@@ -218,8 +218,6 @@ async fn alive(writer: &Writer, record: &LeaseRecord) -> anyhow::Result<bool> {
         return Ok(true);
     }
     let Some(ttl) = writer.time_to_live(record.etcd_lease).await? else { return Ok(false) };
-    let stated =
-        record.value.as_ref().ok().and_then(|v| v.loden.as_ref()).map_or(0, |m| m.keep_alive_seconds);
-    let interval = if stated > 0 { stated } else { claim::keep_alive_interval(ttl.granted) };
+    let interval = claim::holders_interval(record, ttl.granted);
     Ok(claim::liveness(ttl.granted, ttl.remaining, interval).is_none())
 }

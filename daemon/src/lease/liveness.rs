@@ -15,8 +15,7 @@ pub(super) async fn ask(writer: &Writer, record: &LeaseRecord) -> Result<Livenes
         return Ok(Liveness::Alive);
     }
     let Some(first) = writer.time_to_live(record.etcd_lease).await? else { return Ok(Liveness::Dead) };
-    let stated = record.value.as_ref().ok().and_then(|v| v.loden.as_ref()).map(|m| m.keep_alive_seconds);
-    let interval = stated.filter(|s| *s > 0).unwrap_or_else(|| claim::keep_alive_interval(first.granted));
+    let interval = claim::holders_interval(record, first.granted);
     if let Some(verdict) = claim::liveness(first.granted, first.remaining, interval) {
         return Ok(verdict);
     }

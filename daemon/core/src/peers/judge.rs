@@ -9,6 +9,7 @@ use loden_proto::{Family, Subnet};
 
 use super::{HostLabel, Path, Peer, Rules, Verdict};
 use crate::leases::LeaseRecord;
+use crate::printable;
 
 /// Judges one lease by itself.
 pub(super) fn judge(key: &LeaseKey, record: &LeaseRecord, rules: &Rules) -> Verdict {
@@ -53,7 +54,7 @@ fn peer(subnet: Subnet, value: &LeaseValue, rules: &Rules) -> Result<Option<Peer
     let theirs = &*value.backend_type;
     // alloc and udp leases carry no type.
     if theirs != backend && !(backend == "alloc" && theirs.is_empty()) {
-        let theirs = if theirs.is_empty() { "none (udp or alloc)" } else { theirs };
+        let theirs = if theirs.is_empty() { "none (udp or alloc)".to_owned() } else { printable(theirs) };
         return Err(format!("its backend type is {theirs}, ours is {backend}"));
     }
     // flannel leaves the IPv6 part out of what it cannot serve.
@@ -90,11 +91,6 @@ fn peer(subnet: Subnet, value: &LeaseValue, rules: &Rules) -> Result<Option<Peer
         None => HostLabel { name: String::new(), version: "flannel".into() },
     };
     Ok(Some(Peer { subnet, public_address, sources: sources.take(16).collect(), path, host: Arc::new(host) }))
-}
-
-/// Names come from the network and end in terminals and logs.
-fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(255).collect()
 }
 
 fn check_endpoint(address: IpAddr, rules: &Rules) -> Result<(), String> {
