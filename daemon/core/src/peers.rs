@@ -146,7 +146,7 @@ pub struct PeerBook {
     /// Peers of living leases.
     live: OrdMap<Subnet, Peer>,
     held: OrdMap<Subnet, Held>,
-    /// Peers that vanished within the window, with the time.
+    /// Peers that vanished within the window, with the time; held ones among them.
     vanished: Vec<(Millis, Peer)>,
 }
 
@@ -298,19 +298,19 @@ impl PeerBook {
     fn hold(&mut self, now: Millis) {
         let table = &self.table;
         let live = &self.live;
-        self.vanished
-            .retain(|(at, p)| now.saturating_sub(*at) < MASS_WINDOW && !live.contains_key(&p.subnet));
-        let known = self.live.len() + self.vanished.len() + self.held.len();
-        if self.vanished.len() + self.held.len() >= MASS_LEAST
-            && (self.vanished.len() + self.held.len()) * 2 > known
-            && let Some(rules) = &self.rules
-        {
-            for (_, peer) in self.vanished.drain(..) {
-                self.held.insert(peer.subnet, Held { peer, until: now.saturating_add(rules.hold) });
+        let Some(rules) = &self.rules else { return };
+        // Held ones stay counted, so that those who follow them at once are held too.
+        let window = MASS_WINDOW.min(rules.hold);
+        self.vanished.retain(|(at, p)| now.saturating_sub(*at) < window && !live.contains_key(&p.subnet));
+        let known = self.live.len() + self.vanished.len();
+        if self.vanished.len() >= MASS_LEAST && self.vanished.len() * 2 > known {
+            for (_, peer) in &self.vanished {
+                let held = Held { peer: peer.clone(), until: now.saturating_add(rules.hold) };
+                self.held.entry(peer.subnet).or_insert(held);
             }
         }
         // A new lease for a held subnet wins at once, and our own subnet is never a peer's.
-        let own = self.rules.as_ref().and_then(|r| r.own);
+        let own = rules.own;
         let stays = |subnet: &Subnet, held: &Held| {
             let ours = own.is_some_and(|o| o.overlaps(&LeaseKey::single(*subnet)));
             held.until > now && !ours && table.inside(subnet).is_none()

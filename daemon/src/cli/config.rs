@@ -166,5 +166,5 @@ pub(super) async fn writer(etcd: &EtcdArgs) -> anyhow::Result<Writer> {
 }
 
 pub(super) fn hint(etcd: &EtcdArgs) -> String {
-    format!("cannot reach etcd at {}; --etcd-endpoints names another", etcd.options().endpoints.join(", "))
+    format!("asking etcd at {}", etcd.options().endpoints.join(", "))
 }

@@ -37,9 +37,15 @@ pub struct View {
 /// What went wrong with etcd.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The client's own words.
+    /// etcd cannot be reached or does not answer in time.
+    #[error("etcd does not answer: {0}; is it up, and does --etcd-endpoints name it?")]
+    Silent(String),
+    /// etcd does not let us in.
+    #[error("etcd refuses us: {0}; check --etcd-username, --etcd-password-file and what the user may do")]
+    Refused(String),
+    /// Anything else that etcd or its client says.
     #[error("etcd: {0}")]
-    Client(#[from] etcd_client::Error),
+    Other(String),
     /// A file of ours cannot be read.
     #[error("cannot read {path}: {error}")]
     File {
@@ -54,6 +60,43 @@ pub enum StoreError {
     /// The stream ended or was cancelled.
     #[error("etcd ended the watch: {0}")]
     Ended(String),
+}
+
+impl From<etcd_client::Error> for StoreError {
+    fn from(error: etcd_client::Error) -> Self {
+        // gRPC status codes (google.rpc.Code): 7 PERMISSION_DENIED, 16 UNAUTHENTICATED, 4
+        // DEADLINE_EXCEEDED, 14 UNAVAILABLE; a connection that breaks off is 2 UNKNOWN.
+        let (code, text) = match &error {
+            etcd_client::Error::GRpcStatus(status) => (status.code() as i32, status.message().to_owned()),
+            other => (-1, other.to_string()),
+        };
+        let about_user = [
+            "user name is empty",
+            "authentication failed",
+            "invalid auth token",
+            "authentication is not enabled",
+        ];
+        if code == 7 || code == 16 || about_user.iter().any(|part| text.contains(part)) {
+            return StoreError::Refused(text);
+        }
+        let text = match innermost(&error).filter(|cause| !text.contains(cause.as_str())) {
+            Some(cause) => format!("{text}: {cause}"),
+            None => text,
+        };
+        match code {
+            2 | 4 | 14 => StoreError::Silent(text),
+            _ => StoreError::Other(text),
+        }
+    }
+}
+
+/// The first cause of an error: "Connection refused" says more than "transport error".
+fn innermost(error: &etcd_client::Error) -> Option<String> {
+    let mut cause = std::error::Error::source(error)?;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    Some(cause.to_string())
 }
 
 /// Where things stand below the prefix.

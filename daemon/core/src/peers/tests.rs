@@ -178,6 +178,20 @@ fn most_peers_vanishing_at_once_or_one_by_one_are_held_for_the_grace_period() {
 }
 
 #[test]
+fn while_many_are_held_a_single_later_departure_is_an_ordinary_one() {
+    let mut table = twenty();
+    let mut book = book(table.clone());
+    for n in 10..25 {
+        table.delete(&format!("10.5.{n}.0-24"));
+    }
+    book.update(table.clone(), rules(), 0);
+    assert_eq!(book.held().count(), 15);
+    table.delete("10.5.25.0-24");
+    book.update(table, rules(), 60_000);
+    assert_eq!((book.held().count(), book.peers().len()), (15, 19));
+}
+
+#[test]
 fn slow_departures_are_not_held() {
     let mut table = twenty();
     let mut book = book(table.clone());
