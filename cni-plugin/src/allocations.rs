@@ -1,11 +1,12 @@
 //! Allocation files: the only state of the plugin, `<dataDir>/<network>/`. `add.rs` claims,
-//! `del.rs` releases, `check.rs` and `bridge.rs` look.
+//! `del.rs` releases, `check.rs` and `bridge.rs` look. Networks below one `dataDir` draw from the same
+//! subnet: what one has given no other gives.
 //!
 //! ```text
 //! 10.5.7.2             proto's Allocation as JSON; written beside and renamed, so never half there
 //! by-veth/veth….ipv4   the same file once more (a hard link): an index for ADD
 //! freed/10.5.7.9       the cool-down counts from its modification time; holds what it held last
-//! lock                 held while an address is chosen or freed, never while the kernel works;
+//! ../lock              held while an address is chosen or freed, never while the kernel works;
 //!                      it contains the last address given of each family, which may be lost
 //! ```
 //!
@@ -143,13 +144,25 @@ impl Store {
     /// Whether a container has an address in this subnet.
     pub fn uses(&self, subnet: Subnet) -> Result<bool, Error> {
         let addresses = self.addresses().map_err(Error::file("list", &self.dir))?;
-        Ok(addresses.iter().any(|a| subnet.contains(*a)))
+        Ok(addresses.into_iter().chain(self.others()).any(|a| subnet.contains(a)))
+    }
+
+    /// Addresses that other networks below the same `dataDir` have given.
+    fn others(&self) -> BTreeSet<IpAddr> {
+        let networks = fs::read_dir(self.data_dir()).into_iter().flatten().flatten();
+        let others = networks.map(|network| network.path()).filter(|path| *path != self.dir);
+        others.filter_map(|path| addresses_in(&path).ok()).flatten().collect()
+    }
+
+    fn data_dir(&self) -> &Path {
+        self.dir.parent().unwrap_or(&self.dir)
     }
 
     fn choose(&self, subnet: Subnet, taken: &BTreeSet<IpAddr>, lock: &File) -> Result<IpAddr, Error> {
         let pool = Pool::new(subnet);
         let foreign: BTreeSet<IpAddr> = foreign_addresses(&self.host_local)
             .into_iter()
+            .chain(self.others())
             .filter(|a| pool.contains(*a) && !taken.contains(a))
             .collect();
         let now = SystemTime::now();
@@ -203,7 +216,7 @@ impl Store {
             let mut options = OpenOptions::new();
             // A file left here by a crash may be linked from the index: never written into.
             options.write(true).create_new(true).mode(0o644);
-            let mut file = or_after_removal(&new, || options.open(&new))?;
+            let mut file = in_folder(&new, || or_after_removal(&new, || options.open(&new)))?;
             file.write_all(allocation.to_json().as_bytes())?;
             in_folder(&index, || or_after_removal(&index, || fs::hard_link(&new, &index)))?;
             fs::rename(&new, &path)
@@ -264,7 +277,7 @@ impl Store {
     /// Takes the lock, for as long as the file lives. Only root can open it: whoever can open
     /// a file can lock it, and would stop every ADD.
     fn lock(&self) -> Result<File, Error> {
-        let path = self.dir.join(LOCK_FILE);
+        let path = self.data_dir().join(LOCK_FILE);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = in_folder(&path, || options.open(&path)).map_err(Error::file("open", &path))?;

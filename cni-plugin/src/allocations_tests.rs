@@ -61,7 +61,7 @@ fn a_claim_is_one_file_named_like_its_address() {
         .map(|e| e.expect("entry").file_name().into_string().expect("name"))
         .collect();
     names.sort();
-    assert_eq!(names, ["10.5.7.2", "by-veth", "fd00::2", "lock"]);
+    assert_eq!(names, ["10.5.7.2", "by-veth", "fd00::2"]);
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn a_lost_cursor_costs_only_the_order() {
     let f = Fixture::new();
     f.claim("a", "10.5.7.0/24 fd00::/64").expect("free");
     for torn in ["", "10.5", "nonsense\u{fffd}"] {
-        fs::write(f.path("lock"), torn).expect("write");
+        fs::write(f.path("../lock"), torn).expect("write");
         f.store.release(&who("b"), Rest::None).expect("released");
         assert_eq!(f.claim("b", "10.5.7.0/24 fd00::/64").expect("free"), ["10.5.7.3", "fd00::3"]);
     }
@@ -198,7 +198,7 @@ fn a_lost_cursor_costs_only_the_order() {
 fn an_address_that_changes_hands_before_the_lock_is_ours_stays_with_the_new_one() {
     let f = Fixture::new();
     f.claim("a", SMALL).expect("free");
-    let inode = f.path("lock").metadata().expect("lock").ino();
+    let inode = f.path("../lock").metadata().expect("lock").ino();
     let lock = f.store.lock().expect("lock");
     std::thread::scope(|scope| {
         let release = scope.spawn(|| f.store.release(&who("a"), Rest::CoolDown));
@@ -224,6 +224,19 @@ fn release_of_the_unknown_leaves_nothing_behind() {
 }
 
 #[test]
+fn two_networks_of_one_folder_never_give_the_same_address() {
+    let f = Fixture::new();
+    let mut other = Store::new(&f.root.path().join("ipam"), "other");
+    other.host_local = f.root.path().join("host-local");
+    assert_eq!(f.claim("a", SMALL).expect("free"), ["10.5.7.2"]);
+    let subnet: Subnet = SMALL.parse().expect("subnet");
+    let theirs = other.claim(&who("b"), &[subnet]).expect("free");
+    assert_eq!(theirs[0].address.to_string(), "10.5.7.3");
+    assert_eq!(f.claim("c", SMALL).expect("free"), ["10.5.7.4"]);
+    assert!(other.uses(subnet).expect("listed"));
+}
+
+#[test]
 fn addresses_of_host_local_are_passed_over() {
     let f = Fixture::new();
     let cbr0 = f.root.path().join("host-local/cbr0");
@@ -236,7 +249,7 @@ fn addresses_of_host_local_are_passed_over() {
         assert_eq!(f.claim(id, SMALL).expect("free"), [address]);
     }
     let text = f.claim("d", SMALL).expect_err("all taken").to_string();
-    assert!(text.contains("3 of 5 are taken, 2 more by host-local"), "{text}");
+    assert!(text.contains("3 of 5 are taken, 2 more by other networks or host-local"), "{text}");
 }
 
 #[test]
@@ -254,7 +267,7 @@ fn a_folder_that_cannot_be_made_is_named_with_the_next_step() {
     fs::write(f.root.path().join("ipam"), "a file").expect("write");
     let error = f.claim("a", SMALL).expect_err("no folder");
     assert_eq!(error.code(), 5);
-    assert!(error.to_string().contains("ipam/net/lock"), "{error}");
+    assert!(error.to_string().contains("ipam/lock"), "{error}");
 }
 
 #[test]
@@ -262,6 +275,6 @@ fn nobody_but_root_can_hold_the_lock() {
     use std::os::unix::fs::PermissionsExt as _;
     let f = Fixture::new();
     f.claim("a", SMALL).expect("free");
-    assert_eq!(f.path("lock").metadata().expect("lock").permissions().mode() & 0o077, 0);
+    assert_eq!(f.path("../lock").metadata().expect("lock").permissions().mode() & 0o077, 0);
     assert_eq!(f.path("10.5.7.2").metadata().expect("file").permissions().mode() & 0o022, 0);
 }

@@ -167,7 +167,7 @@ impl std::fmt::Display for Exhaustion {
         let Self { subnet, usable, taken, foreign, unreadable } = self;
         write!(f, "no IP addresses available in {subnet}: {taken} of {usable} are taken")?;
         if *foreign > 0 {
-            write!(f, ", {foreign} more by host-local (/var/lib/cni/networks)")?;
+            write!(f, ", {foreign} more by other networks or host-local (/var/lib/cni/networks)")?;
         }
         if !unreadable.is_empty() {
             let names: Vec<String> = unreadable.iter().take(8).map(|p| p.display().to_string()).collect();
@@ -301,7 +301,8 @@ mod tests {
         why.foreign = 3;
         let text = why.to_string();
         assert!(
-            text.contains("/run/loden/ipam/n/10.5.7.2") && text.contains("3 more by host-local"),
+            text.contains("/run/loden/ipam/n/10.5.7.2")
+                && text.contains("3 more by other networks or host-local"),
             "{text}"
         );
     }

@@ -251,8 +251,11 @@ pub fn lock(run_dir: &Path, network: &str) -> anyhow::Result<File> {
             holder.trim()
         );
     }
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{}", std::process::id())?;
+    // The lock holds all the same when the disk is too full for the process id.
+    if let Err(error) =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()))
+    {
+        tracing::warn!(%error, "cannot write our process id to {}; is the disk full?", path.display());
+    }
     Ok(file)
 }

@@ -42,5 +42,5 @@ impl Allocation {
 /// A free address that was in use, `<run-dir>/ipam/<network>/freed/<address>`: the cool-down
 /// before it is given out again counts from the file's modification time.
 pub const FREED_DIR: &str = "freed";
-/// The lock of one network's allocations, in its folder.
+/// The lock of all networks' allocations, in the folder above theirs.
 pub const LOCK_FILE: &str = "lock";

@@ -54,10 +54,10 @@ fn a_freed_address_is_not_given_again_at_once() {
     let first: Vec<String> = (0..5).map(|_| turn()).collect();
     assert_eq!(first, ["10.5.7.2", "10.5.7.3", "10.5.7.4", "10.5.7.5", "10.5.7.6"]);
     // All are cooling, wherever the cursor stands.
-    fs::write(lab.ipam().join("lock"), format!("{:<47}\n", "10.5.7.4")).expect("cursor");
+    fs::write(lab.ipam().join("../lock"), format!("{:<47}\n", "10.5.7.4")).expect("cursor");
     assert_eq!(turn(), "10.5.7.2", "the longest-freed, wherever the cursor stands");
     let_rest(&lab);
-    fs::write(lab.ipam().join("lock"), format!("{:<47}\n", "10.5.7.4")).expect("cursor");
+    fs::write(lab.ipam().join("../lock"), format!("{:<47}\n", "10.5.7.4")).expect("cursor");
     assert_eq!(turn(), "10.5.7.5", "round robin when all have rested");
 }
 
@@ -116,7 +116,7 @@ fn the_daemon_can_read_what_was_allocated_whatever_mask_the_runtime_has() {
     let netns = lab.namespace("c");
     lab.call("ADD", &netns).under(&["sh", "-c", "umask 077 && exec \"$0\""]).run().success();
     let mode = |name: &str| lab.ipam().join(name).metadata().expect(name).permissions().mode() & 0o777;
-    assert_eq!((mode(""), mode("10.5.7.2"), mode("lock")), (0o755, 0o644, 0o600));
+    assert_eq!((mode(""), mode("10.5.7.2"), mode("../lock")), (0o755, 0o644, 0o600));
     let text = fs::read_to_string(lab.ipam().join("10.5.7.2")).expect("file");
     let allocation = loden_proto::allocation::Allocation::parse(&text).expect("JSON");
     assert_eq!((allocation.container_id.as_str(), allocation.netns.as_str()), ("c", netns.as_str()));
