@@ -54,10 +54,10 @@ fn a_freed_address_is_not_given_again_at_once() {
     let first: Vec<String> = (0..5).map(|_| turn()).collect();
     assert_eq!(first, ["10.5.7.2", "10.5.7.3", "10.5.7.4", "10.5.7.5", "10.5.7.6"]);
     // All are cooling, wherever the cursor stands.
-    fs::write(lab.ipam().join("../lock"), format!("{:<47}\n", "10.5.7.4")).expect("cursor");
+    fs::write(lab.ipam().with_file_name("lock"), format!("{:<47}\n", "10.5.7.4")).expect("cursor");
     assert_eq!(turn(), "10.5.7.2", "the longest-freed, wherever the cursor stands");
     let_rest(&lab);
-    fs::write(lab.ipam().join("../lock"), format!("{:<47}\n", "10.5.7.4")).expect("cursor");
+    fs::write(lab.ipam().with_file_name("lock"), format!("{:<47}\n", "10.5.7.4")).expect("cursor");
     assert_eq!(turn(), "10.5.7.5", "round robin when all have rested");
 }
 

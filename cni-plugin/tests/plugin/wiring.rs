@@ -302,7 +302,7 @@ fn check_sees_what_is_broken() {
     for (words, make_broken) in breaks {
         let _ = fs::remove_dir_all(lab.ipam());
         // The cursor too, so that the address is the same each time.
-        let _ = fs::remove_file(lab.ipam().join("../lock"));
+        let _ = fs::remove_file(lab.ipam().with_file_name("lock"));
         let result = lab.add(&netns);
         let out = check(&lab, &netns, &result);
         out.success();
