@@ -14,9 +14,10 @@ use imbl::OrdMap;
 use loden_proto::{Family, ROUTE_PROTOCOL, Subnet};
 
 use crate::observed::{Address, Link, Observed};
+use crate::options::Options;
 use crate::ownership;
 use crate::peers::Peer;
-use crate::plan::{Desired, Device, Options};
+use crate::plan::{Desired, Device};
 
 pub use applied::applied;
 pub use operation::Operation;

@@ -16,7 +16,7 @@ use loden_proto::lease::LeaseKey;
 use loden_proto::{Family, Subnet};
 
 use crate::mac::Fnv;
-use crate::plan::Options;
+use crate::options::Options;
 
 /// kube-proxy's and flannel's mark for packets that they will masquerade themselves.
 const KUBE_MARK: u32 = 0x4000;

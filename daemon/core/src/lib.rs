@@ -21,6 +21,7 @@ pub mod filters;
 pub mod leases;
 pub mod mac;
 pub mod observed;
+pub mod options;
 pub mod ownership;
 pub mod peers;
 pub mod plan;

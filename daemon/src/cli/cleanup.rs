@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use loden_core::diff::{self, Operation};
 use loden_core::observed::Observed;
-use loden_core::plan::Options;
+use loden_core::options::Options;
 use loden_proto::config::NetworkConfig;
 
 use super::daemon::PlaceArgs;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgAction, Args, CommandFactory, ValueEnum};
-use loden_core::plan;
+use loden_core::options;
 use loden_core::underlay::UnderlayOptions;
 use loden_proto::{DEFAULT_FWMARK, DEFAULT_NETWORK, Subnet};
 use regex_lite::Regex;
@@ -240,7 +240,7 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
         subnet_file: args.place.subnet_file(),
         socket_group: Some(args.socket_group).filter(|g| !g.is_empty()),
         settings: Settings {
-            options: plan::Options {
+            options: options::Options {
                 network: args.place.network,
                 masquerade: args.filters.ip_masq,
                 masquerade_inbound: args.filters.masq_inbound,
