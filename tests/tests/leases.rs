@@ -117,8 +117,12 @@ fn own_lease_returns(name: &str, lose: impl FnOnce(&Etcd, &str)) {
     matrix(&[&a1, &b1]);
     let (subnet, pid) = (a.subnet(), cluster.daemons[0].pid());
     let key = Etcd::key(subnet);
+    let stream = b1.stream_to(&a1, 1000);
     lose(&cluster.etcd, &key);
     eventually(SOON, "the key is back, on a lease", || cluster.etcd.lease_of(&key).filter(|l| l != "0"));
+    b.sees_peers(1);
+    let losses = stream.stop();
+    assert_eq!(losses.lost, 0, "{losses:?}");
     assert_eq!(cluster.daemons[0].pid(), pid);
     assert!(cluster.daemons[0].exited().is_none(), "the daemon lives");
     assert_eq!(eventually(SOON, "a holds it", || a.held_subnet()), subnet);

@@ -27,6 +27,9 @@ use judge::judge;
 
 /// Vanishing leases are counted together when they vanish within this time.
 const MASS_WINDOW: Millis = 10_000;
+/// A peer whose lease vanished stays this long: a key that was deleted or revoked under a living host
+/// is claimed again within milliseconds, and costs no packet.
+const GRACE: Millis = 1_000;
 /// Fewer vanishing peers than this are never held.
 const MASS_LEAST: usize = 3;
 
@@ -146,6 +149,8 @@ pub struct PeerBook {
     /// Peers of living leases.
     live: OrdMap<Subnet, Peer>,
     held: OrdMap<Subnet, Held>,
+    /// Peers in their moment of grace.
+    leaving: OrdMap<Subnet, Held>,
     /// Peers that vanished within the window, with the time; held ones among them.
     vanished: Vec<(Millis, Peer)>,
 }
@@ -157,11 +162,11 @@ impl PeerBook {
         Self { live: peers.into_iter().map(|p| (p.subnet, p)).collect(), ..Self::default() }
     }
 
-    /// The peers to program: living and held ones.
+    /// The peers to program: living, leaving and held ones.
     pub fn peers(&self) -> OrdMap<Subnet, Peer> {
         let mut peers = self.live.clone();
-        for (subnet, held) in &self.held {
-            peers.insert(*subnet, held.peer.clone());
+        for (subnet, kept) in self.leaving.iter().chain(&self.held) {
+            peers.insert(*subnet, kept.peer.clone());
         }
         peers
     }
@@ -191,9 +196,9 @@ impl PeerBook {
         self.table.iter().filter(|(_, r)| r.is_reservation()).count()
     }
 
-    /// When something is due without an event: the next held peer's end.
+    /// When something is due without an event: the end of the next held or leaving peer.
     pub fn next_deadline(&self) -> Option<Millis> {
-        self.held.values().map(|h| h.until).min()
+        self.held.values().chain(self.leaving.values()).map(|h| h.until).min()
     }
 
     /// Takes in a table and rules at this time. Returns keys that are newly refused, or for another
@@ -261,7 +266,11 @@ impl PeerBook {
                 .flat_map(LeaseKey::subnets)
                 .filter_map(|s| before.get(&s).filter(|_| !self.live.contains_key(&s)).cloned()),
         );
-        self.vanished.extend(gone.map(|p| (now, p)));
+        for peer in gone {
+            let until = now.saturating_add(GRACE);
+            self.leaving.insert(peer.subnet, Held { peer: peer.clone(), until });
+            self.vanished.push((now, peer));
+        }
         let reason =
             |verdicts: &OrdMap<LeaseKey, Verdict>, outdone: &OrdMap<LeaseKey, String>, key| match verdicts
                 .get(key)
@@ -290,9 +299,11 @@ impl PeerBook {
         refused
     }
 
-    /// Lets time pass: held peers whose time is over go.
+    /// Lets time pass: held and leaving peers whose time is over go.
     pub fn tick(&mut self, now: Millis) {
-        self.held = self.held.iter().filter(|(_, h)| h.until > now).map(|(s, h)| (*s, h.clone())).collect();
+        for kept in [&mut self.held, &mut self.leaving] {
+            *kept = kept.iter().filter(|(_, h)| h.until > now).map(|(s, h)| (*s, h.clone())).collect();
+        }
     }
 
     fn hold(&mut self, now: Millis) {
@@ -313,9 +324,17 @@ impl PeerBook {
         let own = rules.own;
         let stays = |subnet: &Subnet, held: &Held| {
             let ours = own.is_some_and(|o| o.overlaps(&LeaseKey::single(*subnet)));
-            held.until > now && !ours && table.inside(subnet).is_none()
+            // Nor is a MAC in two places at once.
+            let moved = match held.peer.path {
+                Path::Vxlan(mac) => self.claimants(Claim::Mac(subnet.family(), mac)).next().is_some(),
+                Path::Direct => false,
+            };
+            held.until > now && !ours && !moved && table.inside(subnet).is_none()
         };
-        self.held = self.held.iter().filter(|(s, h)| stays(s, h)).map(|(s, h)| (*s, h.clone())).collect();
+        let keep = |kept: &OrdMap<Subnet, Held>| {
+            kept.iter().filter(|(s, h)| stays(s, h)).map(|(s, h)| (*s, h.clone())).collect::<OrdMap<_, _>>()
+        };
+        (self.held, self.leaving) = (keep(&self.held), keep(&self.leaving));
     }
 
     fn rivals(&self, claim: Claim) -> impl Iterator<Item = LeaseKey> + use<> {

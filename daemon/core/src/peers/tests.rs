@@ -99,6 +99,7 @@ fn a_younger_claim_gets_its_turn_when_the_older_goes() {
     assert!(!book.peers().contains_key(&subnet("10.5.99.0/24")));
     table.delete("10.5.10.0-24");
     book.update(table, rules(), 1);
+    book.tick(2000);
     assert!(book.peers().contains_key(&subnet("10.5.99.0/24")));
     assert!(book.rejected().is_empty());
 }
@@ -122,6 +123,7 @@ proptest! {
             }
             // Slow enough that nothing is held.
             step_by_step.update(table.clone(), rules(), n as u64 * 20_000);
+            step_by_step.tick(n as u64 * 20_000 + 1000);
             let mut at_once = PeerBook::default();
             at_once.update(table.clone(), rules(), 0);
             prop_assert_eq!(step_by_step.peers(), at_once.peers());
@@ -145,12 +147,28 @@ fn a_rival_that_comes_later_changes_nothing_for_the_older() {
 }
 
 #[test]
-fn one_peer_that_leaves_is_let_go_at_once() {
+fn one_peer_that_leaves_is_let_go_after_a_moment_unless_it_returns() {
     let mut table = twenty();
     let mut book = book(table.clone());
     table.delete("10.5.10.0-24");
+    book.update(table.clone(), rules(), 1);
+    assert_eq!((book.peers().len(), book.held().count()), (20, 0), "its key may be claimed again");
+    book.tick(1001);
+    assert_eq!((book.peers().len(), book.next_deadline()), (19, None));
+    put(&mut table, "10.5.10.0-24", 500, &lease("192.168.0.10", 10));
+    book.update(table, rules(), 1002);
+    assert_eq!(book.peers().len(), 20);
+}
+
+#[test]
+fn a_host_that_moves_to_another_subnet_leaves_the_old_one_at_once() {
+    let mut table = twenty();
+    let mut book = book(table.clone());
+    table.delete("10.5.10.0-24");
+    put(&mut table, "10.5.99.0-24", 500, &lease("192.168.0.10", 10));
     book.update(table, rules(), 1);
-    assert_eq!((book.peers().len(), book.held().count()), (19, 0));
+    assert!(!book.peers().contains_key(&subnet("10.5.10.0/24")), "its MAC is at the new one");
+    assert_eq!(book.peers().len(), 20);
 }
 
 #[test]
@@ -188,6 +206,7 @@ fn while_many_are_held_a_single_later_departure_is_an_ordinary_one() {
     assert_eq!(book.held().count(), 15);
     table.delete("10.5.25.0-24");
     book.update(table, rules(), 60_000);
+    book.tick(61_000);
     assert_eq!((book.held().count(), book.peers().len()), (15, 19));
 }
 
@@ -198,6 +217,7 @@ fn slow_departures_are_not_held() {
     for n in 10..28u64 {
         table.delete(&format!("10.5.{n}.0-24"));
         book.update(table.clone(), rules(), n * 20_000);
+        book.tick(n * 20_000 + 1000);
     }
     assert_eq!((book.peers().len(), book.held().count()), (2, 0));
 }
@@ -210,6 +230,7 @@ fn peers_known_before_the_first_table_are_let_go_or_held_by_the_same_rule() {
     let mut one_less = PeerBook::with_known(known.clone());
     assert_eq!(one_less.peers().len(), 20, "used before etcd answers");
     one_less.update(table, rules(), 0);
+    one_less.tick(1000);
     assert_eq!(one_less.peers().len(), 19);
     let mut emptied = PeerBook::with_known(known);
     emptied.update(LeaseTable::default(), rules(), 0);
