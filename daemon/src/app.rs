@@ -227,11 +227,23 @@ async fn announce(
     }
 }
 
+/// Whether a daemon runs with this folder of run-time state.
+pub fn runs(run_dir: &Path) -> bool {
+    match File::open(run_dir.join(LOCK_FILE)) {
+        Ok(file) => rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err(),
+        // Another user's: it is there, so it is taken for living.
+        Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+    }
+}
+
+/// Held for the daemon's life, in its folder of run-time state.
+const LOCK_FILE: &str = "loden.lock";
+
 /// One daemon per network on a host. The lock goes with the process.
 pub fn lock(run_dir: &Path, network: &str) -> anyhow::Result<File> {
     use std::io::{Read, Seek, Write};
     use std::os::unix::fs::OpenOptionsExt;
-    let path = run_dir.join("loden.lock");
+    let path = run_dir.join(LOCK_FILE);
     // Nobody else may hold it, and so stop a start.
     let mut file =
         File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(

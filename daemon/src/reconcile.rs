@@ -10,6 +10,7 @@ mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use loden_proto::{Family, Subnet};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::app;
 use crate::clock;
 use crate::kernel::{Interest, Kernel, Notice, Watch};
 use crate::lease::OwnLease;
@@ -240,6 +242,11 @@ impl Loop {
             return Ok(());
         };
         let adopted = self.adopted(&config);
+        if let Some(conflict) = adopted.values().find_map(|name| self.of_another_network(name)) {
+            self.set_conflicts(vec![conflict], true);
+            self.settle();
+            return Ok(());
+        }
         self.bridges = self.gateway_holders(&key);
         let desired = plan(Inputs {
             config: &config,
@@ -488,6 +495,17 @@ impl Loop {
             Some((family, link.name.clone()))
         };
         Family::ALL.into_iter().filter_map(device).collect()
+    }
+
+    /// Why a device cannot be adopted: it is that of another Loden network, whose daemon runs here.
+    fn of_another_network(&self, device: &str) -> Option<Conflict> {
+        let network = device.split('.').next().map(|n| n.trim_end_matches('6'))?;
+        if network == self.it.settings.options.network || !app::runs(&Path::new("/run").join(network)) {
+            return None;
+        }
+        Some(Conflict(format!(
+            "{device} has our VNI and port and belongs to the network {network}, whose daemon runs on this host; give this network a VNI of its own (loden config set)"
+        )))
     }
 
     /// Interfaces other than the plugin's bridge that hold our gateway address: docker0, cni0.

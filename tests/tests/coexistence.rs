@@ -56,6 +56,20 @@ fn two_networks_live_on_one_host_and_do_not_mix() {
 }
 
 #[test]
+fn a_second_network_of_the_same_vni_does_not_get_the_firsts_device() {
+    let cluster = Cluster::<2>::start("same_vni_twice", VXLAN, &[]);
+    cluster.etcd.put("/blue/network/config", r#"{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    let stream = a1.stream_to(&b1, 1000);
+    let second = blue(a);
+    second.logs(&["loden.1", "a VNI of its own"]);
+    let losses = stream.stop();
+    assert_eq!(losses.lost, 0, "{losses:?}");
+    assert!(a.status().repairs.is_empty(), "nobody touched it: {:?}", a.status().repairs);
+}
+
+#[test]
 fn a_second_daemon_on_one_network_names_the_first() {
     let cluster = Cluster::<1>::start("second", VXLAN, &[]);
     let [a] = &cluster.hosts;

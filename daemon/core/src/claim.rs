@@ -25,8 +25,6 @@ use crate::printable;
 pub struct Identity {
     /// Lasting identity of the host.
     pub host_id: String,
-    /// The kernel's id of this boot, if known.
-    pub boot_id: String,
     /// Our public addresses, one per family that the network has.
     pub public: Vec<IpAddr>,
 }
@@ -162,11 +160,7 @@ fn relation(record: &LeaseRecord, identity: &Identity) -> Option<Relation> {
     let value = record.value.as_ref().ok()?;
     let same_address = identity.public.iter().any(|ip| value.public_address(Family::of(*ip)) == Some(*ip));
     let same_host = value.host_id().map(|id| id == identity.host_id);
-    let same_boot =
-        value.loden.as_ref().is_some_and(|m| !m.boot_id.is_empty() && m.boot_id == identity.boot_id);
     match (same_host, same_address) {
-        // This very machine, before its lasting state was lost.
-        (Some(false), true) if same_boot => Some(Relation::Former),
         (Some(true), true) => Some(Relation::Former),
         (Some(true), false) if record.is_reservation() => Some(Relation::Reserved),
         (Some(true), false) => Some(Relation::Moved),
@@ -238,6 +232,10 @@ pub fn liveness(granted: u64, remaining: u64, interval: u64) -> Option<Liveness>
 /// The keep-alive interval of a lease's holder, in seconds: as it states, but never longer than it
 /// could be for the TTL it was granted, so that nobody can make us wait for ever.
 pub fn holders_interval(record: &LeaseRecord, granted: u64) -> u64 {
+    // flannel renews once in a lease's life.
+    if record.value.as_ref().is_ok_and(|v| v.loden.is_none()) {
+        return granted;
+    }
     let longest = keep_alive_interval(granted);
     let stated =
         record.value.as_ref().ok().and_then(|v| v.loden.as_ref()).map_or(0, |m| m.keep_alive_seconds);
@@ -266,11 +264,7 @@ mod tests {
     }
 
     fn us() -> Identity {
-        Identity {
-            host_id: "us".into(),
-            boot_id: "today".into(),
-            public: vec!["192.168.0.1".parse().expect("ip")],
-        }
+        Identity { host_id: "us".into(), public: vec!["192.168.0.1".parse().expect("ip")] }
     }
 
     fn table(entries: &[(&str, i64, &str)]) -> LeaseTable {
@@ -330,12 +324,6 @@ mod tests {
             panic!("refused")
         };
         assert!(holder.contains("192.168.0.1") && holder.contains("they"), "{holder}");
-    }
-
-    #[test]
-    fn a_host_that_lost_its_state_is_known_by_its_boot() {
-        let before = OTHER_HERE.replace(r#""HostID":"they""#, r#""HostID":"they","BootID":"today""#);
-        assert!(matches!(step(&table(&[("10.5.12.0-24", 6, &before)]), &[], &[]), Step::Take { .. }));
     }
 
     #[test]
@@ -428,5 +416,8 @@ mod tests {
         let table = table(&[("10.5.12.0-24", 6, value)]);
         let record = table.get(&key("10.5.12.0-24")).expect("the record");
         assert_eq!(holders_interval(record, 86400), 60);
+        let flannel = self::table(&[("10.5.12.0-24", 6, OTHER)]);
+        let interval = holders_interval(flannel.get(&key("10.5.12.0-24")).expect("the record"), 86400);
+        assert_eq!(liveness(86400, 10, interval), None, "flannel's lease is alive to its end");
     }
 }

@@ -185,15 +185,15 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<()> {
     let outcome = match &marked {
         // A deleted key would be claimed again at once, and its containers cut off.
         Some(value) => writer.put(key, value, record.etcd_lease, record.mod_revision).await?,
-        None if alive => bail!(
-            "{} is held by {holder}, which is flannel: it exits when its key is deleted and cannot be told to move; stop it first",
-            args.subnet
-        ),
         None => writer.delete(key, record.mod_revision).await?,
     };
     match outcome {
-        Outcome::Written(_) if alive => print(&format!(
+        Outcome::Written(_) if marked.is_some() => print(&format!(
             "{holder} was told to move; it takes no new containers, and leaves {} when the last one is gone\n",
+            args.subnet
+        )),
+        Outcome::Written(_) if alive => print(&format!(
+            "{} is free; flanneld of {holder} ends when it sees this, and takes a subnet anew when it is started again\n",
             args.subnet
         )),
         Outcome::Written(_) => print(&format!("{} is free\n", args.subnet)),

@@ -72,6 +72,8 @@ struct Held {
     etcd_lease: i64,
     mod_revision: i64,
     value: LeaseValue,
+    /// What we tried to write last; stands in etcd if only the answer was lost.
+    attempted: Option<LeaseValue>,
 }
 
 /// Why a held lease is not simply held any more.
@@ -178,7 +180,7 @@ impl Keeper {
                 continue;
             }
             let public = value::public_addresses(&config, &underlay);
-            let identity = Identity { host_id: host_id.clone(), boot_id: state::boot_id(), public };
+            let identity = Identity { host_id: host_id.clone(), public };
             let step = claim::next_step(&table, &config, &identity, previous, &known, clock::chance());
             let (key, mod_revision, reserved, why) = match step {
                 Step::Take { key, mod_revision, reserved, why } => (key, mod_revision, reserved, why),
@@ -271,7 +273,8 @@ impl Keeper {
             match written {
                 Ok(Outcome::Written(revision)) => {
                     tracing::info!(subnet = %key, why, "lease is ours");
-                    let held = Held { key, etcd_lease: lease, mod_revision: revision, value };
+                    let held =
+                        Held { key, etcd_lease: lease, mod_revision: revision, value, attempted: None };
                     self.publish(&held, host_id, &macs, last);
                     return Ok(held);
                 }
@@ -286,8 +289,11 @@ impl Keeper {
                     ahead = Some(table);
                 }
                 Err(error) => {
-                    // Whether it was written is unknown: the next view tells.
-                    etcd_lease = None;
+                    // Whether it was written is unknown: the next view tells. The etcd lease stays ours to
+                    // use, unless it is what is missing.
+                    if error.to_string().contains("lease not found") {
+                        etcd_lease = None;
+                    }
                     self.failed(&error, &mut backoff).await;
                 }
             }
@@ -321,7 +327,7 @@ impl Keeper {
                     Ok(false) => return Departure::Gone,
                     // The data plane stays; etcd's absence is the reading task's to report.
                     Err(error) => {
-                        tracing::debug!(%error, "keep-alive failed");
+                        self.waiting(format!("its keep-alive fails: {error}"));
                         tick.reset_after((interval / 4).max(Duration::from_secs(1)));
                     }
                 },
@@ -360,7 +366,12 @@ impl Keeper {
             return Ok(());
         };
         match &value.loden {
-            Some(member) if member.host_id == host_id && member.boot_id == state::boot_id() => {
+            // At another address it is a copy of this machine, memory and all.
+            Some(member)
+                if member.host_id == host_id
+                    && member.boot_id == state::boot_id()
+                    && (same_address(value, &held.value) || held.attempted.as_ref() == Some(value)) =>
+            {
                 // A write of ours whose answer was lost, or an operator's edit of it.
                 held.mod_revision = record.mod_revision;
                 held.etcd_lease = record.etcd_lease;
@@ -416,6 +427,7 @@ impl Keeper {
         if value == held.value {
             return;
         }
+        held.attempted = Some(value.clone());
         match self.writer.put(&held.key, &value, held.etcd_lease, held.mod_revision).await {
             Ok(Outcome::Written(revision)) => {
                 tracing::info!(subnet = %held.key, "lease updated: address or MAC changed");
@@ -492,11 +504,16 @@ impl Keeper {
             let facts = self.facts.borrow_and_update().clone();
             let reason = match (view.synced, config, facts) {
                 (true, Some(config), Some(facts)) => match facts.underlay.clone() {
-                    Ok(underlay) => match underlay.endpoints.iter().find(|e| config.contains(e.local)) {
+                    Ok(underlay) => match underlay
+                        .endpoints
+                        .iter()
+                        .flat_map(|e| [e.local, e.public])
+                        .find(|ip| config.contains(*ip))
+                    {
                         None => return (view, config, underlay, facts),
                         Some(own) => format!(
-                            "the network contains this host's own address {} on {}; choose a network apart from the underlay (loden config set), or another --iface",
-                            own.local, underlay.interface
+                            "the network contains this host's own address {own} ({}); choose a network apart from the underlay (loden config set), or another --iface or --public-ip",
+                            underlay.interface
                         ),
                     },
                     Err(reason) => reason.to_string(),
@@ -627,6 +644,10 @@ impl Keeper {
             }
         }
     }
+}
+
+fn same_address(a: &LeaseValue, b: &LeaseValue) -> bool {
+    (a.public_ip, a.public_ipv6) == (b.public_ip, b.public_ipv6)
 }
 
 fn without(mut table: LeaseTable, key: &LeaseKey) -> LeaseTable {
