@@ -18,6 +18,7 @@ pub mod claim;
 pub mod config_change;
 pub mod diff;
 pub mod filters;
+pub mod held;
 pub mod leases;
 pub mod mac;
 pub mod observed;

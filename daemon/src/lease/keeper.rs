@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use loden_core::backoff::Backoff;
 use loden_core::claim::{self, Identity, Step};
+use loden_core::held::{self, Held, Standing};
 use loden_core::leases::{LeaseRecord, LeaseTable};
 use loden_core::mac;
 use loden_core::underlay::Underlay;
@@ -65,16 +66,6 @@ pub struct Keeper {
 
 /// How long the host's addresses may settle before our lease follows them.
 const SETTLE: Duration = Duration::from_millis(200);
-
-/// Our lease in hand.
-struct Held {
-    key: LeaseKey,
-    etcd_lease: i64,
-    mod_revision: i64,
-    value: LeaseValue,
-    /// What we tried to write last; stands in etcd if only the answer was lost.
-    attempted: Option<LeaseValue>,
-}
 
 /// Why a held lease is not simply held any more.
 enum Departure {
@@ -354,48 +345,27 @@ impl Keeper {
 
     /// Compares our key with what stands in etcd.
     fn check(&self, table: &LeaseTable, held: &mut Held, host_id: &str) -> Result<(), Departure> {
-        let Some(record) = table.get(&held.key) else { return Err(Departure::Gone) };
-        if record.mod_revision <= held.mod_revision {
-            return Ok(());
-        }
-        let Ok(value) = &record.value else {
-            // Nobody lives behind it: write our own value again, in place of exactly this one.
-            tracing::warn!(subnet = %held.key, "somebody wrote an unreadable value to our key; writing ours again");
-            held.mod_revision = record.mod_revision;
-            held.value = LeaseValue::default();
-            return Ok(());
-        };
-        match &value.loden {
-            // At another address it is a copy of this machine, memory and all.
-            Some(member)
-                if member.host_id == host_id
-                    && member.boot_id == state::boot_id()
-                    && (same_address(value, &held.value) || held.attempted.as_ref() == Some(value)) =>
-            {
-                // A write of ours whose answer was lost, or an operator's edit of it.
-                held.mod_revision = record.mod_revision;
-                held.etcd_lease = record.etcd_lease;
-                held.value = value.clone();
-                if member.released {
+        match held::standing(held, table, host_id, &state::boot_id()) {
+            Standing::Unchanged => {}
+            Standing::Ours(now) => {
+                *held = *now;
+                if held.value.loden.as_ref().is_some_and(|m| m.released) {
                     tracing::warn!(subnet = %held.key, "an operator released our subnet; no new containers, and another subnet when the last one is gone");
-                    self.own.send_modify(|own| {
-                        own.state =
-                            LeaseState::Lost("an operator released it (loden lease release --force)".into())
-                    });
+                    let reason = "an operator released it (loden lease release --force)".to_owned();
+                    self.own.send_modify(|own| own.state = LeaseState::Lost(reason));
                 }
-                Ok(())
             }
-            Some(member) if member.host_id == host_id => Err(Departure::Fenced(format!(
-                "another process with our host id {host_id} wrote it (boot id {}): two machines run from one disk image, or from one snapshot",
-                member.boot_id
-            ))),
-            None if value.public_ip == held.value.public_ip && value.public_ip.is_some() => {
-                Err(Departure::Fenced(
-                    "flanneld wrote it with our address; is flanneld running on this host?".into(),
-                ))
+            Standing::Garbled(revision) => {
+                tracing::warn!(subnet = %held.key, "somebody wrote an unreadable value to our key; writing ours again");
+                held.mod_revision = revision;
+                // Differs from what we want to stand there, so it is written.
+                held.value = LeaseValue::default();
             }
-            _ => Err(Departure::Lost(claim::holder(record))),
+            Standing::Gone => return Err(Departure::Gone),
+            Standing::Lost(holder) => return Err(Departure::Lost(holder)),
+            Standing::Fenced(reason) => return Err(Departure::Fenced(reason)),
         }
+        Ok(())
     }
 
     /// Brings the value up to date: an address that changed, a MAC that an older peer has too.
@@ -644,10 +614,6 @@ impl Keeper {
             }
         }
     }
-}
-
-fn same_address(a: &LeaseValue, b: &LeaseValue) -> bool {
-    (a.public_ip, a.public_ipv6) == (b.public_ip, b.public_ipv6)
 }
 
 fn without(mut table: LeaseTable, key: &LeaseKey) -> LeaseTable {
