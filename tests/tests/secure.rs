@@ -84,3 +84,23 @@ fn a_wrong_ca_and_a_wrong_password_are_told_apart() {
     wrong.logs(&["password"]);
     assert!(!wrong.is_ready() && !no_ca.is_ready());
 }
+
+#[test]
+fn certificates_are_read_again_when_their_files_change() {
+    let lab = Lab::new("tls_rotate");
+    let etcd = lab.etcd_with(Security::ClientCerts);
+    etcd.config(VXLAN);
+    let a = lab.host("a");
+    let daemon = a.daemon(&[]).ready();
+    let flags = etcd.flags();
+    let path = flags.iter().find_map(|f| f.strip_prefix("--etcd-certfile=")).expect("the flag");
+    let certificate = std::fs::read_to_string(path).expect("the certificate");
+    std::fs::write(path, "not a certificate").expect("write");
+    daemon.logs(&["files changed"]);
+    eventually(SOON, "without a certificate etcd is away", || !a.status().etcd.connected);
+    std::fs::write(path, certificate).expect("write");
+    eventually(SOON, "with a certificate it is back", || a.status().etcd.connected);
+    let late = etcd.put_peer(200);
+    eventually(SOON, "the watch goes on", || loden_tests::kernel::route(&a, &late.to_string()));
+    lab.check_invariants();
+}
