@@ -95,7 +95,8 @@ pub struct Reconciler {
 }
 
 struct Loop {
-    it: Reconciler,
+    /// What it was told and hears, and where it publishes.
+    io: Reconciler,
     observed: Observed,
     book: PeerBook,
     /// Whether the book knows what lasting state and kernel tell of peers.
@@ -156,7 +157,7 @@ impl Reconciler {
             save_peers_at: None,
             saved_peers_at: Instant::now() - SAVE_PEERS,
             bridges: BTreeSet::new(),
-            it: self,
+            io: self,
         };
         state.run().await
     }
@@ -181,27 +182,27 @@ impl Loop {
         deadline = held.map_or(deadline, |wait| deadline.min(Instant::now() + wait + COALESCE));
         deadline = self.save_peers_at.map_or(deadline, |at| deadline.min(at));
         tokio::select! {
-            notices = self.it.notices.next() => {
+            notices = self.io.notices.next() => {
                 for notice in notices? {
                     self.absorb(notice);
                 }
                 // More of the same burst are likely under way.
                 let end = Instant::now() + COALESCE;
                 while self.wrong > Need::Changes
-                    && let Ok(more) = tokio::time::timeout_at(end, self.it.notices.next()).await
+                    && let Ok(more) = tokio::time::timeout_at(end, self.io.notices.next()).await
                 {
                     for notice in more? {
                         self.absorb(notice);
                     }
                 }
             }
-            Some(question) = self.it.questions.recv() => {
+            Some(question) = self.io.questions.recv() => {
                 // Who asked may be gone.
                 let _ = question.send(self.report());
             }
-            _ = self.it.views.changed() => {}
-            _ = self.it.configs.changed() => {}
-            _ = self.it.own.changed() => {}
+            _ = self.io.views.changed() => {}
+            _ = self.io.configs.changed() => {}
+            _ = self.io.own.changed() => {}
             () = tokio::time::sleep_until(deadline) => {}
         }
         if self.wrong > Need::Changes && self.quiet_until <= Instant::now() {
@@ -213,7 +214,7 @@ impl Loop {
         if self.save_peers_at.is_some_and(|at| at <= Instant::now()) {
             self.save_peers_at = None;
             self.saved_peers_at = Instant::now();
-            if let Err(error) = self.it.state.save_peers(self.programmed.values()) {
+            if let Err(error) = self.io.state.save_peers(self.programmed.values()) {
                 tracing::warn!(%error, "cannot remember the peers");
             }
         }
@@ -231,7 +232,7 @@ impl Loop {
             self.observe().await?;
         }
         let underlay = self.choose_underlay();
-        let inputs = (self.it.configs.borrow_and_update().clone(), self.it.own.borrow_and_update().clone());
+        let inputs = (self.io.configs.borrow_and_update().clone(), self.io.own.borrow_and_update().clone());
         let (Some(config), own) = inputs else {
             self.settle();
             return Ok(());
@@ -253,7 +254,7 @@ impl Loop {
             own: key,
             macs: &own.macs,
             underlay: &underlay,
-            options: &self.it.settings.options,
+            options: &self.io.settings.options,
             adopted: &adopted,
             bridges: &self.bridges,
             peers: self.book.peers(),
@@ -272,37 +273,20 @@ impl Loop {
             self.need = Need::Full;
         }
         let full = self.need == Need::Full;
-        let repairing = !first && !base_changed && full;
-        let mut failed = Vec::new();
+        // What changes because the inputs did is no repair.
+        let same_inputs = !first && !base_changed;
         let mut conflicts = Vec::new();
+        let mut failed = Vec::new();
         if self.need >= Need::Base {
-            self.refresh_forwarding(&desired);
-            // A device must be there before its address can be; three rounds do for everything.
-            for round in 0..3 {
-                let (operations, base_conflicts) = diff::base(&desired, &self.observed);
-                conflicts = base_conflicts;
-                if operations.is_empty() || round > 0 && !failed.is_empty() {
-                    break;
-                }
-                let repairing = !first && !base_changed;
-                let (filters, rest): (Vec<Operation>, Vec<Operation>) =
-                    operations.into_iter().partition(|o| matches!(o, Operation::ReplaceFilters(..)));
-                failed.extend(self.apply(&filters, repairing).await?);
-                if !failed.is_empty() {
-                    // Without its filters a device would take VXLAN from anybody.
-                    break;
-                }
-                failed.extend(self.apply(&rest, repairing).await?);
-                self.observe().await?;
-                self.need = Need::Full;
-            }
+            failed.extend(self.bring_base(&desired, same_inputs, &mut conflicts).await?);
         }
         // What inputs changed is done first: what is then left to do is a repair.
         let former = std::mem::take(&mut self.programmed);
         let mut peers_failed =
             self.bring_peers(&desired, Scope::Since(&former), false, &mut conflicts).await?;
         if self.need == Need::Full {
-            peers_failed.extend(self.bring_peers(&desired, Scope::All, repairing, &mut conflicts).await?);
+            peers_failed
+                .extend(self.bring_peers(&desired, Scope::All, same_inputs && full, &mut conflicts).await?);
         }
         self.set_conflicts(conflicts, self.need == Need::Full);
         self.pending.clear();
@@ -318,9 +302,9 @@ impl Loop {
         }
         self.programmed = desired.peers.clone();
         self.failure = failed.first().map(|(_, reason)| reason.clone());
-        self.it.in_place.send_if_modified(|done| !std::mem::replace(done, true));
+        self.io.in_place.send_if_modified(|done| !std::mem::replace(done, true));
         if full {
-            self.next_full = Instant::now() + self.it.settings.full_pass;
+            self.next_full = Instant::now() + self.io.settings.full_pass;
         }
         self.settle();
         if !failed.is_empty() {
@@ -330,6 +314,37 @@ impl Loop {
         Ok(())
     }
 
+    /// Filters, devices, addresses and forwarding. A device must be there before its address can be;
+    /// three rounds do for everything.
+    async fn bring_base(
+        &mut self,
+        desired: &Desired,
+        repairing: bool,
+        conflicts: &mut Vec<Conflict>,
+    ) -> anyhow::Result<Vec<(Operation, String)>> {
+        self.refresh_forwarding(desired);
+        let mut failed = Vec::new();
+        for round in 0..3 {
+            let (operations, found) = diff::base(desired, &self.observed);
+            *conflicts = found;
+            if operations.is_empty() || round > 0 && !failed.is_empty() {
+                break;
+            }
+            let (filters, rest): (Vec<Operation>, Vec<Operation>) =
+                operations.into_iter().partition(|o| matches!(o, Operation::ReplaceFilters(..)));
+            failed.extend(self.apply(&filters, repairing).await?);
+            if !failed.is_empty() {
+                // Without its filters a device would take VXLAN from anybody.
+                break;
+            }
+            failed.extend(self.apply(&rest, repairing).await?);
+            self.observe().await?;
+            self.need = Need::Full;
+        }
+        Ok(failed)
+    }
+
+    /// Neighbours, FDB entries, nexthops, routes and the peer sets.
     async fn bring_peers(
         &mut self,
         desired: &Desired,
@@ -339,7 +354,7 @@ impl Loop {
     ) -> anyhow::Result<Vec<(Operation, String)>> {
         let (mut operations, found) = diff::peers(desired, &self.observed, scope);
         conflicts.extend(found);
-        if !self.it.views.borrow().synced {
+        if !self.io.views.borrow().synced {
             // Until etcd has told who the peers are, none is taken away.
             operations.retain(|o| !o.removes());
         }
@@ -361,7 +376,7 @@ impl Loop {
 
     fn settle(&mut self) {
         if self.need == Need::Full {
-            self.next_full = Instant::now() + self.it.settings.full_pass;
+            self.next_full = Instant::now() + self.io.settings.full_pass;
         }
         self.need = Need::Changes;
     }
@@ -374,7 +389,7 @@ impl Loop {
             table: desired.map(|d| d.filters.table.clone()).unwrap_or_default(),
             has_peer_sets: desired.is_some_and(|d| d.filters.has_peer_sets),
         };
-        match self.it.kernel.observe(&interest).await {
+        match self.io.kernel.observe(&interest).await {
             Ok(observed) => self.observed = observed,
             // What is believed stays; the next pass tries again.
             Err(error) => tracing::warn!(%error, "cannot read the kernel's state"),
@@ -388,17 +403,17 @@ impl Loop {
     }
 
     fn choose_underlay(&mut self) -> Result<Underlay, NoUnderlay> {
-        let families: Vec<Family> = match &*self.it.configs.borrow() {
+        let families: Vec<Family> = match &*self.io.configs.borrow() {
             Some(config) => config.pools().map(|p| p.network.family()).collect(),
             None => vec![Family::V4],
         };
-        let options = self.it.settings.options.clone();
+        let options = self.io.settings.options.clone();
         let own = move |link: &Link| {
             options.names_device(&link.name) || link.name == options.bridge() || link.vxlan.is_some()
         };
-        let wanted = self.it.settings.underlay.clone();
-        let route_to = wanted.can_reach.and_then(|ip| self.it.kernel.route_to(ip));
-        let former = match self.it.facts.borrow().as_ref().map(|f| f.underlay.clone()) {
+        let wanted = self.io.settings.underlay.clone();
+        let route_to = wanted.can_reach.and_then(|ip| self.io.kernel.route_to(ip));
+        let former = match self.io.facts.borrow().as_ref().map(|f| f.underlay.clone()) {
             Some(Ok(underlay)) => Some(underlay),
             _ => None,
         };
@@ -408,13 +423,13 @@ impl Loop {
             && former.endpoints != now.endpoints
         {
             // A connection from an address that is gone would only end by its time-out.
-            self.it.moved.notify_one();
+            self.io.moved.notify_one();
         }
-        let options = &self.it.settings.options;
+        let options = &self.io.settings.options;
         let foreign = |l: &&Link| l.vxlan.is_some() && !options.names_device(&l.name);
         let foreign_devices = self.observed.links.values().filter(foreign).cloned().collect();
         let facts = HostFacts { underlay: underlay.clone(), foreign_devices };
-        self.it.facts.send_if_modified(|known| {
+        self.io.facts.send_if_modified(|known| {
             let news = known.as_ref() != Some(&facts);
             if news {
                 match &facts.underlay {
@@ -441,7 +456,7 @@ impl Loop {
     }
 
     fn update_peers(&mut self, config: &NetworkConfig, own: &OwnLease, underlay: Option<&Underlay>) {
-        let view = self.it.views.borrow_and_update().clone();
+        let view = self.io.views.borrow_and_update().clone();
         let now = clock::now();
         let outside = |a: &IpAddr| !config.contains(*a);
         let mut own_addresses: BTreeSet<IpAddr> =
@@ -454,7 +469,7 @@ impl Loop {
             own_macs: own.macs.values().copied().collect(),
             own_addresses,
             on_link: underlay.map(|u| u.on_link.clone()).unwrap_or_default(),
-            hold: self.it.settings.hold,
+            hold: self.io.settings.hold,
         };
         if self.rules.as_deref() != Some(&rules) {
             self.rules = Some(Arc::new(rules));
@@ -463,7 +478,7 @@ impl Loop {
             // What is in the kernel now is fresher than what was remembered.
             self.seeded = true;
             let remembered = self
-                .it
+                .io
                 .state
                 .peers()
                 .into_iter()
@@ -481,7 +496,7 @@ impl Loop {
             tracing::error!(
                 peers = held,
                 "most leases vanished at once; holding these peers for {} s in case it is a mishap",
-                self.it.settings.hold / 1000
+                self.io.settings.hold / 1000
             );
         } else if held < held_before {
             tracing::info!(let_go = held_before - held, still_held = held, "held peers went or came back");
@@ -500,7 +515,7 @@ impl Loop {
     /// Why a device cannot be adopted: it is that of another Loden network, whose daemon runs here.
     fn of_another_network(&self, device: &str) -> Option<Conflict> {
         let network = device.split('.').next().map(|n| n.trim_end_matches('6'))?;
-        if network == self.it.settings.options.network || !app::runs(&Path::new("/run").join(network)) {
+        if network == self.io.settings.options.network || !app::runs(&Path::new("/run").join(network)) {
             return None;
         }
         Some(Conflict(format!(
@@ -529,8 +544,8 @@ impl Loop {
         if operations.is_empty() {
             return Ok(Vec::new());
         }
-        let table = self.it.settings.options.network.clone();
-        let verdicts = self.it.kernel.apply(operations, &table).await?;
+        let table = self.io.settings.options.network.clone();
+        let verdicts = self.io.kernel.apply(operations, &table).await?;
         let mut failed = Vec::new();
         for (operation, verdict) in operations.iter().zip(verdicts) {
             match verdict {
