@@ -92,7 +92,11 @@ impl From<etcd_client::Error> for StoreError {
 
 /// The first cause of an error: "Connection refused" says more than "transport error".
 fn innermost(error: &etcd_client::Error) -> Option<String> {
-    let mut cause = std::error::Error::source(error)?;
+    let mut cause: &dyn std::error::Error = match error {
+        // The client does not name the status as its source.
+        etcd_client::Error::GRpcStatus(status) => status,
+        other => other,
+    };
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
