@@ -29,7 +29,7 @@ struct HostId {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Last {
-    /// The network config in force, as it stands in etcd.
+    /// The network config in force, every default written out.
     pub config: String,
     /// The lease's key.
     pub key: String,

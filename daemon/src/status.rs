@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use loden_core::peers::Path as PeerPath;
 use loden_proto::status::{
     ConfigStatus, DeviceStatus, EtcdStatus, LeaseStatus, PeerStatus, RejectedStatus, Request, Status,
     UnderlayStatus,
@@ -204,10 +203,7 @@ fn peer_status(peer: &loden_core::peers::Peer, report: &Report) -> PeerStatus {
     PeerStatus {
         subnet: peer.subnet,
         public_address: peer.public_address,
-        vtep_mac: match peer.path {
-            PeerPath::Vxlan(mac) => Some(mac),
-            PeerPath::Direct => None,
-        },
+        vtep_mac: peer.vtep_mac(),
         host_name: peer.host.name.clone(),
         version: peer.host.version.clone(),
         state: state.into(),

@@ -24,8 +24,6 @@ pub mod flags {
     pub const EXCL: u16 = 0x200;
     /// `NLM_F_CREATE`
     pub const CREATE: u16 = 0x400;
-    /// `NLM_F_APPEND`
-    pub const APPEND: u16 = 0x800;
 }
 
 const NLMSG_ERROR: u16 = 2;

@@ -28,7 +28,5 @@ pub const ROUTE_PROTOCOL: u8 = 177;
 pub const DEFAULT_NETWORK: &str = "loden";
 /// Where run-time state lives (`--run-dir`).
 pub const DEFAULT_RUN_DIR: &str = "/run/loden";
-/// Where lasting state lives (`--state-dir`).
-pub const DEFAULT_STATE_DIR: &str = "/var/lib/loden";
 /// The bridge that the plugin makes in the leased subnet.
 pub const DEFAULT_BRIDGE: &str = "loden0";

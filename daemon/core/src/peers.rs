@@ -48,13 +48,22 @@ pub struct Peer {
     pub host: Arc<HostLabel>,
 }
 
+impl Peer {
+    /// MAC of its VXLAN device, where packets go by it.
+    pub fn vtep_mac(&self) -> Option<Mac> {
+        match self.path {
+            Path::Vxlan(mac) => Some(mac),
+            Path::Direct => None,
+        }
+    }
+}
+
 /// How packets get to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Path {
     /// By VXLAN, to the device with this MAC.
     Vxlan(Mac),
-    /// By a plain route via its public address, which is on our link. The MAC, where the peer
-    /// has one, serves when the link is left.
+    /// By a plain route via its public address, which is on our link.
     Direct,
 }
 

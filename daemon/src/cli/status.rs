@@ -97,10 +97,7 @@ async fn without_daemon(place: &PlaceArgs) -> anyhow::Result<Status> {
         .map(|peer| PeerStatus {
             subnet: peer.subnet,
             public_address: peer.public_address,
-            vtep_mac: match peer.path {
-                peers::Path::Vxlan(mac) => Some(mac),
-                peers::Path::Direct => None,
-            },
+            vtep_mac: peer.vtep_mac(),
             host_name: String::new(),
             version: String::new(),
             state: if observed.routes.contains_key(&peer.subnet) { "programmed" } else { "pending" }.into(),

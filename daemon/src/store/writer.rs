@@ -117,12 +117,6 @@ impl Writer {
         }
     }
 
-    /// Ends an etcd lease and with it the keys that hang on it.
-    pub async fn revoke(&self, lease: i64) -> Result<(), StoreError> {
-        self.client()?.lease_revoke(lease).await?;
-        Ok(())
-    }
-
     /// How long an etcd lease has; `None` when it does not exist.
     pub async fn time_to_live(&self, lease: i64) -> Result<Option<TimeToLive>, StoreError> {
         let response = self.client()?.lease_time_to_live(lease, None).await?;
