@@ -8,15 +8,16 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use loden_netlink::Socket;
-use loden_proto::DEFAULT_BRIDGE;
 use loden_proto::allocation::Allocation;
 use loden_proto::subnet_env::{LeaseState, SubnetEnv};
+use loden_proto::{DEFAULT_BRIDGE, Subnet};
 
 use crate::allocations::{Rest, Store};
 use crate::bridge::{self, Bridge, Plan};
 use crate::container::{self, Wiring};
 use crate::error::Error;
 use crate::ifname::IfName;
+use crate::ipam::Pool;
 use crate::links;
 use crate::naming::{self, HostEnd};
 use crate::netns::Netns;
@@ -43,7 +44,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let plan = Plan { name: &bridge_name, subnets: &env.subnets, networks: &env.networks, mtu: env.mtu };
     let bridge = bridge::ensure(&mut host, plan, |subnet| store.uses(subnet))?;
 
-    let claimed = store.claim(who, &env.subnets)?;
+    let claimed = store.claim(who, &pools(&env))?;
     let host_end = naming::host_end(who);
     let addresses = addresses(&claimed, &env);
     let mac = claimed.first().map_or(host_end.mac, |a| a.mac);
@@ -109,6 +110,15 @@ fn bridge_name(path: &Path, env: &SubnetEnv) -> Result<IfName, Error> {
     let name = env.bridge.as_deref().unwrap_or(DEFAULT_BRIDGE);
     let reason = |e| format!("has LODEN_BRIDGE={name:?}: {e}");
     IfName::new(name).map_err(|e| Error::SubnetFile { path: path.into(), reason: reason(e) })
+}
+
+/// The addresses of the subnets that are not Docker's.
+fn pools(env: &SubnetEnv) -> Vec<Pool> {
+    let pool = |subnet: &Subnet| match env.docker_range(subnet.family()) {
+        Some(range) => Pool::new(*subnet).below(range),
+        None => Pool::new(*subnet),
+    };
+    env.subnets.iter().map(pool).collect()
 }
 
 /// Each claimed address with the subnet it was claimed in.

@@ -66,18 +66,18 @@ impl Store {
         Self { dir: data_dir.join(network), host_local: HOST_LOCAL_DIR.into() }
     }
 
-    /// Claims one address in each subnet. What this attachment holds already (an ADD that was
+    /// Claims one address in each pool. What this attachment holds already (an ADD that was
     /// killed, then repeated) is kept where it fits and released where not.
-    pub fn claim(&self, who: &Attachment, subnets: &[Subnet]) -> Result<Vec<Allocation>, Error> {
+    pub fn claim(&self, who: &Attachment, pools: &[Pool]) -> Result<Vec<Allocation>, Error> {
         let lock = self.lock()?;
         let host_veth = naming::host_end(who).name;
         let held = self.indexed(who, &host_veth);
         let mut taken = self.addresses().map_err(Error::file("list", &self.dir))?;
-        let mut addresses = Vec::with_capacity(subnets.len());
-        for subnet in subnets {
-            let address = match held.iter().find(|a| Pool::new(*subnet).contains(a.address)) {
+        let mut addresses = Vec::with_capacity(pools.len());
+        for pool in pools {
+            let address = match held.iter().find(|a| pool.contains(a.address)) {
                 Some(allocation) => allocation.address,
-                None => self.choose(*subnet, &taken, &lock)?,
+                None => self.choose(*pool, &taken, &lock)?,
             };
             taken.insert(address);
             addresses.push(address);
@@ -158,8 +158,7 @@ impl Store {
         self.dir.parent().unwrap_or(&self.dir)
     }
 
-    fn choose(&self, subnet: Subnet, taken: &BTreeSet<IpAddr>, lock: &File) -> Result<IpAddr, Error> {
-        let pool = Pool::new(subnet);
+    fn choose(&self, pool: Pool, taken: &BTreeSet<IpAddr>, lock: &File) -> Result<IpAddr, Error> {
         let foreign: BTreeSet<IpAddr> = foreign_addresses(&self.host_local)
             .into_iter()
             .chain(self.others())
@@ -168,7 +167,7 @@ impl Store {
         let now = SystemTime::now();
         let mut usage = Usage {
             taken: taken.iter().filter(|a| pool.contains(**a)).copied().collect(),
-            last: read_cursor(lock, subnet.family()),
+            last: read_cursor(lock, pool.subnet().family()),
             freed: self.marks(now),
         };
         let own = usage.taken.len();
@@ -180,7 +179,7 @@ impl Store {
                 .filter(|a| taken.contains(a) && self.read(**a).is_err())
                 .map(|a| self.path(*a));
             return Err(Error::Exhausted(Exhaustion {
-                subnet,
+                subnet: pool.subnet(),
                 usable: pool.usable(),
                 taken: own,
                 foreign: foreign.len(),

@@ -24,8 +24,8 @@ impl Fixture {
     }
 
     fn claim(&self, id: &str, subnet: &str) -> Result<Vec<String>, Error> {
-        let subnets: Vec<Subnet> = subnet.split(' ').map(|s| s.parse().expect("subnet")).collect();
-        Ok(self.store.claim(&who(id), &subnets)?.iter().map(|a| a.address.to_string()).collect())
+        let pools: Vec<Pool> = subnet.split(' ').map(|s| Pool::new(s.parse().expect("subnet"))).collect();
+        Ok(self.store.claim(&who(id), &pools)?.iter().map(|a| a.address.to_string()).collect())
     }
 
     fn rested(&self, address: &str) {

@@ -20,6 +20,8 @@ pub const COOL_DOWN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pool {
     subnet: Subnet,
+    /// How many addresses containers can have.
+    usable: u128,
 }
 
 impl Pool {
@@ -28,16 +30,30 @@ impl Pool {
 
     /// The pool of a subnet.
     pub fn new(subnet: Subnet) -> Self {
-        Self { subnet }
+        let reserved = match subnet.family() {
+            Family::V4 => 3,
+            Family::V6 => 2,
+        };
+        Self { subnet, usable: subnet.size().saturating_sub(reserved) }
+    }
+
+    /// The part of it below a range that somebody else hands out.
+    pub fn below(self, range: Subnet) -> Self {
+        let end = match self.subnet.contains_subnet(&range) {
+            true => self.subnet.offset_of(range.address()).saturating_sub(Self::FIRST),
+            false => self.usable,
+        };
+        Self { usable: self.usable.min(end), ..self }
+    }
+
+    /// The subnet whose addresses these are.
+    pub fn subnet(&self) -> Subnet {
+        self.subnet
     }
 
     /// How many addresses containers can have.
     pub fn usable(&self) -> u128 {
-        let reserved = match self.subnet.family() {
-            Family::V4 => 3,
-            Family::V6 => 2,
-        };
-        self.subnet.size().saturating_sub(reserved)
+        self.usable
     }
 
     /// Whether a container can have this address.

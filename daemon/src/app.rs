@@ -185,7 +185,15 @@ async fn announce(
         let lease = own.borrow_and_update().clone();
         let underlay = facts.borrow_and_update().as_ref().and_then(|f| f.underlay.clone().ok());
         if let (Some(config), Some(underlay)) = (config, underlay) {
-            let env = subnet_file::contents(&config, &lease, &underlay, kernel.masquerade, &kernel.bridge());
+            let docker_shares = options.state_dir.join(subnet_file::DOCKER_SHARES).exists();
+            let env = subnet_file::contents(
+                &config,
+                &lease,
+                &underlay,
+                kernel.masquerade,
+                &kernel.bridge(),
+                docker_shares,
+            );
             let stands = |env: &SubnetEnv| subnet_file::stands(&options.subnet_file, env);
             if let Some(env) = env.filter(|env| written.as_ref() != Some(env) || !stands(env)) {
                 match subnet_file::write(&options.subnet_file, &env) {

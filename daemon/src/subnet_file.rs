@@ -21,8 +21,10 @@ pub fn contents(
     underlay: &Underlay,
     masquerade: bool,
     bridge: &str,
+    docker_shares: bool,
 ) -> Option<SubnetEnv> {
     let key = own.key?;
+    let shared = key.subnets().filter(|_| docker_shares);
     let lease = match own.state {
         LeaseState::None(_) => return None,
         LeaseState::Held | LeaseState::Unconfirmed => FileState::Held,
@@ -35,8 +37,13 @@ pub fn contents(
         masquerade,
         lease,
         bridge: Some(bridge.to_owned()),
+        docker_ranges: shared.filter_map(|s| s.upper_half()).collect(),
     })
 }
+
+/// A file in the folder of lasting state whose presence says that Docker uses the plugin's bridge, and
+/// with it the upper half of the subnet. `loden docker-opts --shared` makes it.
+pub const DOCKER_SHARES: &str = "docker-shares";
 
 /// Whether the file holds just this.
 pub fn stands(path: &Path, env: &SubnetEnv) -> bool {

@@ -136,6 +136,11 @@ impl Subnet {
         from_number(self.family(), to_number(self.address()).wrapping_add(offset))
     }
 
+    /// Its upper half; `None` for a single address.
+    pub fn upper_half(&self) -> Option<Subnet> {
+        Self::new(self.nth(self.size() / 2), self.length() + 1).ok()
+    }
+
     /// Offset of an address from the network address; meaningful when it lies inside.
     pub fn offset_of(&self, address: IpAddr) -> u128 {
         to_number(address).wrapping_sub(to_number(self.address()))

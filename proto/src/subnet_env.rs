@@ -21,6 +21,9 @@ pub struct SubnetEnv {
     pub lease: LeaseState,
     /// The bridge that holds the gateway address; absent in flannel's files.
     pub bridge: Option<String>,
+    /// What Docker hands out itself on that bridge, at most one range of each family: plugins leave
+    /// it alone. Absent in flannel's files.
+    pub docker_ranges: Vec<Subnet>,
 }
 
 /// Whether new containers may be given addresses.
@@ -61,6 +64,7 @@ impl SubnetEnv {
     pub fn parse(text: &str) -> Result<Self, SubnetEnvError> {
         let mut networks = Vec::new();
         let mut subnets = Vec::new();
+        let mut docker_ranges = Vec::new();
         let (mut mtu, mut masquerade, mut lease, mut bridge) = (None, None, LeaseState::Held, None);
         for line in text.lines() {
             let line = line.trim();
@@ -72,10 +76,7 @@ impl SubnetEnv {
             let error = |expected| SubnetEnvError::Value { key: key.into(), value: value.into(), expected };
             match key {
                 "FLANNEL_NETWORK" | "FLANNEL_IPV6_NETWORK" => {
-                    for part in value.split(',') {
-                        networks
-                            .push(part.trim().parse().map_err(|_| error("networks such as 10.5.0.0/16"))?);
-                    }
+                    networks.extend(list(value).ok_or_else(|| error("networks such as 10.5.0.0/16"))?);
                 }
                 "FLANNEL_SUBNET" | "FLANNEL_IPV6_SUBNET" => subnets.push(
                     gateway_form(value)
@@ -95,6 +96,9 @@ impl SubnetEnv {
                     };
                 }
                 "LODEN_BRIDGE" => bridge = Some(value.to_owned()).filter(|b| !b.is_empty()),
+                "LODEN_DOCKER_RANGE" => {
+                    docker_ranges = list(value).ok_or_else(|| error("subnets such as 10.5.7.128/25"))?;
+                }
                 _ => {}
             }
         }
@@ -113,7 +117,7 @@ impl SubnetEnv {
         }
         match (mtu, masquerade) {
             (Some(mtu), Some(masquerade)) if missing.is_empty() => {
-                Ok(Self { networks, subnets, mtu, masquerade, lease, bridge })
+                Ok(Self { networks, subnets, mtu, masquerade, lease, bridge, docker_ranges })
             }
             _ => Err(SubnetEnvError::Missing(missing)),
         }
@@ -124,14 +128,18 @@ impl SubnetEnv {
         self.subnets.iter().copied().find(|s| s.family() == family)
     }
 
+    /// What Docker hands out itself, of a family.
+    pub fn docker_range(&self, family: Family) -> Option<Subnet> {
+        self.docker_ranges.iter().copied().find(|s| s.family() == family)
+    }
+
     /// The text to write. With `ours` false only flannel's keys, for flannel's own file.
     pub fn to_text(&self, ours: bool) -> String {
         let mut out = String::new();
         for (family, network_key, subnet_key) in KEYS {
-            let networks: Vec<String> =
-                self.networks.iter().filter(|n| n.family() == family).map(Subnet::to_string).collect();
+            let networks = joined(self.networks.iter().filter(|n| n.family() == family));
             if !networks.is_empty() {
-                let _ = writeln!(out, "{network_key}={}", networks.join(","));
+                let _ = writeln!(out, "{network_key}={networks}");
             }
             if let Some(subnet) = self.subnet(family) {
                 let _ = writeln!(out, "{subnet_key}={}/{}", subnet.gateway(), subnet.length());
@@ -147,9 +155,20 @@ impl SubnetEnv {
             if let Some(bridge) = &self.bridge {
                 let _ = writeln!(out, "LODEN_BRIDGE={bridge}");
             }
+            if !self.docker_ranges.is_empty() {
+                let _ = writeln!(out, "LODEN_DOCKER_RANGE={}", joined(self.docker_ranges.iter()));
+            }
         }
         out
     }
+}
+
+fn list(value: &str) -> Option<Vec<Subnet>> {
+    value.split(',').map(|part| part.trim().parse().ok()).collect()
+}
+
+fn joined<'a>(subnets: impl Iterator<Item = &'a Subnet>) -> String {
+    subnets.map(Subnet::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn unquoted(value: &str) -> &str {
@@ -185,9 +204,10 @@ mod tests {
 
     #[test]
     fn dual_stack_keeps_flannels_order() {
-        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\nLODEN_LEASE=lost\nLODEN_BRIDGE=loden0\n";
+        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\nLODEN_LEASE=lost\nLODEN_BRIDGE=loden0\nLODEN_DOCKER_RANGE=10.5.52.128/25,fd00:0:0:7:8000::/65\n";
         let env = SubnetEnv::parse(text).expect("our file");
         assert_eq!((env.lease, env.bridge.as_deref()), (LeaseState::Lost, Some("loden0")));
+        assert_eq!(env.docker_range(Family::V6), env.subnet(Family::V6).and_then(|s| s.upper_half()));
         assert_eq!(env.to_text(true), text);
     }
 

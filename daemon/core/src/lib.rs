@@ -17,6 +17,7 @@ pub mod backoff;
 pub mod claim;
 pub mod config_change;
 pub mod diff;
+pub mod docker;
 pub mod filters;
 pub mod held;
 pub mod leases;

@@ -189,13 +189,26 @@ struct FilterArgs {
     /// Do not randomise source ports when masquerading
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, action = ArgAction::Set)]
     ip_masq_fully_random_disable: bool,
-    /// Packet mark on what comes from the overlay for local containers, as VALUE/MASK
-    #[arg(long, value_name = "MARK", default_value_t = format!("{DEFAULT_FWMARK:#x}/{DEFAULT_FWMARK:#x}"))]
-    fwmark: String,
+    #[command(flatten)]
+    mark: MarkArgs,
     /// Accept VXLAN from current peers' addresses only (auto), or from anywhere (off), which
     /// flannel peers behind 1:1 NAT need
     #[arg(long, value_enum, default_value = "auto")]
     vtep_source_check: SourceCheck,
+}
+
+/// The packet mark, which daemon and Docker must agree on.
+#[derive(Debug, Clone, Args)]
+pub(super) struct MarkArgs {
+    /// Packet mark on what comes from the overlay for local containers, as VALUE/MASK
+    #[arg(long, value_name = "MARK", default_value_t = format!("{DEFAULT_FWMARK:#x}/{DEFAULT_FWMARK:#x}"))]
+    fwmark: String,
+}
+
+impl MarkArgs {
+    pub(super) fn value_and_mask(&self) -> anyhow::Result<(u32, u32)> {
+        fwmark(&self.fwmark).map_err(anyhow::Error::msg)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -229,7 +242,7 @@ struct DaemonCommand {
 }
 
 fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
-    let mark = fwmark(&args.filters.fwmark).map_err(anyhow::Error::msg)?;
+    let mark = args.filters.mark.value_and_mask()?;
     let public = [args.underlay.public_ip.map(IpAddr::V4), args.underlay.public_ipv6.map(IpAddr::V6)];
     Ok(app::Options {
         etcd: args.etcd.options(),
@@ -295,7 +308,7 @@ fn regex(text: &str) -> Result<Regex, String> {
     Regex::new(text).map_err(|e| e.to_string())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
     }

@@ -6,6 +6,7 @@
 mod cleanup;
 mod config;
 mod daemon;
+mod docker_opts;
 mod lease;
 mod output;
 mod settings;
@@ -43,6 +44,8 @@ enum Command {
     /// List, reserve and release subnet leases
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
+    /// Print the options that make Docker's containers members of the overlay
+    DockerOpts(docker_opts::DockerOptsArgs),
     /// Remove from this host's kernel what Loden made
     Cleanup(cleanup::CleanupArgs),
     /// Print a completion script for a shell
@@ -96,6 +99,7 @@ async fn run(command: Command, sources: &settings::Sources) -> anyhow::Result<()
         Command::Status(args) => status::run(args).await,
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
+        Command::DockerOpts(args) => docker_opts::run(args).await,
         Command::Cleanup(args) => cleanup::run(args).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

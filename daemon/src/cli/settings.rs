@@ -66,6 +66,10 @@ impl Sources {
         if !matches!(arg.get_action(), ArgAction::Set | ArgAction::Append) {
             return arg;
         }
+        // Named like a setting of the host, but something else (`docker-opts --network`).
+        if arg.get_id().as_str().replace('_', "-") != name {
+            return arg;
+        }
         let environment = format!("LODEN_{}", name.to_ascii_uppercase().replace('-', "_"));
         let arg = arg.env(environment).hide_env(true);
         if let Some(value) = self.flanneld.get(&name) {
