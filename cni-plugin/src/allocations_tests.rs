@@ -230,7 +230,7 @@ fn two_networks_of_one_folder_never_give_the_same_address() {
     other.host_local = f.root.path().join("host-local");
     assert_eq!(f.claim("a", SMALL).expect("free"), ["10.5.7.2"]);
     let subnet: Subnet = SMALL.parse().expect("subnet");
-    let theirs = other.claim(&who("b"), &[subnet]).expect("free");
+    let theirs = other.claim(&who("b"), &[Pool::new(subnet)]).expect("free");
     assert_eq!(theirs[0].address.to_string(), "10.5.7.3");
     assert_eq!(f.claim("c", SMALL).expect("free"), ["10.5.7.4"]);
     assert!(other.uses(subnet).expect("listed"));

@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use crate::app;
 use crate::clock;
-use crate::kernel::{Interest, Kernel, Notice, Watch};
+use crate::kernel::{self, Interest, Kernel, Notice, Watch};
 use crate::lease::OwnLease;
 use crate::state::StateDir;
 use crate::store::View;
@@ -113,6 +113,8 @@ struct Loop {
     /// How much of what is believed was contradicted, or failed to be done.
     wrong: Need,
     next_full: Instant,
+    /// When it is looked next whether somebody uses the older iptables, which has no notices.
+    legacy_poll: Instant,
     /// Waits between passes that repair or fail, so that two managers never fight in a hot loop.
     calm: Backoff,
     /// No repair before this.
@@ -130,6 +132,8 @@ struct Loop {
 const COALESCE: Duration = Duration::from_millis(5);
 /// After this long without trouble, the next trouble is met at once again.
 const PEACE: Duration = Duration::from_secs(10);
+/// How often the older iptables is looked at, where its tables exist.
+const LEGACY_POLL: Duration = Duration::from_secs(3);
 /// Peers are remembered at most this often.
 const SAVE_PEERS: Duration = Duration::from_secs(10);
 
@@ -150,6 +154,7 @@ impl Reconciler {
             need: Need::Full,
             wrong: Need::Changes,
             next_full: Instant::now() + self.settings.full_pass,
+            legacy_poll: Instant::now() + LEGACY_POLL,
             calm: Backoff::new(20, 1000),
             quiet_until: Instant::now(),
             last_trouble: Instant::now(),
@@ -180,7 +185,7 @@ impl Loop {
             deadline = deadline.min(self.quiet_until);
         }
         deadline = held.map_or(deadline, |wait| deadline.min(Instant::now() + wait + COALESCE));
-        deadline = self.save_peers_at.map_or(deadline, |at| deadline.min(at));
+        deadline = self.save_peers_at.map_or(deadline, |at| deadline.min(at)).min(self.legacy_poll);
         tokio::select! {
             notices = self.io.notices.next() => {
                 for notice in notices? {
@@ -210,6 +215,12 @@ impl Loop {
         }
         if self.next_full <= Instant::now() {
             self.need = Need::Full;
+        }
+        if self.legacy_poll <= Instant::now() {
+            self.legacy_poll = Instant::now() + LEGACY_POLL;
+            if kernel::has_legacy_filter() {
+                self.need = self.need.max(Need::Base);
+            }
         }
         if self.save_peers_at.is_some_and(|at| at <= Instant::now()) {
             self.save_peers_at = None;
@@ -263,6 +274,7 @@ impl Loop {
         let base_changed = self.desired.as_ref().is_none_or(|old| {
             old.devices != desired.devices
                 || old.filters != desired.filters
+                || old.docker_user != desired.docker_user
                 || old.forwarding != desired.forwarding
                 || old.underlay != desired.underlay
         });
@@ -322,7 +334,9 @@ impl Loop {
         repairing: bool,
         conflicts: &mut Vec<Conflict>,
     ) -> anyhow::Result<Vec<(Operation, String)>> {
-        self.refresh_forwarding(desired);
+        if self.need < Need::Full {
+            self.observe_rules().await;
+        }
         let mut failed = Vec::new();
         for round in 0..3 {
             let (operations, found) = diff::base(desired, &self.observed);
@@ -382,13 +396,7 @@ impl Loop {
     }
 
     async fn observe(&mut self) -> anyhow::Result<()> {
-        let desired = self.desired.as_ref();
-        let interest = Interest {
-            networks: desired.map(|d| d.networks.iter().map(|(n, _)| *n).collect()).unwrap_or_default(),
-            forwarding: desired.map(|d| d.forwarding.clone()).unwrap_or_default(),
-            table: desired.map(|d| d.filters.table.clone()).unwrap_or_default(),
-            has_peer_sets: desired.is_some_and(|d| d.filters.has_peer_sets),
-        };
+        let interest = self.interest();
         match self.io.kernel.observe(&interest).await {
             Ok(observed) => self.observed = observed,
             // What is believed stays; the next pass tries again.
@@ -397,9 +405,29 @@ impl Loop {
         Ok(())
     }
 
-    /// Forwarding has no notices: read it at every base pass, it costs a few reads.
-    fn refresh_forwarding(&mut self, desired: &Desired) {
-        self.observed.forwarding = Kernel::forwarding(&desired.forwarding);
+    /// Reads rules and forwarding anew.
+    async fn observe_rules(&mut self) {
+        let before = self.observed.admitted.clone();
+        let interest = self.interest();
+        if let Err(error) = self.io.kernel.observe_rules(&interest, &mut self.observed).await {
+            tracing::warn!(%error, "cannot read the rules");
+        }
+        if self.observed.admitted != before {
+            // Which peers are admitted is compared with all of them.
+            self.need = Need::Full;
+        }
+    }
+
+    /// What an observation should tell.
+    fn interest(&self) -> Interest {
+        let Some(desired) = &self.desired else { return Interest::default() };
+        Interest {
+            networks: desired.networks.iter().map(|(network, _)| *network).collect(),
+            forwarding: desired.forwarding.clone(),
+            table: desired.filters.table.clone(),
+            has_peer_sets: desired.filters.has_peer_sets,
+            docker_user: desired.docker_user.keys().copied().collect(),
+        }
     }
 
     fn choose_underlay(&mut self) -> Result<Underlay, NoUnderlay> {

@@ -12,6 +12,7 @@ use crate::{Error, Reply, Request, Socket, flags};
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
+const MSG_GETCHAIN: u16 = 4;
 const MSG_NEWSETELEM: u16 = 12;
 const MSG_GETSETELEM: u16 = 13;
 const MSG_DELSETELEM: u16 = 14;
@@ -19,6 +20,8 @@ const MSG_NEWGEN: u16 = 15;
 const MSG_GETGEN: u16 = 16;
 const GEN_ID: u16 = 1;
 const GEN_PROC_PID: u16 = 2;
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
@@ -123,6 +126,15 @@ pub fn generation_of(reply: &Reply) -> Option<(u32, u32)> {
         value.first_chunk::<4>().map(|b| u32::from_be_bytes(*b))
     };
     Some((word(GEN_ID)?, word(GEN_PROC_PID).unwrap_or(0)))
+}
+
+/// Whether a table has a chain of this name. `family` is an `NFPROTO_…`.
+pub fn has_chain(socket: &mut Socket, family: u8, table: &str, chain: &str) -> bool {
+    let mut payload = generic_header(family, 0);
+    name(&mut payload, CHAIN_TABLE, table);
+    name(&mut payload, CHAIN_NAME, chain);
+    let request = Request { message_type: SUBSYSTEM << 8 | MSG_GETCHAIN, flags: 0, payload };
+    socket.get(&request).is_ok_and(|reply| reply.is_some())
 }
 
 /// `struct nfgenmsg`: family, version 0, resource id in network order.

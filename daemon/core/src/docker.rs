@@ -12,6 +12,8 @@
 //!
 //! Sources: moby's release notes (28.0.2, 28.2.0, 29.0.0) and moby#49621, #49832, #50476.
 
+pub mod user_chain;
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -7,6 +7,8 @@ use std::net::IpAddr;
 
 use loden_proto::{Family, Mac, Subnet};
 
+use crate::docker::user_chain::UserChains;
+
 /// The kernel's state.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Observed {
@@ -33,6 +35,8 @@ pub struct Observed {
     pub filters: Option<String>,
     /// Addresses in our table's peer sets.
     pub admitted: BTreeSet<IpAddr>,
+    /// Docker's chains for others, where there are any.
+    pub docker_user: UserChains,
 }
 
 /// One interface.

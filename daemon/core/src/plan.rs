@@ -11,6 +11,7 @@ use loden_proto::config::{Backend, NetworkConfig, Vxlan};
 use loden_proto::lease::LeaseKey;
 use loden_proto::{Family, Mac, Subnet};
 
+use crate::docker::user_chain;
 use crate::filters::{self, Filters};
 use crate::options::Options;
 use crate::peers::{Path, Peer};
@@ -54,6 +55,8 @@ pub struct Desired {
     pub forwarding: BTreeSet<(Family, String)>,
     /// Our nftables table.
     pub filters: Filters,
+    /// Our rules in Docker's chain for others, by family.
+    pub docker_user: BTreeMap<Family, Vec<String>>,
     /// The peers, from which their objects follow.
     pub peers: OrdMap<Subnet, Peer>,
     /// The overlay networks and the length of a lease in each: what ownership is told by.
@@ -161,8 +164,17 @@ pub fn plan(inputs: Inputs<'_>) -> Desired {
             forwarding.extend(device.map(|d| (family, d.name.clone())));
         }
     }
+    let docker_user = config
+        .pools()
+        .filter(|_| config.backend != Backend::Alloc)
+        .filter_map(|pool| {
+            let family = pool.network.family();
+            Some((family, user_chain::rules(pool.network, own.subnet(family)?, options)))
+        })
+        .collect();
     Desired {
         filters: filters::filters(config, own, options),
+        docker_user,
         devices,
         forwarding,
         peers,

@@ -7,16 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::process::Stdio;
 
 use loden_core::filters::{Filters, peer_set, rejected_set};
 use loden_netlink::Socket;
 use loden_netlink::nftset::{self, FAMILY_INET, Set};
 use loden_proto::Family;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
 
-use super::KernelError;
+use super::{KernelError, program};
 
 /// What we wrote last and how nft showed it then.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -155,34 +153,6 @@ pub async fn remove_table(table: &str) -> Result<(), String> {
     nft(&["-f", "-"], &Filters::removal(table)).await.map(drop)
 }
 
-/// Runs nft, in the search path or where Debian keeps it.
 async fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
-    let mut error = None;
-    for program in ["nft", "/usr/sbin/nft"] {
-        match run(program, arguments, input).await {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => error = Some(e),
-            Err(e) => return Err(format!("cannot run nft: {e}")),
-            Ok(output) if output.status.success() => {
-                return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-            }
-            Ok(output) => return Err(format!("nft: {}", String::from_utf8_lossy(&output.stderr).trim())),
-        }
-    }
-    let error = error.map_or(String::new(), |e| e.to_string());
-    Err(format!("nft is not installed ({error}); install the package nftables"))
-}
-
-async fn run(program: &str, arguments: &[&str], input: &str) -> std::io::Result<std::process::Output> {
-    let mut child = tokio::process::Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // nft may end before it has read everything; its own error says why.
-        let _ = stdin.write_all(input.as_bytes()).await;
-    }
-    child.wait_with_output().await
+    program::run(&["nft"], arguments, input, "nftables").await
 }

@@ -6,7 +6,9 @@
 
 mod decode;
 mod filters;
+mod iptables;
 mod observe;
+mod program;
 mod sysctl;
 mod watch;
 mod write;
@@ -21,6 +23,7 @@ use loden_netlink::{Request, Socket};
 use loden_proto::{Family, Subnet};
 
 pub use filters::{rejected_sources, remove_table, table_exists};
+pub use iptables::{has_legacy_filter, unseen_legacy};
 pub use watch::{Notice, Watch};
 
 /// What an observation should tell beyond links and addresses.
@@ -34,6 +37,8 @@ pub struct Interest {
     pub table: String,
     /// Whether the table has peer sets.
     pub has_peer_sets: bool,
+    /// Families whose `DOCKER-USER` matters.
+    pub docker_user: Vec<Family>,
 }
 
 /// What went wrong with the kernel.
@@ -81,18 +86,28 @@ impl Kernel {
     /// Looks at everything that concerns us.
     pub async fn observe(&mut self, interest: &Interest) -> Result<Observed, KernelError> {
         let mut observed = observe::observe(&mut self.route, interest, self.has_nexthops)?;
-        if !interest.table.is_empty() {
-            observed.filters = self.filters.digest(&mut self.netfilter, &interest.table).await;
-            if observed.filters.is_some() && interest.has_peer_sets {
-                observed.admitted = filters::admitted(&mut self.netfilter, &interest.table)?;
-            }
-        }
+        self.observe_rules(interest, &mut observed).await?;
         Ok(observed)
     }
 
-    /// Which of these interfaces forward.
-    pub fn forwarding(wanted: &BTreeSet<(Family, String)>) -> BTreeSet<(Family, String)> {
-        wanted.iter().filter(|(family, name)| sysctl::forwards(*family, name)).cloned().collect()
+    /// Looks at rules and forwarding alone.
+    pub async fn observe_rules(
+        &mut self,
+        interest: &Interest,
+        observed: &mut Observed,
+    ) -> Result<(), KernelError> {
+        // It has no notices, and costs a few reads.
+        let forwards = |(family, name): &&(Family, String)| sysctl::forwards(*family, name);
+        observed.forwarding = interest.forwarding.iter().filter(forwards).cloned().collect();
+        if !interest.table.is_empty() {
+            observed.filters = self.filters.digest(&mut self.netfilter, &interest.table).await;
+            observed.admitted = match observed.filters.is_some() && interest.has_peer_sets {
+                true => filters::admitted(&mut self.netfilter, &interest.table)?,
+                false => BTreeSet::new(),
+            };
+        }
+        observed.docker_user = iptables::user_chains(&mut self.netfilter, &interest.docker_user).await;
+        Ok(())
     }
 
     /// The interface index of the route to an address (`--iface-can-reach`).
@@ -147,6 +162,7 @@ impl Kernel {
                 let _ = sysctl::write(Family::V6, &device.name, "addr_gen_mode", "1");
                 Ok(())
             }
+            Operation::SetDockerUser(change) => iptables::restore(change).await.map_err(|e| refused(e, "")),
             Operation::Forward(family, name) => sysctl::forward(*family, name).map_err(|e| {
                 refused(e.to_string(), "; the daemon needs CAP_NET_ADMIN and a writable /proc/sys/net")
             }),

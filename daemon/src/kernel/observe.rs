@@ -12,7 +12,7 @@ use loden_netlink::route::{AddressFamily, RouteNetlinkMessage};
 use loden_netlink::{Error, Reply, Request, Socket, nexthop};
 use loden_proto::{Family, ROUTE_PROTOCOL};
 
-use super::{Interest, decode, sysctl};
+use super::{Interest, decode};
 
 /// Dumps and decodes. An answer that cannot be decoded is logged and skipped, except for links:
 /// a link that seems gone would be made again.
@@ -73,11 +73,6 @@ pub(super) fn observe(
         for reply in socket.dump(&nexthop::dump())? {
             let (id, nexthop) = decode::nexthop(&nexthop::Nexthop::decode(&reply)?);
             observed.nexthops.insert(id, nexthop);
-        }
-    }
-    for (family, name) in &interest.forwarding {
-        if sysctl::forwards(*family, name) {
-            observed.forwarding.insert((*family, name.clone()));
         }
     }
     Ok(observed)

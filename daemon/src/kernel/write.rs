@@ -27,9 +27,12 @@ pub(super) fn request(operation: &Operation) -> Option<Request> {
     use Operation as O;
     let set = flags::CREATE | flags::REPLACE;
     let request = match operation {
-        O::ReplaceFilters(..) | O::Admit(_) | O::Dismiss(_) | O::AddDevice(_) | O::Forward(..) => {
-            return None;
-        }
+        O::ReplaceFilters(..)
+        | O::Admit(_)
+        | O::Dismiss(_)
+        | O::AddDevice(_)
+        | O::Forward(..)
+        | O::SetDockerUser(_) => return None,
         O::ChangeDevice { index, device, what } => {
             Request::route(&Message::NewLink(changed(*index, device, what)), 0)
         }

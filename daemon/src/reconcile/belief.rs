@@ -96,7 +96,8 @@ pub(super) fn absorb(observed: &mut Observed, notice: Notice, networks: &[(Subne
                 Need::Changes
             }
         }
-        Notice::Rules | Notice::Overrun => Need::Full,
+        Notice::Rules => Need::Base,
+        Notice::Overrun => Need::Full,
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use loden_proto::{Family, Mac};
 
+use crate::docker::user_chain;
 use crate::filters::Filters;
 use crate::observed::{Nexthop, Route};
 use crate::plan::Device;
@@ -64,6 +65,8 @@ pub enum Operation {
     },
     /// Let an interface forward.
     Forward(Family, String),
+    /// Put our rules into Docker's chain for others.
+    SetDockerUser(user_chain::Change),
     /// Add or replace a permanent neighbour.
     SetNeighbour {
         /// Device index.
@@ -138,6 +141,7 @@ impl Operation {
             O::AddDevice(_) | O::ChangeDevice { .. } | O::DeleteDevice { .. } | O::SetUp { .. } => "device",
             O::AddAddress { .. } | O::DeleteAddress { .. } => "address",
             O::Forward(..) => "forwarding",
+            O::SetDockerUser(_) => "docker_user",
             O::SetNeighbour { .. } | O::DeleteNeighbour { .. } => "neighbour",
             O::SetFdb { .. } | O::DeleteFdb { .. } => "fdb",
             O::AddNexthop(..) | O::DeleteNexthop(_) => "nexthop",
@@ -166,6 +170,9 @@ impl fmt::Display for Operation {
             }
             O::SetUp { name, port, .. } => write!(f, "set device {name} (UDP port {port}) up"),
             O::Forward(family, name) => write!(f, "turn {family} forwarding on for {name}"),
+            O::SetDockerUser(change) => {
+                write!(f, "set our {} rules in DOCKER-USER by {}", change.family, change.back_end)
+            }
             O::SetNeighbour { address, mac, .. } => write!(f, "set neighbour {address} at {mac}"),
             O::DeleteNeighbour { address, .. } => write!(f, "delete neighbour {address}"),
             O::SetFdb { mac, endpoint, .. } => write!(f, "set FDB entry {mac} to {endpoint}"),

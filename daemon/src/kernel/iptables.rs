@@ -1,0 +1,96 @@
+//! iptables, for the one chain of Docker's that is meant for others. Written by the program itself,
+//! not by nft: a rule that iptables cannot show would make the whole table unreadable for Docker.
+//!
+//! Changes by `iptables-nft` come as notices of the rule set; those by `iptables-legacy` have none and
+//! are looked for every few seconds, but only where its tables exist: merely asking for one makes it.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use loden_core::docker::user_chain::{BackEnd, CHAIN, Change, UserChains};
+use loden_netlink::{Socket, nftset};
+use loden_proto::Family;
+
+use super::program;
+
+/// The rules of each `DOCKER-USER` there is.
+pub(super) async fn user_chains(socket: &mut Socket, families: &[Family]) -> UserChains {
+    let mut all = UserChains::new();
+    for family in families {
+        for back_end in [BackEnd::Nft, BackEnd::Legacy] {
+            let there = match back_end {
+                // Cheaper than asking the program, which almost always would say no.
+                BackEnd::Nft => nftset::has_chain(socket, protocol(*family), "filter", CHAIN),
+                BackEnd::Legacy => matches!(legacy_filter(*family), Ok(true)),
+            };
+            if !there {
+                continue;
+            }
+            let program = name(back_end, *family, "");
+            match program::run(&[&program], &["-w", "5", "-S", CHAIN], "", "iptables").await {
+                Ok(text) => {
+                    let rules = text.lines().filter(|l| l.starts_with("-A ")).map(str::to_owned);
+                    all.insert((back_end, *family), rules.collect());
+                }
+                // The legacy table may well be there without Docker's chain.
+                Err(error) if back_end == BackEnd::Nft => tracing::warn!("cannot read {CHAIN}: {error}"),
+                Err(_) => {}
+            }
+        }
+    }
+    all
+}
+
+/// Carries a change out in one transaction.
+pub(super) async fn restore(change: &Change) -> Result<(), String> {
+    let program = name(change.back_end, change.family, "-restore");
+    program::run(&[&program], &["-w", "5", "--noflush"], &change.script, "iptables").await.map(drop)
+}
+
+/// Whether somebody uses the older iptables' filter table in this namespace.
+pub fn has_legacy_filter() -> bool {
+    Family::ALL.iter().any(|family| matches!(legacy_filter(*family), Ok(true)))
+}
+
+/// Why Docker's use of the older iptables cannot be seen, if that is so.
+pub fn unseen_legacy() -> Option<String> {
+    let chosen = std::fs::canonicalize("/usr/sbin/iptables").ok()?;
+    let is_legacy = chosen.file_name()?.to_str()?.contains("legacy");
+    let unseen = matches!(legacy_filter(Family::V4), Err(ErrorKind::PermissionDenied));
+    (is_legacy && unseen).then(|| {
+        "this host's iptables is iptables-legacy, which the daemon may not look at; if Docker runs here, install the drop-in packaging/loden.service.d/iptables-legacy.conf".to_owned()
+    })
+}
+
+/// `/proc/net/ip_tables_names` (net/ipv4/netfilter/ip_tables.c) lists the tables that were used.
+fn legacy_filter(family: Family) -> Result<bool, ErrorKind> {
+    let path = match family {
+        Family::V4 => "/proc/net/ip_tables_names",
+        Family::V6 => "/proc/net/ip6_tables_names",
+    };
+    match std::fs::read_to_string(Path::new(path)) {
+        Ok(names) => Ok(names.lines().any(|name| name == "filter")),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error.kind()),
+    }
+}
+
+fn name(back_end: BackEnd, family: Family, suffix: &str) -> String {
+    let program = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    let kind = match back_end {
+        BackEnd::Nft => "nft",
+        BackEnd::Legacy => "legacy",
+    };
+    format!("{program}-{kind}{suffix}")
+}
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`
+fn protocol(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
+}

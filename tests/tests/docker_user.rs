@@ -1,0 +1,67 @@
+//! `DOCKER-USER`, the chain that Docker leaves to others: our rules in it, whichever iptables made it.
+//! Docker itself is played by iptables here; docker.rs has the real one.
+
+use std::time::Duration;
+
+use loden_tests::story::{Cluster, SOON, VXLAN};
+use loden_tests::{Host, eventually, matrix};
+
+/// What Docker up to 27 leaves behind at its start.
+fn play_docker(host: &Host, iptables: &str) {
+    for arguments in
+        ["-N DOCKER-USER", "-A DOCKER-USER -j RETURN", "-A FORWARD -j DOCKER-USER", "-P FORWARD DROP"]
+    {
+        host.run(&[&[iptables], arguments.split(' ').collect::<Vec<_>>().as_slice()].concat());
+    }
+}
+
+fn ours(host: &Host, iptables: &str) -> Vec<String> {
+    let rules = host.run(&[iptables, "-S", "DOCKER-USER"]);
+    rules.lines().filter(|l| l.contains("\"loden loden\"")).map(str::to_owned).collect()
+}
+
+/// Rules in the chain are ours within this time: by notice, or by looking every few seconds.
+fn limit(iptables: &str) -> Duration {
+    if iptables.ends_with("legacy") { Duration::from_secs(5) } else { SOON }
+}
+
+fn story(name: &str, iptables: &str) {
+    let cluster = Cluster::<2>::start(name, VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    // Docker comes after us.
+    play_docker(a, iptables);
+    eventually(limit(iptables), "our rules are there", || {
+        let rules = ours(a, iptables);
+        if rules.len() == 6 { Ok(()) } else { Err(format!("{rules:?}")) }
+    });
+    matrix(&[&a1, &b1]);
+    // Somebody flushes the chain; the owner adds a rule behind ours, which must come first.
+    a.run(&[iptables, "-F", "DOCKER-USER"]);
+    let refuse = ["-A", "DOCKER-USER", "-p", "icmp", "-j", "DROP"];
+    a.run(&[&[iptables], refuse.as_slice()].concat());
+    eventually(limit(iptables), "our rules are back behind the owner's", || {
+        let rules = a.run(&[iptables, "-S", "DOCKER-USER"]);
+        let first = rules.lines().find(|l| l.starts_with("-A")).unwrap_or_default();
+        if first.contains("icmp") && ours(a, iptables).len() == 6 { Ok(()) } else { Err(rules) }
+    });
+    assert!(!a1.pings(b1.address()), "the owner's rule has the first word");
+    assert_eq!(a1.source_seen_by(&b1), Some(a1.address()));
+    // Nothing is written again and again.
+    let repairs = a.status().repairs;
+    std::thread::sleep(limit(iptables));
+    assert_eq!(a.status().repairs, repairs);
+    a.run(&[iptables, "-D", "DOCKER-USER", "-p", "icmp", "-j", "DROP"]);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn rules_stand_in_the_chain_of_iptables_nft() {
+    story("docker_user_nft", "iptables-nft");
+}
+
+#[test]
+fn rules_stand_in_the_chain_of_iptables_legacy() {
+    story("docker_user_legacy", "iptables-legacy");
+}
