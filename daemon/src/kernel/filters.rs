@@ -155,6 +155,11 @@ pub async fn remove_table(table: &str) -> Result<(), String> {
     nft(&["-f", "-"], &Filters::removal(table)).await.map(drop)
 }
 
+/// Removes from our table what filters VXLAN; it masquerades on.
+pub async fn remove_vxlan_filter(table: &str) -> Result<(), String> {
+    nft(&["-f", "-"], &Filters::vxlan_removal(table)).await.map(drop)
+}
+
 /// Runs nft, in the search path or where Debian keeps it.
 async fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
     let mut error = None;

@@ -17,10 +17,10 @@ use std::path::PathBuf;
 
 use loden_core::diff::Operation;
 use loden_core::observed::Observed;
-use loden_netlink::{Request, Socket};
+use loden_netlink::{KernelError as Refusal, Request, Socket};
 use loden_proto::{Family, Subnet};
 
-pub use filters::{rejected_sources, remove_table, table_exists};
+pub use filters::{rejected_sources, remove_table, remove_vxlan_filter, table_exists};
 pub use watch::{Notice, Watch};
 
 /// What an observation should tell beyond links and addresses.
@@ -146,6 +146,14 @@ impl Kernel {
                 let _ = sysctl::write(Family::V6, &device.name, "accept_ra", "0");
                 let _ = sysctl::write(Family::V6, &device.name, "addr_gen_mode", "1");
                 Ok(())
+            }
+            Operation::Rename { index, to, .. } => {
+                let mut result = self.route.batch(&[write::rename(*index, to)])?.remove(0);
+                let up = |r: &Refusal| r.errno == rustix::io::Errno::BUSY.raw_os_error();
+                if result.as_ref().is_err_and(up) {
+                    result = self.route.batch(&[write::further_name(*index, to)])?.remove(0);
+                }
+                write::verdict(operation, result)
             }
             Operation::Forward(family, name) => sysctl::forward(*family, name).map_err(|e| {
                 refused(e.to_string(), "; the daemon needs CAP_NET_ADMIN and a writable /proc/sys/net")
