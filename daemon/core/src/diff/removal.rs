@@ -5,9 +5,7 @@ use loden_proto::{Family, ROUTE_PROTOCOL, Subnet};
 use super::Operation;
 use crate::observed::{Link, Nexthop, Observed, Route, Via};
 use crate::options::Options;
-
-/// `RTPROT_BOOT`, which flannel's routes carry.
-const BOOT: u8 = 3;
+use crate::ownership::BOOT;
 
 /// What takes everything of ours out of the kernel, our table apart: routes, nexthops, devices with
 /// our names, and the bridge if no container hangs on it. An adopted device is not ours, nor is one

@@ -13,9 +13,9 @@ use crate::options::Options;
 use crate::peers::{HostLabel, Path};
 use crate::plan::{Inputs, PeerObjects, plan};
 use crate::underlay::{Endpoint, Underlay};
-use loden_proto::Mac;
 use loden_proto::config::NetworkConfig;
 use loden_proto::lease::LeaseKey;
+use loden_proto::{Mac, ROUTE_PROTOCOL};
 
 const DEVICE: u32 = 10;
 const UNDERLAY: u32 = 2;
@@ -347,6 +347,27 @@ fn removal_takes_exactly_ours() {
         (before.links, before.routes, before.nexthops)
     );
     assert!(observed.neighbours.is_empty() && observed.fdb.is_empty());
+}
+
+#[test]
+fn flannels_direct_routes_become_ours_and_go_with_their_peers() {
+    let route = |n: u8, gateway: &str, protocol| Route {
+        subnet: Subnet::new([10, 5, n, 0].into(), 24).expect("aligned"),
+        via: Via::Gateway { device: UNDERLAY, gateway: ip(gateway), onlink: false },
+        protocol,
+        metric: 0,
+    };
+    let mut observed = host(true);
+    // An operator's own, which says the same, and flannel's, of which one belongs to no peer.
+    for route in [route(2, "192.168.0.2", 3), route(3, "192.168.0.3", 4), route(4, "192.168.0.4", 3)] {
+        observed.routes.insert(route.subnet, vec![route]);
+    }
+    let wanted = [peer(2, 2, 6, true), peer(3, 3, 9, true)].into_iter().map(|p| (p.subnet, p)).collect();
+    pass(&desired(wanted), &mut observed);
+    let protocols = |o: &Observed| o.routes.values().flatten().map(|r| r.protocol).collect::<Vec<_>>();
+    assert_eq!(protocols(&observed), [ROUTE_PROTOCOL, 4, 3]);
+    pass(&desired(OrdMap::new()), &mut observed);
+    assert_eq!(protocols(&observed), [4, 3]);
 }
 
 #[test]
