@@ -11,6 +11,7 @@ use loden_tests::{Container, Daemon, Etcd, Host, Lab, PREFIX, eventually, kernel
 const VXLAN_NFT: &str = r#"{"Network":"10.5.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 const DUAL_NFT: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
+const HOST_GW: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
 
 fn flannel(host: &Host) -> Option<Daemon> {
     let daemon = host.flanneld(&["--iface=eth0", "--ip-masq"])?;
@@ -51,6 +52,14 @@ impl<'a> Traffic<'a> {
 
 fn is_dual(config: &str) -> bool {
     config.contains("EnableIPv6")
+}
+
+fn flannels_devices(config: &str) -> &'static [&'static str] {
+    match config {
+        HOST_GW => &[],
+        _ if is_dual(config) => &["flannel.1", "flannel-v6.1"],
+        _ => &["flannel.1"],
+    }
 }
 
 /// Peers in `status` for so many hosts.
@@ -95,7 +104,7 @@ fn loden_does_not_start_beside_flanneld_of_the_same_network() {
 
 #[test]
 fn loden_takes_a_flannel_host_over_without_losing_a_packet() {
-    for config in [VXLAN, VXLAN_NFT, DUAL, DUAL_NFT] {
+    for config in [VXLAN, VXLAN_NFT, DUAL, DUAL_NFT, HOST_GW] {
         eprintln!("{config}");
         take_over(config);
     }
@@ -111,7 +120,7 @@ fn take_over(config: &str) {
         [a.container_by_hand("a1", 10), b.container_by_hand("b1", 10), c.container_by_hand("c1", 10)];
     let [a1, b1, c1] = &containers;
     matrix(&[a1, b1, c1]);
-    let names: &[&str] = if is_dual(config) { &["flannel.1", "flannel-v6.1"] } else { &["flannel.1"] };
+    let names = flannels_devices(config);
     let identity = |name: &&str| {
         let link = kernel::link(&a, name).unwrap_or_else(|| panic!("no {name}"));
         (link["ifindex"].clone(), kernel::text(&link, "address").to_owned())
@@ -138,7 +147,11 @@ fn take_over(config: &str) {
     assert_eq!(kernel::addresses(&a.ns(), "cni0"), bridge);
     let file = |path| a.read_file(path).and_then(|t| SubnetEnv::parse(&t).ok()).expect(path);
     let (ours, flannels) = (file("/run/loden/subnet.env"), file("/run/flannel/subnet.env"));
-    let mtu = if is_dual(config) { 1430 } else { 1450 };
+    let mtu = match config {
+        HOST_GW => 1500,
+        _ if is_dual(config) => 1430,
+        _ => 1450,
+    };
     assert_eq!((ours.mtu, flannels.mtu), (mtu, mtu));
     assert_eq!(ours.subnets, flannels.subnets);
     if is_dual(config) {
@@ -157,21 +170,36 @@ fn take_over(config: &str) {
 
 #[test]
 fn a_host_goes_back_to_flannel_from_an_adopted_device_without_losing_a_packet() {
-    for config in [VXLAN, VXLAN_NFT, DUAL, DUAL_NFT] {
+    for config in [VXLAN, VXLAN_NFT, DUAL, DUAL_NFT, HOST_GW] {
         eprintln!("{config}");
-        go_back(config, true);
+        go_back(config, From::Flannel);
     }
 }
 
 #[test]
 fn a_host_goes_back_to_flannel_from_a_device_of_ours_without_losing_a_packet() {
-    for config in [VXLAN, VXLAN_NFT, DUAL, DUAL_NFT] {
+    for config in [VXLAN, VXLAN_NFT, DUAL, DUAL_NFT, HOST_GW] {
         eprintln!("{config}");
-        go_back(config, false);
+        go_back(config, From::Loden);
     }
 }
 
-fn go_back(config: &str, adopted: bool) {
+#[test]
+fn a_host_whose_kernel_cannot_rename_goes_back_to_flannel_without_losing_a_packet() {
+    go_back(DUAL, From::LodenOnAnOldKernel);
+}
+
+/// Who made the devices.
+#[derive(PartialEq)]
+enum From {
+    Flannel,
+    Loden,
+    /// Where an interface that is up gets flannel's name beside its own.
+    LodenOnAnOldKernel,
+}
+
+fn go_back(config: &str, from: From) {
+    let adopted = from == From::Flannel;
     let lab = Lab::new("back");
     let etcd = lab.etcd();
     etcd.config(config);
@@ -206,9 +234,14 @@ fn go_back(config: &str, adopted: bool) {
     let untouched = look();
     let plan = a.loden(&["cleanup", "--to-flannel", "--dry-run"]).expect_success();
     assert!(plan.contains("would remove the VXLAN filter"), "{plan}");
-    // What flannel had programmed was good enough for Loden, and so is it for flannel.
-    assert_eq!(plan.contains("would set route to"), !adopted, "{plan}");
+    // What flannel had programmed on its device was good enough for Loden, and so is it for flannel.
+    assert_eq!(plan.contains("would set route to"), !adopted || config == HOST_GW, "{plan}");
     assert_eq!(look(), untouched, "a dry run changes nothing");
+    if from == From::LodenOnAnOldKernel {
+        for (ours, flannels) in [("loden.1", "flannel.1"), ("loden6.1", "flannel-v6.1")] {
+            a.ip(&format!("link property add dev {ours} altname {flannels}"));
+        }
+    }
     a.loden(&["cleanup", "--to-flannel"]).expect_success();
     let Some(_fa) = flannel(&a) else { return };
     // A peer of which Loden has never heard is not filtered.
@@ -220,7 +253,9 @@ fn go_back(config: &str, adopted: bool) {
     traffic.lost_nothing();
     assert!(before.iter().all(|key| etcd.subnets().contains(key)), "{before:?}, {:?}", etcd.subnets());
     assert_eq!(identities(), devices, "flannel has taken the devices over");
-    assert!(kernel::link(&a, "flannel.1").is_some(), "{:?}", kernel::links(&a));
+    for name in flannels_devices(config) {
+        assert!(kernel::link(&a, name).is_some(), "{name}: {:?}", kernel::links(&a));
+    }
     let ours = |v: &serde_json::Value| v["protocol"].to_string().contains("177");
     assert!(!kernel::routes(&a).iter().any(ours) && !kernel::nexthops(&a).iter().any(ours));
     assert!(!kernel::tables(&a).contains(&"inet loden".into()), "{:?}", kernel::tables(&a));

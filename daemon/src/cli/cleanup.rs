@@ -82,7 +82,9 @@ impl Look {
 
 pub(super) async fn run(args: CleanupArgs) -> anyhow::Result<()> {
     if let Some(pid) = flanneld::any().filter(|_| args.flannel) {
-        bail!("flanneld (process {pid}) runs on this host: what it made is in use, not left behind");
+        bail!(
+            "flanneld (process {pid}) runs on this host, so what it made is in use; stop it first (systemctl disable --now flanneld)"
+        );
     }
     let run_dir = args.place.run_dir();
     if args.flannel && app::runs(&run_dir) {
