@@ -34,6 +34,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::files::make_folder;
+use crate::flanneld;
 use crate::kernel::{Kernel, Watch};
 use crate::lease::{Keeper, KeeperOptions, LeaseState};
 use crate::network_config;
@@ -74,6 +75,7 @@ const FILE_CHECK: Duration = Duration::from_secs(2);
 pub async fn run(options: Options) -> anyhow::Result<()> {
     options.etcd.check().map_err(anyhow::Error::msg)?;
     underlay::check(&options.settings.underlay)?;
+    refuse_beside_flanneld(&options.etcd.prefix)?;
     make_folder(&options.run_dir)?;
     let _lock = lock(&options.run_dir, &options.settings.options.network)?;
     let state = StateDir::open(&options.state_dir)?;
@@ -163,6 +165,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     tracing::info!("stopping; devices, routes, rules and the lease stay as they are");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    Ok(())
+}
+
+/// Both would keep the same lease and the same device.
+fn refuse_beside_flanneld(prefix: &str) -> anyhow::Result<()> {
+    if let Some(pid) = flanneld::running(prefix) {
+        bail!(
+            "flanneld (process {pid}) runs on this host below {prefix}; end it first (systemctl disable --now flanneld): running containers keep their network meanwhile, and what it set up is taken over"
+        );
+    }
     Ok(())
 }
 
