@@ -14,6 +14,7 @@ pub mod files;
 pub mod flanneld;
 pub mod kernel;
 pub mod lease;
+pub mod lock;
 pub mod network_config;
 pub mod reconcile;
 pub mod state;

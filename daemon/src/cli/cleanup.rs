@@ -17,7 +17,7 @@ use super::output::print;
 use super::status;
 use crate::kernel::{self, Interest, Kernel};
 use crate::state::StateDir;
-use crate::{app, flanneld};
+use crate::{flanneld, lock};
 
 /// Remove from this host's kernel what Loden made.
 #[derive(Debug, Args)]
@@ -88,12 +88,12 @@ pub(super) async fn run(args: CleanupArgs) -> anyhow::Result<()> {
         );
     }
     let run_dir = args.place.run_dir();
-    if args.flannel && app::runs(&run_dir) {
+    if args.flannel && lock::runs(&run_dir) {
         return beside_the_daemon(&args, &run_dir).await;
     }
     // The running daemon would bring everything back.
     let _lock = match run_dir.exists() {
-        true => Some(app::lock(&run_dir, &args.place.network)?),
+        true => Some(lock::take(&run_dir, &args.place.network)?),
         false => None,
     };
     if args.to_flannel { hand_over(&args).await } else { everything(&args, &run_dir).await }
