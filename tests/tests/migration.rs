@@ -1,6 +1,7 @@
 //! A host changes from flannel to Loden and back while packets flow: real flanneld, in its iptables
 //! and its nftables mode, IPv4 alone and dual-stack.
 
+use std::thread;
 use std::time::Duration;
 
 use loden_proto::subnet_env::SubnetEnv;
@@ -43,7 +44,9 @@ impl<'a> Traffic<'a> {
     #[track_caller]
     fn lost_nothing(self) {
         let outside = self.outside.stop();
-        let all: Vec<_> = self.streams.into_iter().map(Stream::stop).collect();
+        // Each waits for its stragglers.
+        let stops: Vec<_> = self.streams.into_iter().map(|s| thread::spawn(|| s.stop())).collect();
+        let all: Vec<_> = stops.into_iter().map(|s| s.join().expect("counting does not panic")).collect();
         assert!(outside.lost == 0 && all.iter().all(|l| l.lost == 0), "outside {outside:?}, inside {all:#?}");
         let sent: u64 = all.iter().map(|l| l.sent).sum();
         let arrived: u64 = self.ends.iter().map(|c| c.arrived()).sum();
