@@ -46,7 +46,8 @@ impl LeaseKey {
     }
 
     /// Parses the last component of a key. Stricter than flannel's expression, which takes
-    /// `10x5x7.0-24` too.
+    /// `10x5x7.0-24` too: each lease has one way to be written, the one that flannel and we write, or
+    /// two keys of etcd would be one lease, and the end of one the end of the other.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let error = |reason: String| KeyError { key: text.chars().take(80).collect(), reason };
         let subnet = |part: &str| {
@@ -61,7 +62,9 @@ impl LeaseKey {
             None => Some(Self::single(first)),
             Some(second) => Self::new(Some(first), Some(second)),
         };
-        key.ok_or_else(|| error("'&' joins an IPv4 and an IPv6 subnet, in this order".into()))
+        let key = key.ok_or_else(|| error("'&' joins an IPv4 and an IPv6 subnet, in this order".into()))?;
+        let canonical = key.to_string();
+        if canonical == text { Ok(key) } else { Err(error(format!("it must be written {canonical}"))) }
     }
 
     /// The subnet of a family.
@@ -334,6 +337,12 @@ mod tests {
             "10.12.13.0-24/x",
             "-",
             "10.12.13.0-24&fd00::-64&x",
+            "10.12.13.0-024",
+            "10.12.13.0-+24",
+            "FD00:12:13::-64",
+            "fd00:0012:13::-64",
+            "fd00:12:13:0::-64",
+            "10.12.13.0-24&fd00:12:13:0:0:0:0:0-64",
         ];
         for text in hostile {
             assert!(LeaseKey::parse(text).is_err(), "{text}");
