@@ -54,6 +54,11 @@ impl LeaseKey {
             let (address, length) = part.rsplit_once('-').ok_or_else(|| error("no '-LENGTH'".into()))?;
             format!("{address}/{length}").parse::<Subnet>().map_err(|e| error(e.to_string()))
         };
+        if text.contains('/') {
+            return Err(error(
+                "IPv6-only keys belong below loden/subnets/, all others below subnets/".into(),
+            ));
+        }
         let (first, second) = match text.split_once('&') {
             Some((first, second)) => (subnet(first)?, Some(subnet(second)?)),
             None => (subnet(text)?, None),

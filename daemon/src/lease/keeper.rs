@@ -23,7 +23,7 @@ use loden_core::mac;
 use loden_core::underlay::Underlay;
 use loden_proto::config::{Backend, NetworkConfig};
 use loden_proto::lease::{LeaseKey, LeaseValue};
-use loden_proto::{Family, Mac};
+use loden_proto::{Family, Mac, Subnet};
 use tokio::sync::watch;
 
 use super::{LeaseState, OwnLease, liveness, value};
@@ -214,7 +214,13 @@ impl Keeper {
                 Step::Release { key, mod_revision } => {
                     tracing::info!(subnet = %key, "releasing our former subnet, which the network config no longer allows");
                     match self.writer.delete(&key, mod_revision).await {
-                        Ok(_) => ahead = Some(without(table, &key)),
+                        Ok(_) => {
+                            // What the config still allows of it is taken again.
+                            if !previous.contains(&key) {
+                                previous.push(key);
+                            }
+                            ahead = Some(without(table, &key));
+                        }
                         Err(error) => self.failed(&error, &mut backoff).await,
                     }
                     continue;
@@ -443,12 +449,14 @@ impl Keeper {
         }
     }
 
-    /// The subnet in use, if it is another than this one and containers use it.
+    /// The key in use, if containers use a subnet of it that this one lacks, and who holds it.
     fn in_use_elsewhere(&self, key: &LeaseKey, table: &LeaseTable) -> Option<(LeaseKey, String)> {
-        let old = self.own.borrow().key.filter(|old| old != key)?;
+        let old = self.own.borrow().key?;
+        let missing = |s: &Subnet| key.subnet(s.family()) != Some(*s);
         let holder =
             table.get(&old).map_or_else(|| "nobody; the network config forbids it".to_owned(), claim::holder);
-        (endpoints::count_in(&self.options.allocations, &old) > 0).then_some((old, holder))
+        let used = |s: Subnet| endpoints::count_in(&self.options.allocations, &LeaseKey::single(s)) > 0;
+        old.subnets().filter(missing).any(used).then_some((old, holder))
     }
 
     /// Stops writing for good, as long as the other keeps the key.
