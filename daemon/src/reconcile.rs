@@ -397,7 +397,7 @@ impl Loop {
         Ok(())
     }
 
-    /// Forwarding has no notices: read it at every base pass, it costs a few reads.
+    /// Forwarding's notices do not tell its value: read it at every base pass, it costs a few reads.
     fn refresh_forwarding(&mut self, desired: &Desired) {
         self.observed.forwarding = Kernel::forwarding(&desired.forwarding);
     }
@@ -420,7 +420,7 @@ impl Loop {
         let former_name = former.as_ref().map(|u| u.interface.as_str());
         let underlay = underlay::choose(&wanted, &families, &self.observed, &own, route_to, former_name);
         if let (Some(former), Ok(now)) = (&former, &underlay)
-            && former.endpoints != now.endpoints
+            && former.endpoints.iter().any(|e| !now.endpoints.contains(e))
         {
             // A connection from an address that is gone would only end by its time-out.
             self.io.moved.notify_one();

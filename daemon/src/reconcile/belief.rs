@@ -96,6 +96,8 @@ pub(super) fn absorb(observed: &mut Observed, notice: Notice, networks: &[(Subne
                 Need::Changes
             }
         }
+        // A base pass reads the settings anew.
+        Notice::Setting => Need::Base,
         Notice::Rules | Notice::Overrun => Need::Full,
     }
 }
