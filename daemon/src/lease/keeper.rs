@@ -482,6 +482,8 @@ impl Keeper {
             let facts = self.facts.borrow_and_update().clone();
             let reason = match (view.synced, config, facts) {
                 (true, Some(config), Some(facts)) => match facts.underlay.clone() {
+                    // Chosen before the config was known, or by a former one.
+                    Ok(underlay) if !fits(&underlay, &config) => "looking at the host".to_owned(),
                     Ok(underlay) => match underlay
                         .endpoints
                         .iter()
@@ -516,7 +518,7 @@ impl Keeper {
     fn inputs(&self) -> Option<(Arc<NetworkConfig>, Underlay)> {
         let config = self.configs.borrow().clone()?;
         let underlay = self.facts.borrow().as_ref()?.underlay.clone().ok()?;
-        Some((config, underlay))
+        fits(&underlay, &config).then_some((config, underlay))
     }
 
     /// Tells why there is no lease yet, or why the one in use is not ours in etcd; once per reason.
@@ -622,6 +624,11 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Whether it has an address for each family of the network.
+fn fits(underlay: &Underlay, config: &NetworkConfig) -> bool {
+    config.pools().all(|p| underlay.endpoint(p.network.family()).is_some())
 }
 
 fn without(mut table: LeaseTable, key: &LeaseKey) -> LeaseTable {
