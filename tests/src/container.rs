@@ -1,11 +1,12 @@
 //! Containers: network namespaces wired by the real CNI plugin, or by hand on flannel's hosts.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use loden_proto::Family;
 use loden_proto::subnet_env::SubnetEnv;
-use loden_proto::{Family, Subnet};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use serde_json::{Value, json};
 
@@ -18,10 +19,11 @@ pub struct Container {
     host: Host,
     name: String,
     ns: Arc<Ns>,
-    address: IpAddr,
+    /// At least one; IPv4 comes first.
+    addresses: Vec<IpAddr>,
     conf: Option<Value>,
     result: Value,
-    echo: Mutex<Option<probe::Echo>>,
+    echoes: Mutex<BTreeMap<IpAddr, probe::Echo>>,
 }
 
 /// What runtimes pass for a network of Loden's.
@@ -53,9 +55,13 @@ impl Host {
             }
         };
         let result: Value = serde_json::from_str(&answer).map_err(|e| format!("{e} in {answer}"))?;
-        let address = result["ips"][0]["address"].as_str().and_then(|a| a.split('/').next()?.parse().ok());
-        let address: IpAddr = address.ok_or_else(|| format!("no address in {answer}"))?;
-        Ok(Container::new(self, name, ns, address, Some(conf), result))
+        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
+        let addresses: Vec<IpAddr> =
+            result["ips"].as_array().into_iter().flatten().filter_map(address).collect();
+        if addresses.is_empty() {
+            return Err(format!("no address in {answer}"));
+        }
+        Ok(Container::new(self, name, ns, addresses, Some(conf), result))
     }
 
     /// A container on a bridge `cni0` made with `ip`, as flannel's plugin would: for hosts that
@@ -65,17 +71,15 @@ impl Host {
         let env = eventually(Duration::from_secs(10), "flannel's subnet.env is there", || {
             SubnetEnv::parse(&self.read_file("/run/flannel/subnet.env")?).ok()
         });
-        let subnet: Subnet = env.subnet(Family::V4).expect("an IPv4 subnet");
-        let (gateway, length) = (subnet.gateway(), subnet.length());
-        let address = subnet.nth(last.into());
         let ns = Arc::new(Ns::new());
         self.bind_netns(name, &ns);
         let host = self.ns();
         if !host.exec(&["ip", "link", "show", "cni0"]).success() {
-            host.ip(&format!(
-                "link add cni0 type bridge\naddr add {gateway}/{length} dev cni0\nlink set cni0 up"
-            ));
-            host.sysctl("net/ipv4/ip_forward", "1");
+            host.ip("link add cni0 type bridge\nlink set cni0 up");
+            for subnet in &env.subnets {
+                host.ip(&format!("addr add {}/{} dev cni0 nodad", subnet.gateway(), subnet.length()));
+                host.sysctl(forwarding_of_all(subnet.family()), "1");
+            }
         }
         let mtu = env.mtu;
         host.ip(&format!(
@@ -83,10 +87,14 @@ impl Host {
              link set veth-{name} master cni0 up",
             ns.path()
         ));
-        ns.ip(&format!(
-            "addr add {address}/{length} dev eth0\nlink set eth0 up\nroute add default via {gateway}"
-        ));
-        Container::new(self, name, ns, address, None, Value::Null)
+        ns.ip("link set eth0 up");
+        let mut addresses = Vec::new();
+        for subnet in &env.subnets {
+            let (gateway, length, address) = (subnet.gateway(), subnet.length(), subnet.nth(last.into()));
+            ns.ip(&format!("addr add {address}/{length} dev eth0 nodad\nroute add default via {gateway}"));
+            addresses.push(address);
+        }
+        Container::new(self, name, ns, addresses, None, Value::Null)
     }
 
     fn bind_netns(&self, name: &str, ns: &Ns) {
@@ -103,6 +111,13 @@ impl Host {
             let _ = unmount(&path, UnmountFlags::DETACH);
             let _ = std::fs::remove_file(&path);
         });
+    }
+}
+
+fn forwarding_of_all(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "net/ipv4/ip_forward",
+        Family::V6 => "net/ipv6/conf/all/forwarding",
     }
 }
 
@@ -129,12 +144,13 @@ impl Container {
         host: &Host,
         name: &str,
         ns: Arc<Ns>,
-        address: IpAddr,
+        addresses: Vec<IpAddr>,
         conf: Option<Value>,
         result: Value,
     ) -> Self {
-        lock(&host.lab().containers).insert((host.name().into(), name.into()), address);
-        Self { host: host.clone(), name: name.into(), ns, address, conf, result, echo: Mutex::default() }
+        lock(&host.lab().containers).insert((host.name().into(), name.into()), addresses.clone());
+        let echoes = Mutex::default();
+        Self { host: host.clone(), name: name.into(), ns, addresses, conf, result, echoes }
     }
 
     /// Its name.
@@ -154,14 +170,19 @@ impl Container {
 
     /// Its first address.
     pub fn address(&self) -> IpAddr {
-        self.address
+        self.addresses[0]
     }
 
-    /// All its addresses, as the plugin gave them.
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        let ips = self.result["ips"].as_array().cloned().unwrap_or_default();
-        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
-        if ips.is_empty() { vec![self.address] } else { ips.iter().filter_map(address).collect() }
+    /// All its addresses, IPv4 first.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Its address of a family.
+    #[track_caller]
+    pub fn address_of(&self, family: Family) -> IpAddr {
+        let found = self.addresses.iter().copied().find(|a| Family::of(*a) == family);
+        found.unwrap_or_else(|| panic!("{} has no {family} address: {:?}", self.name, self.addresses))
     }
 
     /// What the plugin answered to ADD.
@@ -191,49 +212,71 @@ impl Container {
         probe::ping(&self.ns, target)
     }
 
-    /// The address of its echo server, which the first call starts.
+    /// Its echo server by its first address; the first call starts it.
     #[track_caller]
     pub fn echo(&self) -> SocketAddr {
-        lock(&self.echo).get_or_insert_with(|| probe::Echo::start(&self.ns, self.address)).address()
+        self.echo_on(self.address())
     }
 
-    /// An echo server on any of its addresses, which ends when dropped.
+    /// Its echo server by any of its addresses; the first call starts it.
     #[track_caller]
-    pub fn echo_on(&self, address: IpAddr) -> probe::Echo {
-        probe::Echo::start(&self.ns, address)
+    pub fn echo_on(&self, address: IpAddr) -> SocketAddr {
+        let mut echoes = lock(&self.echoes);
+        echoes.entry(address).or_insert_with(|| probe::Echo::start(&self.ns, address)).address()
     }
 
-    /// The address that another container's echo server saw when this one sent to it.
-    pub fn source_seen_by(&self, other: &Container) -> Option<IpAddr> {
-        probe::udp_source(&self.ns, other.echo().ip())
-    }
-
-    /// A steady stream from here to another container.
+    /// A steady stream from here to another container, by its first address.
     #[track_caller]
     pub fn stream_to(&self, other: &Container, per_second: u32) -> probe::Stream {
         probe::Stream::start(&self.ns, other.echo(), per_second)
     }
+
+    /// A steady stream to another container by the addresses of a family.
+    #[track_caller]
+    pub fn stream_by(&self, family: Family, other: &Container, per_second: u32) -> probe::Stream {
+        probe::Stream::start(&self.ns, other.echo_on(other.address_of(family)), per_second)
+    }
+
+    /// Whether another container is reached by ICMP and UDP, by the addresses of a family, and
+    /// sees this one's own address.
+    fn reaches(&self, other: &Container, family: Family) -> Result<(), String> {
+        let (source, target) = (self.address_of(family), other.address_of(family));
+        let path = || format!("{} ({source}) to {} ({target})", self.name, other.name);
+        if !self.pings(target) {
+            return Err(format!("no ICMP from {}", path()));
+        }
+        match probe::udp_source(&self.ns, target) {
+            Some(seen) if seen == source => Ok(()),
+            seen => Err(format!("UDP from {} was seen from {seen:?}", path())),
+        }
+    }
 }
 
-/// Every container reaches every other, by ICMP and UDP, and is seen under its own address.
+/// Every container reaches every other, by ICMP and UDP, and is seen under its own address; by each
+/// address family that both have, of which there must be one.
 #[track_caller]
 pub fn matrix(containers: &[&Container]) {
     for container in containers {
-        container.echo();
-    }
-    eventually(Duration::from_secs(15), "every container reaches every other", || {
-        for from in containers {
-            for to in containers.iter().filter(|to| !std::ptr::eq(**to, *from)) {
-                let path = || format!("{} ({}) to {} ({})", from.name, from.address, to.name, to.address);
-                if !from.pings(to.address) {
-                    return Err(format!("no ICMP from {}", path()));
-                }
-                match from.source_seen_by(to) {
-                    Some(source) if source == from.address => {}
-                    other => return Err(format!("UDP from {} was seen from {other:?}", path())),
-                }
-            }
+        for address in container.addresses() {
+            container.echo_on(*address);
         }
-        Ok(())
+    }
+    let pairs: Vec<(&Container, &Container, Family)> = containers
+        .iter()
+        .flat_map(|from| containers.iter().map(move |to| (*from, *to)))
+        .filter(|(from, to)| !std::ptr::eq(*from, *to))
+        .flat_map(|(from, to)| {
+            let families: Vec<Family> =
+                families_of(from).filter(|f| families_of(to).any(|g| g == *f)).collect();
+            assert!(!families.is_empty(), "{} and {} have no family in common", from.name, to.name);
+            families.into_iter().map(move |family| (from, to, family))
+        })
+        .collect();
+    eventually(Duration::from_secs(15), "every container reaches every other", || {
+        pairs.iter().try_for_each(|(from, to, family)| from.reaches(to, *family))
     });
+}
+
+fn families_of(container: &Container) -> impl Iterator<Item = Family> {
+    container.addresses.iter().map(|a| Family::of(*a))
 }
