@@ -366,6 +366,23 @@ mod tests {
         assert_eq!(serde_json::from_str::<Value>(&again).ok(), serde_json::from_str::<Value>(wireguard).ok());
     }
 
+    /// As flanneld v0.28.7 wrote them in the lab, with EnableIPv6.
+    #[test]
+    fn flannels_dual_stack_key_and_value_are_kept_to_the_byte() {
+        let name = "10.5.43.0-24&fd00:10:5:1d::-64";
+        assert_eq!(LeaseKey::parse(name).map(|k| k.to_string()), Ok(name.to_owned()));
+        let text = r#"{"PublicIP":"192.168.77.11","PublicIPv6":"fd77::11","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"de:aa:19:0b:75:05"},"BackendV6Data":{"VNI":1,"VtepMAC":"76:19:b8:76:0c:9f"}}"#;
+        let value = LeaseValue::parse(text.as_bytes()).expect("flannel's value");
+        assert_eq!(value.to_json(), text);
+        for (family, address, mac) in [
+            (Family::V4, "192.168.77.11", "de:aa:19:0b:75:05"),
+            (Family::V6, "fd77::11", "76:19:b8:76:0c:9f"),
+        ] {
+            assert_eq!(value.public_address(family).map(|a| a.to_string()), Some(address.into()));
+            assert_eq!(value.backend_data(family).vtep_mac().map(|m| m.to_string()), Some(mac.into()));
+        }
+    }
+
     #[test]
     fn our_member_and_unknown_members_survive() {
         let text = r#"{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::1","BackendType":"host-gw","Loden":{"HostID":"abc","Labels":{"rack":"r7"},"Sources":["10.0.0.9"]},"Future":[1]}"#;

@@ -190,6 +190,18 @@ pub fn allowed(key: &LeaseKey, config: &NetworkConfig) -> bool {
     })
 }
 
+/// Whether a key is one of this network at all, whatever of it may be leased now: the right families,
+/// each subnet inside its network and of its length.
+pub fn of_network(key: &LeaseKey, config: &NetworkConfig) -> bool {
+    Family::ALL.iter().all(|family| match (key.subnet(*family), config.pool(*family)) {
+        (Some(subnet), Some(pool)) => {
+            pool.network.contains_subnet(&subnet) && subnet.length() == pool.subnet_length
+        }
+        (None, None) => true,
+        _ => false,
+    })
+}
+
 /// Who holds a lease, for people.
 pub fn holder(record: &LeaseRecord) -> String {
     let Ok(value) = &record.value else { return "an unreadable lease".into() };
@@ -435,6 +447,8 @@ mod tests {
         let grown = create(&none, &dual, "10.5.12.0-24");
         assert_eq!(grown.subnet(Family::V4), key("10.5.12.0-24").subnet(Family::V4));
         assert!(allowed(&grown, &dual));
+        assert!(of_network(&grown, &dual) && !of_network(&grown, &four) && !of_network(&grown, &six));
+        assert!(!of_network(&key("10.5.12.0-25"), &four) && !of_network(&key("10.6.12.0-24"), &four));
         assert_eq!(create(&none, &four, &grown.to_string()), key("10.5.12.0-24"));
         assert_eq!(create(&none, &six, &grown.to_string()).subnet(Family::V6), grown.subnet(Family::V6));
         // Never what somebody else has by now.

@@ -77,6 +77,8 @@ enum Departure {
     Fenced(String),
     /// An operator wanted us to move, and no container is left.
     Released,
+    /// It was confirmed by a remembered config, and the one in etcd is of another network.
+    Misfit,
 }
 
 impl Keeper {
@@ -97,6 +99,9 @@ impl Keeper {
                 Departure::Gone => {
                     tracing::warn!(subnet = %key, "our lease vanished from etcd; claiming the same subnet again");
                     self.waiting("it vanished from etcd".into());
+                }
+                Departure::Misfit => {
+                    tracing::info!(subnet = %key, "our lease does not fit the network config; taking one that does");
                 }
                 Departure::Lost(holder) => {
                     self.disown(&mut last);
@@ -332,6 +337,9 @@ impl Keeper {
                 // An address seldom comes alone, and the connection to etcd is made anew meanwhile.
                 _ = self.facts.changed() => tokio::time::sleep(SETTLE).await,
                 _ = self.configs.changed() => {}
+            }
+            if self.configs.borrow().as_ref().is_some_and(|c| !claim::of_network(&held.key, c)) {
+                return Departure::Misfit;
             }
             let view = self.views.borrow_and_update().clone();
             if view.epoch != epoch {
