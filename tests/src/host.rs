@@ -239,7 +239,9 @@ impl Host {
         self.lab().plug(&ns, interface, segment);
         let mut lines = String::new();
         for address in addresses {
-            lines += &format!("addr add {address} dev {interface}\n");
+            // IPv6 addresses are taken as unique, or they would be tentative for a second.
+            let nodad = if address.contains(':') { "nodad" } else { "" };
+            lines += &format!("addr add {address} dev {interface} {nodad}\n");
         }
         ns.ip(&format!("{lines}link set {interface} up"));
     }
