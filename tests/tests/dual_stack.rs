@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use loden_tests::story::SOON;
-use loden_tests::{Container, Lab, eventually, kernel, probe};
+use loden_tests::{Container, Etcd, Lab, eventually, kernel, probe};
 
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 const SIX: &str =
@@ -38,6 +38,11 @@ fn containers_reach_each_other_by_both_families() {
         reach(&b1, &a1, v6);
     }
     assert_eq!(etcd.subnets().len(), 2, "one key holds both subnets: {:?}", etcd.subnets());
+    // flanneld stands still for a minute at one that has no IPv6 address yet.
+    for key in etcd.subnets() {
+        let version = etcd.revisions(&Etcd::key(&key)).expect("the lease")["version"].clone();
+        assert_eq!(version, 1, "the lease was complete when it was first written: {key}");
+    }
     let env = a.subnet_env().expect("subnet.env");
     assert_eq!((env.subnets.len(), env.mtu), (2, 1430), "the smaller MTU, IPv6's: {env:?}");
     lab.check_invariants();
