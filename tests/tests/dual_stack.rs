@@ -16,6 +16,11 @@ fn containers_and_files_tell_both_families() {
     let (a1, b1) = (a.container("a1"), b.container("b1"));
     matrix(&[&a1, &b1]);
     assert_eq!(a1.result()["ips"].as_array().map(Vec::len), Some(2), "{}", a1.result());
+    // flanneld stands still for a minute at a lease that has no IPv6 address yet.
+    for key in cluster.etcd.subnets() {
+        let version = cluster.etcd.revisions(&Etcd::key(&key)).expect("the lease")["version"].clone();
+        assert_eq!(version, 1, "the lease was complete when it was first written: {key}");
+    }
     let env = a.subnet_env().expect("subnet.env");
     assert_eq!((env.subnets.len(), env.mtu), (2, 1430), "the smaller MTU, IPv6's: {env:?}");
     let mtu = |name: &str| kernel::link(a, name).expect("a device")["mtu"].clone();
