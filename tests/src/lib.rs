@@ -20,6 +20,7 @@
 mod container;
 mod daemon;
 mod etcd;
+mod firewall;
 mod foreign;
 mod host;
 mod invariants;
@@ -36,6 +37,7 @@ mod world;
 pub use container::{Container, matrix};
 pub use daemon::Daemon;
 pub use etcd::{Etcd, PREFIX};
+pub use firewall::Firewalld;
 pub use host::Host;
 pub use lab::{Lab, Segment};
 pub use netns::Ns;
