@@ -6,21 +6,26 @@ use std::sync::Arc;
 use std::thread;
 
 use loden_tests::probe::{self, Echo};
-use loden_tests::story::SOON;
-use loden_tests::{Container, Daemon, Host, Lab, Ns, eventually};
+use loden_tests::story::{Cluster, SOON};
+use loden_tests::{Container, Daemon, Host, Lab, Ns, eventually, matrix};
 
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","Backend":{"Type":"vxlan"}}"#;
 
-/// The lines to type in the chapter of docs/firewalls.md with this title, in its first block.
-fn documented(title: &str) -> Vec<&'static str> {
+/// The lines to type in the chapter of docs/firewalls.md with this title: those of its blocks, in
+/// order.
+fn documented(title: &str) -> Vec<Vec<&'static str>> {
     let text = include_str!("../../docs/firewalls.md");
     let heading = format!("\n## {title}\n");
     let (_, chapter) = text.split_once(&heading).unwrap_or_else(|| panic!("no chapter {title}"));
-    let block = chapter.split("```").nth(1).unwrap_or_else(|| panic!("no block below {title}"));
-    let lines: Vec<&str> = block.lines().map(|l| l.split('#').next().unwrap_or_default().trim()).collect();
-    let lines: Vec<&str> = lines.into_iter().filter(|l| !l.is_empty()).collect();
-    assert!(lines.len() > 1, "{title}: {lines:?}");
-    lines
+    let chapter = chapter.split("\n## ").next().unwrap_or_default();
+    let blocks = chapter.split("```").skip(1).step_by(2);
+    blocks.map(|block| block.lines().filter(|line| !line.is_empty()).collect()).collect()
+}
+
+fn type_on(host: &Host, lines: &[&str]) {
+    for line in lines {
+        host.run(&["sh", "-c", line]);
+    }
 }
 
 /// Two hosts with a container each, dual stack, and a machine that is no member. Everything serves.
@@ -105,12 +110,6 @@ impl Scene {
         assert!(self.a.status().repairs.is_empty(), "{:?}", self.a.status().repairs);
         self.lab.check_invariants();
     }
-
-    fn type_on_a(&self, lines: &[&str]) {
-        for line in lines {
-            self.a.run(&["sh", "-c", line]);
-        }
-    }
 }
 
 /// Tries connections all at once: a firewall that drops costs the patience of each.
@@ -141,7 +140,7 @@ fn firewalld_opens_by_files_and_lines(backend: &str) {
     let Some(firewalld) = scene.a.firewalld(backend) else { return };
     scene.overlay_is_closed();
     firewalld.install_files();
-    scene.type_on_a(&documented("firewalld"));
+    type_on(&scene.a, &documented("firewalld")[0]);
     scene.overlay_is_open("with our zones and the port");
     scene.the_rest_is_closed();
     scene.a.run(&["firewall-cmd", "--reload"]);
@@ -169,7 +168,7 @@ fn ufw_opens_by_lines(scene: &Scene) {
     }
     scene.overlay_is_closed();
     scene.a.install_ufw_profile();
-    scene.type_on_a(&documented("ufw"));
+    type_on(&scene.a, &documented("ufw")[0]);
     scene.overlay_is_open("with the lines of the documentation");
     scene.the_rest_is_closed();
     scene.a.run(&["ufw", "reload"]);
@@ -189,4 +188,50 @@ fn ufw_with_iptables_legacy() {
     if scene.a.legacy_iptables() {
         ufw_opens_by_lines(&scene);
     }
+}
+
+#[test]
+fn rules_of_ones_own() {
+    let scene = Scene::start("own_rules");
+    let table = scene.table();
+    // What such rule sets have: answers, and what IPv6 lives on.
+    let usual = "ct state established,related accept; meta l4proto ipv6-icmp accept;";
+    scene.a.ns().nft(&format!(
+        "table inet mine {{
+            chain input {{ type filter hook input priority filter; policy drop; {usual} }}
+            chain forward {{ type filter hook forward priority filter; policy drop; {usual} }}
+        }}"
+    ));
+    scene.overlay_is_closed();
+    for line in &documented("Rules of your own")[0] {
+        let (rule, hook) = line.split_once("# hook ").unwrap_or_else(|| panic!("no hook in {line}"));
+        scene.a.ns().nft(&format!("add rule inet mine {hook} {rule}"));
+    }
+    scene.overlay_is_open("with the rules of the documentation");
+    scene.the_rest_is_closed();
+    scene.nothing_of_ours_was_touched(&table);
+}
+
+#[test]
+fn packets_without_encapsulation_need_one_more_rule() {
+    let direct = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+    let cluster = Cluster::<2>::start("firewall_direct", direct, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let Some(firewalld) = a.firewalld("nftables") else { return };
+    firewalld.install_files();
+    if !b.ufw() {
+        return;
+    }
+    b.install_ufw_profile();
+    type_on(a, &documented("firewalld")[0]);
+    type_on(b, &documented("ufw")[0]);
+    let ways = [(a1.ns(), b1.echo().ip(), None), (b1.ns(), a1.echo().ip(), None)];
+    assert!(tried(&ways).iter().all(|(_, open)| !open), "{:?}", tried(&ways));
+    type_on(a, &documented("firewalld")[1]);
+    a.run(&["firewall-cmd", "--reload"]);
+    type_on(b, &documented("ufw")[1]);
+    matrix(&[&a1, &b1]);
+    cluster.lab.check_invariants();
 }
