@@ -49,6 +49,13 @@ impl Host {
         eventually(START_LIMIT, "the system bus is there", there);
     }
 
+    /// Puts Loden's zones, policies and service where `make install` puts them.
+    pub fn install_firewalld_files(&self) {
+        let layers = format!("lowerdir={PACKAGING}/firewalld:/usr/lib/firewalld");
+        let mount = format!("mount -t overlay -o {layers} overlay /usr/lib/firewalld");
+        self.run(&["sh", "-c", &format!("[ ! -d /usr/lib/firewalld ] || {mount}")]);
+    }
+
     /// Starts firewalld with one of its back ends (`nftables`, `iptables`); `None`, with a note,
     /// where it is not installed.
     pub fn firewalld(&self, backend: &str) -> Option<Firewalld> {
@@ -173,12 +180,6 @@ fn start_firewalld(host: &Host) -> Arc<Process> {
 }
 
 impl Firewalld {
-    /// Puts Loden's zones, policies and service where `make install` puts them.
-    pub fn install_files(&self) {
-        let layers = format!("lowerdir={PACKAGING}/firewalld:/usr/lib/firewalld");
-        self.host.run(&["mount", "-t", "overlay", "-o", &layers, "overlay", "/usr/lib/firewalld"]);
-    }
-
     /// `systemctl restart firewalld`: its rules are gone in between.
     pub fn restart(&self) {
         let mut process = lock(&self.process);
