@@ -16,7 +16,8 @@ PEERS := $(CURDIR)/target/peers
 BUILD_PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev
 CHECK_PACKAGES := jq systemd
 TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace \
-	conntrack openssl procps util-linux kmod ethtool
+	conntrack openssl procps util-linux kmod ethtool iptables \
+	dbus firewalld ufw network-manager
 
 CARGO_DENY_VERSION := 0.20.2
 FLANNEL_VERSION := v0.28.7
@@ -103,8 +104,12 @@ install: ## Install what `make release` built (DESTDIR, PREFIX, CNI_BIN)
 	install -D -m 644 packaging/sysusers.d/loden.conf '$(DESTDIR)$(PREFIX)/lib/sysusers.d/loden.conf'
 	install -D -m 644 packaging/tmpfiles.d/loden.conf '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/loden.conf'
 	install -D -m 644 packaging/networkd/10-loden.network '$(DESTDIR)$(PREFIX)/lib/systemd/network/10-loden.network'
+	install -D -m 644 packaging/networkd/10-loden.link '$(DESTDIR)$(PREFIX)/lib/systemd/network/10-loden.link'
 	install -D -m 644 packaging/networkd/90-loden.conf '$(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d/90-loden.conf'
 	install -D -m 644 packaging/NetworkManager/90-loden.conf '$(DESTDIR)$(PREFIX)/lib/NetworkManager/conf.d/90-loden.conf'
+	@for f in $$(cd packaging && find firewalld -type f); do \
+		install -D -m 644 packaging/$$f '$(DESTDIR)$(PREFIX)'/lib/$$f; done
+	install -D -m 644 packaging/ufw/loden '$(DESTDIR)/etc/ufw/applications.d/loden'
 	install -D -m 644 packaging/rt_protos.d/loden.conf '$(DESTDIR)/etc/iproute2/rt_protos.d/loden.conf'
 	install -D -m 644 packaging/loden.toml '$(DESTDIR)$(PREFIX)/share/loden/loden.toml'
 	install -D -m 644 packaging/docker/loden.conf '$(DESTDIR)$(PREFIX)/share/loden/docker/loden.conf'
