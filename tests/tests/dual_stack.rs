@@ -113,10 +113,22 @@ fn an_ipv4_cluster_becomes_dual_stack_host_by_host_and_goes_back() {
     assert_eq!(cluster.etcd.subnets().len(), 2, "{:?}", cluster.etcd.subnets());
     // And back.
     cluster.etcd.config(&Stack::Four.vxlan());
-    a2.delete();
-    b2.delete();
     for daemon in &cluster.daemons {
         daemon.restart();
+    }
+    eventually(SOON, "a waits for its container that has an IPv6 address", || {
+        let lease = a.try_status(&[])?.lease.ok_or_else(|| "no lease".to_owned())?;
+        if lease.state == "lost" { Ok(()) } else { Err(lease.state) }
+    });
+    // Longer than a peer stays whose lease is gone.
+    std::thread::sleep(Duration::from_secs(2));
+    a2.delete();
+    b2.delete();
+    for host in [a, b] {
+        eventually(SOON, "it holds its IPv4 subnet alone", || match host.held_key()? {
+            key if key.subnets().count() == 1 => Ok(()),
+            key => Err(key.to_string()),
+        });
     }
     a.sees_peers(1);
     assert_eq!(subnets(), before);

@@ -217,6 +217,10 @@ impl Keeper {
                     continue;
                 }
                 Step::Release { key, mod_revision } => {
+                    if self.forbidden_in_use(&key) {
+                        self.outgrown(key, table.get(&key).map_or(0, |r| r.etcd_lease)).await;
+                        continue;
+                    }
                     tracing::info!(subnet = %key, "releasing our former subnet, which the network config no longer allows");
                     match self.writer.delete(&key, mod_revision).await {
                         Ok(_) => {
@@ -453,6 +457,37 @@ impl Keeper {
             if endpoints::count_in(&self.options.allocations, &key) == 0 {
                 tracing::info!(subnet = %key, "no container uses the lost subnet any more; taking another");
                 return;
+            }
+        }
+    }
+
+    /// Whether containers use a subnet of this key that the network config does not allow.
+    fn forbidden_in_use(&self, key: &LeaseKey) -> bool {
+        let Some(config) = self.configs.borrow().clone() else { return false };
+        key.subnets()
+            .filter(|s| !config.pool(s.family()).is_some_and(|p| p.accepts(s)))
+            .any(|s| endpoints::count_in(&self.options.allocations, &LeaseKey::single(s)) > 0)
+    }
+
+    /// Waits until no container uses what the network config forbids. The key stays: by what is still
+    /// allowed of it, such as IPv4 when IPv6 went, peers reach the containers.
+    async fn outgrown(&mut self, key: LeaseKey, etcd_lease: i64) {
+        tracing::error!(subnet = %key, "the network config no longer allows our subnet, which containers use; no new ones until they are gone");
+        self.own.send_modify(|own| {
+            own.state = LeaseState::Lost("nobody; the network config forbids it".into());
+            own.expires = None;
+        });
+        let interval = claim::keep_alive_interval(self.options.ttl);
+        for second in 1u64.. {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if !self.forbidden_in_use(&key) {
+                return;
+            }
+            if second.is_multiple_of(interval) && etcd_lease != 0 {
+                // Without it peers lose us only when the lease ends.
+                if let Err(error) = self.writer.keep_alive(etcd_lease).await {
+                    tracing::debug!(%error, "cannot refresh the lease of the subnet that we leave");
+                }
             }
         }
     }
