@@ -91,10 +91,24 @@ impl Scene {
         });
     }
 
+    /// By this manager's rules, which `status` names for VXLAN and for what is forwarded.
     #[track_caller]
-    fn overlay_is_closed(&self) {
+    fn overlay_is_closed(&self, manager: &str) {
         let ways = self.ways();
         assert!(ways.iter().all(|(_, open)| !open), "by the default rules all is closed: {ways:?}");
+        for words in
+            ["drops VXLAN packets (UDP port 8472)", "from loden.1 to loden0", "from loden0 to loden6.1"]
+        {
+            status_names(&self.a, &[manager, words]);
+        }
+    }
+
+    #[track_caller]
+    fn status_is_content(&self) {
+        eventually(SOON, "status has no problem", || {
+            let problems = self.a.try_status(&[])?.problems;
+            if problems.is_empty() { Ok(()) } else { Err(format!("{problems:#?}")) }
+        });
     }
 
     #[track_caller]
@@ -113,6 +127,15 @@ impl Scene {
         assert!(self.a.status().repairs.is_empty(), "{:?}", self.a.status().repairs);
         self.lab.check_invariants();
     }
+}
+
+#[track_caller]
+fn status_names(host: &Host, words: &[&str]) {
+    eventually(SOON, &format!("status names {words:?}"), || {
+        let problems = host.try_status(&[])?.problems;
+        let told = problems.iter().any(|p| words.iter().all(|w| p.contains(w)));
+        if told { Ok(()) } else { Err(format!("{problems:#?}")) }
+    });
 }
 
 /// Tries connections all at once: a firewall that drops costs the patience of each.
@@ -141,10 +164,11 @@ fn firewalld_opens_by_files_and_lines(backend: &str) {
     let scene = Scene::start(&format!("firewalld_{backend}"));
     let table = scene.table();
     let Some(firewalld) = scene.a.firewalld(backend) else { return };
-    scene.overlay_is_closed();
+    scene.overlay_is_closed("firewalld");
     scene.a.install_firewalld_files();
     type_on(&scene.a, &documented("firewalld")[0]);
     scene.overlay_is_open("with our zones and the port, after reloads");
+    scene.status_is_content();
     scene.the_rest_is_closed();
     firewalld.restart();
     scene.overlay_is_open("after a restart of firewalld");
@@ -167,10 +191,11 @@ fn ufw_opens_by_lines(scene: &Scene) {
     if !scene.a.ufw() {
         return;
     }
-    scene.overlay_is_closed();
+    scene.overlay_is_closed("ufw");
     scene.a.install_ufw_profile();
     type_on(&scene.a, &documented("ufw")[0]);
     scene.overlay_is_open("with the lines of the documentation");
+    scene.status_is_content();
     scene.the_rest_is_closed();
     scene.a.run(&["ufw", "reload"]);
     scene.overlay_is_open("after a reload");
@@ -203,12 +228,13 @@ fn rules_of_ones_own() {
             chain forward {{ type filter hook forward priority filter; policy drop; {usual} }}
         }}"
     ));
-    scene.overlay_is_closed();
+    scene.overlay_is_closed("inet mine");
     for line in &documented("Rules of your own")[0] {
         let (rule, hook) = line.split_once("# hook ").unwrap_or_else(|| panic!("no hook in {line}"));
         scene.a.ns().nft(&format!("add rule inet mine {hook} {rule}"));
     }
     scene.overlay_is_open("with the rules of the documentation");
+    scene.status_is_content();
     scene.the_rest_is_closed();
     scene.nothing_of_ours_was_touched(&table);
 }
@@ -228,6 +254,8 @@ fn packets_without_encapsulation_need_one_more_rule() {
     type_on(b, &documented("ufw")[0]);
     let ways = [(a1.ns(), b1.echo().ip(), None), (b1.ns(), a1.echo().ip(), None)];
     assert!(tried(&ways).iter().all(|(_, open)| !open), "{:?}", tried(&ways));
+    status_names(a, &["firewalld", "from eth0 to loden0"]);
+    status_names(b, &["ufw", "from eth0 to loden0"]);
     type_on(a, &documented("firewalld")[1]);
     a.run(&["firewall-cmd", "--reload"]);
     type_on(b, &documented("ufw")[1]);

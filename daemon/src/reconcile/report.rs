@@ -7,9 +7,9 @@ use loden_core::Millis;
 use loden_core::diff::Conflict;
 use loden_core::firewall::{Bridge, Surroundings};
 use loden_core::observed::{Address, Link};
-use loden_core::peers::Peer;
+use loden_core::peers::{Path, Peer};
 use loden_core::plan::Desired;
-use loden_proto::Subnet;
+use loden_proto::{Family, Subnet};
 
 use super::Loop;
 use crate::clock;
@@ -76,10 +76,11 @@ impl Loop {
             let (network, _) = desired.networks.iter().find(|(n, _)| n.family() == own.family())?;
             Some((*network, own))
         };
-        let overlay = |own: Subnet| {
-            let device = desired.devices.iter().find(|d| d.family == own.family());
-            (own.family(), device.map_or_else(|| underlay.clone(), |d| d.name.clone()))
-        };
+        let mut overlay: Vec<(Family, String)> =
+            desired.devices.iter().map(|d| (d.family, d.name.clone())).collect();
+        let direct = desired.peers.values().filter(|p| p.path == Path::Direct);
+        let direct: BTreeSet<Family> = direct.map(|p| p.subnet.family()).collect();
+        overlay.extend(direct.into_iter().map(|family| (family, underlay.clone())));
         let inside = |a: &Address| desired.networks.iter().any(|(n, _)| n.contains(a.address));
         let bridges = self.observed.links.values().filter(|l| l.bridge).flat_map(|link| {
             let addresses = self.observed.addresses.get(&link.index).into_iter().flatten();
@@ -89,7 +90,7 @@ impl Loop {
         Surroundings {
             options: desired.options.clone(),
             families: desired.own.subnets().filter_map(of_family).collect(),
-            overlay: desired.own.subnets().map(overlay).collect(),
+            overlay,
             vxlan_port: desired.devices.first().map(|d| d.port),
             bridges: bridges.collect(),
             peers: self.book.peers().values().map(|p| p.public_address).take(EXAMPLES).collect(),

@@ -17,8 +17,8 @@ pub struct Surroundings {
     pub options: Options,
     /// Overlay network and our own subnet of each family.
     pub families: Vec<(Subnet, Subnet)>,
-    /// Interface by which packets of peers come, by family: the VXLAN device, or the underlay.
-    pub overlay: BTreeMap<Family, String>,
+    /// Interfaces by which packets of peers come, by family: the VXLAN device, the underlay, or both.
+    pub overlay: Vec<(Family, String)>,
     /// Interface and addresses of the underlay.
     pub underlay: (String, Vec<IpAddr>),
     /// UDP port, where packets are encapsulated.
@@ -73,6 +73,14 @@ struct Finder<'a> {
     rules: &'a RuleSet,
     around: &'a Surroundings,
     own_table: String,
+}
+
+/// A container here, one elsewhere, and the interfaces between them.
+struct Way<'a> {
+    container: IpAddr,
+    remote: IpAddr,
+    bridge: String,
+    overlay: &'a str,
 }
 
 /// A container's address that no rule is likely to name, beside those that rules do name.
@@ -152,38 +160,34 @@ impl Finder<'_> {
     fn forwarding(&self, found: &mut Findings) {
         let mut places: BTreeMap<Place, BTreeSet<String>> = BTreeMap::new();
         let mut in_the_overlay: BTreeSet<Place> = BTreeSet::new();
-        for (network, own) in &self.around.families {
-            let Some(overlay) = self.around.overlay.get(&own.family()) else { continue };
-            let remote = remote(*network, *own);
-            for bridge in self.bridges(own) {
-                let ways = [
-                    (overlay.as_str(), bridge.as_str(), remote, self.around.options.fwmark.0),
-                    (bridge.as_str(), overlay.as_str(), remote, 0),
-                    (bridge.as_str(), self.around.underlay.0.as_str(), outside(own.family()), 0),
-                ];
-                for container in self.named_containers(own) {
-                    for (from, to, other, mark) in ways {
-                        let inward = to == bridge;
-                        let packet = Packet {
-                            in_interface: from,
-                            out_interface: to,
-                            source: if inward { other } else { container },
-                            destination: if inward { container } else { other },
-                            protocol: "tcp",
-                            port: None,
-                            mark,
-                            state: "new",
-                        };
-                        let early = Packet { out_interface: "", mark: 0, ..packet };
-                        let mut dropping = drops(self.rules, Hook::Prerouting, &early, &self.own_table);
-                        dropping.extend(drops(self.rules, Hook::Forward, &packet, &self.own_table));
-                        for place in dropping {
-                            if other == remote {
-                                in_the_overlay.insert(place.clone());
-                            }
-                            places.entry(place).or_default().insert(format!("from {from} to {to}"));
-                        }
+        for Way { container, remote, bridge, overlay } in self.ways() {
+            let outside = outside(Family::of(container));
+            let (bridge, underlay) = (bridge.as_str(), self.around.underlay.0.as_str());
+            let packets = [
+                (overlay, remote, bridge, container, self.around.options.fwmark.0),
+                (bridge, container, overlay, remote, 0),
+                (bridge, container, underlay, outside, 0),
+            ];
+            for (in_interface, source, out_interface, destination, mark) in packets {
+                let packet = Packet {
+                    in_interface,
+                    out_interface,
+                    source,
+                    destination,
+                    protocol: "tcp",
+                    port: None,
+                    mark,
+                    state: "new",
+                };
+                let early = Packet { out_interface: "", mark: 0, ..packet };
+                let mut dropping = drops(self.rules, Hook::Prerouting, &early, &self.own_table);
+                dropping.extend(drops(self.rules, Hook::Forward, &packet, &self.own_table));
+                for place in dropping {
+                    if destination != outside {
+                        in_the_overlay.insert(place.clone());
                     }
+                    let way = format!("from {in_interface} to {out_interface}");
+                    places.entry(place).or_default().insert(way);
                 }
             }
         }
@@ -200,9 +204,25 @@ impl Finder<'_> {
         }
     }
 
+    /// Every pair of a container here and one elsewhere that rules could treat differently.
+    fn ways(&self) -> Vec<Way<'_>> {
+        let mut ways = Vec::new();
+        for (network, own) in &self.around.families {
+            let remote = remote(*network, *own);
+            for (_, overlay) in self.around.overlay.iter().filter(|(family, _)| *family == own.family()) {
+                for bridge in self.bridges(own) {
+                    for container in self.named_containers(own) {
+                        ways.push(Way { container, remote, bridge: bridge.clone(), overlay });
+                    }
+                }
+            }
+        }
+        ways
+    }
+
     fn mend_forwarding(&self, place: &Place) -> String {
         let bridge = self.around.options.bridge();
-        let devices: BTreeSet<&String> = self.around.overlay.values().collect();
+        let devices: BTreeSet<&String> = self.around.overlay.iter().map(|(_, name)| name).collect();
         let each = |text: &dyn Fn(&str) -> String| devices.iter().map(|d| text(d)).collect::<Vec<_>>();
         match self.manager(place) {
             Manager::Docker if place.chain == "FORWARD" => format!(
@@ -226,28 +246,21 @@ impl Finder<'_> {
 
     /// Packets between containers of different hosts must keep their source.
     fn masquerade(&self) -> Vec<String> {
-        let mut places: BTreeMap<Place, BTreeSet<String>> = BTreeMap::new();
-        for (network, own) in &self.around.families {
-            let Some(overlay) = self.around.overlay.get(&own.family()) else { continue };
-            for bridge in self.bridges(own) {
-                for container in self.named_containers(own) {
-                    let packet = Packet {
-                        in_interface: &bridge,
-                        out_interface: overlay,
-                        source: container,
-                        destination: remote(*network, *own),
-                        protocol: "tcp",
-                        port: None,
-                        mark: 0,
-                        state: "new",
-                    };
-                    for place in masquerades(self.rules, &packet, &self.own_table) {
-                        places.entry(place).or_default().insert(bridge.clone());
-                    }
-                }
-            }
+        let mut places: BTreeSet<Place> = BTreeSet::new();
+        for Way { container, remote, bridge, overlay } in self.ways() {
+            let packet = Packet {
+                in_interface: &bridge,
+                out_interface: overlay,
+                source: container,
+                destination: remote,
+                protocol: "tcp",
+                port: None,
+                mark: 0,
+                state: "new",
+            };
+            places.extend(masquerades(self.rules, &packet, &self.own_table));
         }
-        let told = |(place, _): (Place, BTreeSet<String>)| {
+        let told = |place: Place| {
             let mend = match self.manager(&place) {
                 Manager::Flannel => "loden cleanup --flannel".to_owned(),
                 Manager::Docker => {

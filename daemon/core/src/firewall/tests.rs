@@ -8,7 +8,7 @@ fn around() -> Surroundings {
     Surroundings {
         options: Options::named("loden"),
         families: vec![(subnet("10.5.0.0/16"), subnet("10.5.7.0/24"))],
-        overlay: [(Family::V4, "loden.1".to_owned())].into(),
+        overlay: vec![(Family::V4, "loden.1".to_owned())],
         underlay: ("eth0".into(), vec!["192.168.77.11".parse().expect("ip")]),
         vxlan_port: Some(8472),
         peers: vec!["192.168.77.12".parse().expect("ip"), "192.168.77.13".parse().expect("ip")],
@@ -68,7 +68,7 @@ fn firewalld_is_named_with_its_zone_and_commands() {
     );
     let mut open = around();
     open.families.push(("fd00:5::/48".parse().expect("subnet"), "fd00:5:0:7::/64".parse().expect("subnet")));
-    open.overlay.insert(Family::V6, "loden6.1".into());
+    open.overlay.push((Family::V6, "loden6.1".into()));
     expect(&problems(&nft(include_str!("fixtures/firewalld-open.json")), &open), &[]);
 }
 
