@@ -19,6 +19,7 @@
 
 mod container;
 mod daemon;
+mod docker;
 mod etcd;
 mod foreign;
 mod host;
@@ -35,6 +36,7 @@ mod world;
 
 pub use container::{Container, matrix};
 pub use daemon::Daemon;
+pub use docker::{Docker, Engine};
 pub use etcd::{Etcd, PREFIX};
 pub use host::Host;
 pub use lab::{Lab, Segment};
