@@ -107,6 +107,8 @@ install: ## Install what `make release` built (DESTDIR, PREFIX, CNI_BIN)
 	install -D -m 644 packaging/NetworkManager/90-loden.conf '$(DESTDIR)$(PREFIX)/lib/NetworkManager/conf.d/90-loden.conf'
 	install -D -m 644 packaging/rt_protos.d/loden.conf '$(DESTDIR)/etc/iproute2/rt_protos.d/loden.conf'
 	install -D -m 644 packaging/loden.toml '$(DESTDIR)$(PREFIX)/share/loden/loden.toml'
+	install -D -m 644 packaging/docker/loden.conf '$(DESTDIR)$(PREFIX)/share/loden/docker/loden.conf'
+	install -D -m 644 packaging/loden.service.d/iptables-legacy.conf '$(DESTDIR)$(PREFIX)/share/loden/loden.service.d/iptables-legacy.conf'
 	install -D -m 644 packaging/10-loden.conflist '$(DESTDIR)$(PREFIX)/share/loden/10-loden.conflist'
 
 .PHONY: clean

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use loden_core::firewall::{self, Findings, Surroundings};
 use loden_proto::status::{
     ConfigStatus, DeviceStatus, EtcdStatus, LeaseStatus, PeerStatus, RejectedStatus, Request, Status,
     UnderlayStatus,
@@ -108,6 +109,11 @@ impl Sources {
         };
         status.problems = problems(&view, &news, &own, facts.as_ref(), &report, now);
         status.notes = notes(&news, &report, &status);
+        if let Some(surroundings) = report.surroundings {
+            let found = foreign_rules(surroundings).await;
+            status.problems.extend(found.problems);
+            status.notes.extend(found.notes);
+        }
         status.state = match (&own.key, status.problems.is_empty()) {
             (None, _) => "starting",
             (Some(_), true) => "ready",
@@ -116,6 +122,19 @@ impl Sources {
         .into();
         status
     }
+}
+
+/// What other people's rules do to the overlay.
+async fn foreign_rules(surroundings: Surroundings) -> Findings {
+    let (rules, failures) = kernel::rule_set().await;
+    // As reading them, judging many takes its time.
+    let judged = tokio::task::spawn_blocking(move || firewall::findings(&rules, &surroundings)).await;
+    let mut found = judged.unwrap_or_default();
+    found
+        .notes
+        .extend(failures.into_iter().map(|f| format!("not all rules of this host were looked at: {f}")));
+    found.notes.extend(kernel::unseen_legacy());
+    found
 }
 
 /// What an operator must know, worst first.

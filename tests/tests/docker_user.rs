@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use loden_tests::story::{Cluster, SOON, VXLAN};
-use loden_tests::{Host, eventually, matrix};
+use loden_tests::{Host, Lab, eventually, matrix};
 
 /// What Docker up to 27 leaves behind at its start.
 fn play_docker(host: &Host, iptables: &str) {
@@ -64,4 +64,50 @@ fn rules_stand_in_the_chain_of_iptables_nft() {
 #[test]
 fn rules_stand_in_the_chain_of_iptables_legacy() {
     story("docker_user_legacy", "iptables-legacy");
+}
+
+/// As the unit runs the daemon: not as root, with these capabilities alone.
+fn unprivileged(name: &str, iptables: &str, groups: &str, capabilities: &str) {
+    let lab = Lab::new(name);
+    lab.etcd().config(VXLAN);
+    let a = lab.host("a");
+    a.run(&["sh", "-ec", "mkdir -p /run/loden /var/lib/loden; chown -R nobody /run/loden /var/lib/loden; touch /run/xtables.lock; chmod 0640 /run/xtables.lock"]);
+    let [inherited, ambient, bounding] = ["inh", "ambient", "bounding"]
+        .map(|set| format!("--{set}-{}=-all,{capabilities}", if set == "bounding" { "set" } else { "caps" }));
+    let daemon =
+        a.daemon_under(&["/usr/bin/setpriv", "--reuid=nobody", groups, &inherited, &ambient, &bounding], &[]);
+    daemon.wait_ready();
+    play_docker(&a, iptables);
+    eventually(limit(iptables), "our rules are there", || {
+        let rules = ours(&a, iptables);
+        if rules.len() == 6 { Ok(()) } else { Err(format!("{rules:?}\n{}", daemon.log())) }
+    });
+    lab.check_invariants();
+}
+
+#[test]
+fn cap_net_admin_alone_is_enough_for_iptables_nft() {
+    unprivileged("docker_user_cap", "iptables-nft", "--clear-groups", "+net_admin");
+}
+
+#[test]
+fn the_drop_in_is_enough_for_iptables_legacy() {
+    unprivileged("docker_user_raw", "iptables-legacy", "--groups=root", "+net_admin,+net_raw");
+}
+
+#[test]
+fn cleanup_takes_our_rules_out() {
+    let cluster = Cluster::<1>::start("docker_user_out", VXLAN, &[]);
+    let [a] = &cluster.hosts;
+    for iptables in ["iptables-nft", "iptables-legacy"] {
+        play_docker(a, iptables);
+        eventually(limit(iptables), "our rules are there", || ours(a, iptables).len() == 6);
+    }
+    cluster.daemons[0].terminate();
+    let told = a.loden(&["cleanup", "--dry-run"]).expect_success();
+    assert!(told.contains("DOCKER-USER"), "{told}");
+    a.loden(&["cleanup"]).expect_success();
+    for iptables in ["iptables-nft", "iptables-legacy"] {
+        assert_eq!(a.run(&[iptables, "-S", "DOCKER-USER"]).lines().count(), 2, "the chain and its RETURN");
+    }
 }

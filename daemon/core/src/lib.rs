@@ -19,6 +19,7 @@ pub mod config_change;
 pub mod diff;
 pub mod docker;
 pub mod filters;
+pub mod firewall;
 pub mod held;
 pub mod leases;
 pub mod mac;

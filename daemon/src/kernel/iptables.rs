@@ -5,7 +5,6 @@
 //! are looked for every few seconds, but only where its tables exist: merely asking for one makes it.
 
 use std::io::ErrorKind;
-use std::path::Path;
 
 use loden_core::docker::user_chain::{BackEnd, CHAIN, Change, UserChains};
 use loden_netlink::{Socket, nftset};
@@ -21,7 +20,7 @@ pub(super) async fn user_chains(socket: &mut Socket, families: &[Family]) -> Use
             let there = match back_end {
                 // Cheaper than asking the program, which almost always would say no.
                 BackEnd::Nft => nftset::has_chain(socket, protocol(*family), "filter", CHAIN),
-                BackEnd::Legacy => matches!(legacy_filter(*family), Ok(true)),
+                BackEnd::Legacy => has_filter(*family),
             };
             if !there {
                 continue;
@@ -47,31 +46,44 @@ pub(super) async fn restore(change: &Change) -> Result<(), String> {
     program::run(&[&program], &["-w", "5", "--noflush"], &change.script, "iptables").await.map(drop)
 }
 
+/// All rules, as `iptables-save` prints them.
+pub(super) async fn save(back_end: BackEnd, family: Family) -> Result<String, String> {
+    program::run(&[&name(back_end, family, "-save")], &[], "", "iptables").await
+}
+
 /// Whether somebody uses the older iptables' filter table in this namespace.
 pub fn has_legacy_filter() -> bool {
-    Family::ALL.iter().any(|family| matches!(legacy_filter(*family), Ok(true)))
+    Family::ALL.iter().any(|family| has_filter(*family))
+}
+
+/// Whether somebody uses any table of the older iptables.
+pub(super) fn has_legacy_tables(family: Family) -> bool {
+    legacy_tables(family).is_ok_and(|names| !names.is_empty())
+}
+
+fn has_filter(family: Family) -> bool {
+    legacy_tables(family).is_ok_and(|names| names.lines().any(|name| name == "filter"))
 }
 
 /// Why Docker's use of the older iptables cannot be seen, if that is so.
 pub fn unseen_legacy() -> Option<String> {
     let chosen = std::fs::canonicalize("/usr/sbin/iptables").ok()?;
     let is_legacy = chosen.file_name()?.to_str()?.contains("legacy");
-    let unseen = matches!(legacy_filter(Family::V4), Err(ErrorKind::PermissionDenied));
+    let unseen = legacy_tables(Family::V4) == Err(ErrorKind::PermissionDenied);
     (is_legacy && unseen).then(|| {
         "this host's iptables is iptables-legacy, which the daemon may not look at; if Docker runs here, install the drop-in packaging/loden.service.d/iptables-legacy.conf".to_owned()
     })
 }
 
 /// `/proc/net/ip_tables_names` (net/ipv4/netfilter/ip_tables.c) lists the tables that were used.
-fn legacy_filter(family: Family) -> Result<bool, ErrorKind> {
+fn legacy_tables(family: Family) -> Result<String, ErrorKind> {
     let path = match family {
         Family::V4 => "/proc/net/ip_tables_names",
         Family::V6 => "/proc/net/ip6_tables_names",
     };
-    match std::fs::read_to_string(Path::new(path)) {
-        Ok(names) => Ok(names.lines().any(|name| name == "filter")),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error.kind()),
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        names => names.map_err(|error| error.kind()),
     }
 }
 

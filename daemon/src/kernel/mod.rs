@@ -9,6 +9,7 @@ mod filters;
 mod iptables;
 mod observe;
 mod program;
+mod rules;
 mod sysctl;
 mod watch;
 mod write;
@@ -24,6 +25,7 @@ use loden_proto::{Family, Subnet};
 
 pub use filters::{rejected_sources, remove_table, table_exists};
 pub use iptables::{has_legacy_filter, unseen_legacy};
+pub use rules::rule_set;
 pub use watch::{Notice, Watch};
 
 /// What an observation should tell beyond links and addresses.

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use imbl::OrdMap;
 use loden_core::Millis;
 use loden_core::diff::Conflict;
-use loden_core::observed::Link;
+use loden_core::firewall::{Bridge, Surroundings};
+use loden_core::observed::{Address, Link};
 use loden_core::peers::Peer;
+use loden_core::plan::Desired;
 use loden_proto::Subnet;
 
 use super::Loop;
@@ -35,6 +37,8 @@ pub struct Report {
     pub failure: Option<String>,
     /// Other interfaces that hold our gateway address.
     pub bridges: BTreeSet<String>,
+    /// Where other people's rules could be in the overlay's way; `None` before there is an overlay.
+    pub surroundings: Option<Surroundings>,
 }
 
 impl Loop {
@@ -58,6 +62,34 @@ impl Loop {
             repairs: self.repairs.clone(),
             failure: self.failure.clone(),
             bridges: self.bridges.clone(),
+            surroundings: self.desired.as_ref().map(|desired| self.surroundings(desired)),
+        }
+    }
+
+    fn surroundings(&self, desired: &Desired) -> Surroundings {
+        let named = |index: &u32| self.observed.links.get(index).map(|l| l.name.clone());
+        let underlay = named(&desired.underlay).unwrap_or_default();
+        let of_family = |own: Subnet| {
+            let (network, _) = desired.networks.iter().find(|(n, _)| n.family() == own.family())?;
+            Some((*network, own))
+        };
+        let overlay = |own: Subnet| {
+            let device = desired.devices.iter().find(|d| d.family == own.family());
+            (own.family(), device.map_or_else(|| underlay.clone(), |d| d.name.clone()))
+        };
+        let inside = |a: &Address| desired.networks.iter().any(|(n, _)| n.contains(a.address));
+        let bridges = self.observed.links.values().filter(|l| l.bridge).flat_map(|link| {
+            let addresses = self.observed.addresses.get(&link.index).into_iter().flatten();
+            let bridge = |a: &Address| Bridge { name: link.name.clone(), address: a.address };
+            addresses.filter(|a| inside(a)).map(bridge).collect::<Vec<_>>()
+        });
+        Surroundings {
+            options: desired.options.clone(),
+            families: desired.own.subnets().filter_map(of_family).collect(),
+            overlay: desired.own.subnets().map(overlay).collect(),
+            vxlan_port: desired.devices.first().map(|d| d.port),
+            bridges: bridges.collect(),
+            underlay: (underlay.clone(), desired.devices.iter().map(|d| d.local).collect()),
         }
     }
 }

@@ -1,0 +1,107 @@
+//! Other people's rules that break the overlay are named in `status`, with their mend.
+
+use std::time::Instant;
+
+use loden_tests::story::{Cluster, SOON, VXLAN};
+use loden_tests::{Host, eventually, matrix};
+
+#[track_caller]
+fn tells(host: &Host, words: &[&str]) {
+    eventually(SOON, &format!("status tells of {words:?}"), || {
+        let status = host.try_status(&[])?;
+        let told = |line: &String| words.iter().all(|w| line.contains(w));
+        if status.problems.iter().any(told) { Ok(()) } else { Err(format!("{:#?}", status.problems)) }
+    });
+}
+
+#[track_caller]
+fn is_content(host: &Host) {
+    eventually(SOON, "status has no problem", || {
+        let status = host.try_status(&[])?;
+        if status.problems.is_empty() { Ok(()) } else { Err(format!("{:#?}", status.problems)) }
+    });
+}
+
+fn rules(host: &Host, lines: &[&str]) {
+    for line in lines {
+        host.run(&line.split(' ').collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_firewall_that_drops_vxlan_is_named_and_believed_when_opened() {
+    let cluster = Cluster::<2>::start("rules_vxlan", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    is_content(a);
+    a.ns().nft(
+        "table inet guard {
+             chain in {
+                 type filter hook input priority 0; policy drop;
+                 ct state established,related accept
+                 tcp dport 22 accept
+                 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+             }
+         }",
+    );
+    assert!(!b1.pings(a1.address()), "the model is right: nothing gets in");
+    tells(a, &["chain in of inet guard", "8472", "eth0"]);
+    a.ns().nft("add rule inet guard in ip saddr 192.168.77.0/24 udp dport 8472 accept");
+    matrix(&[&a1, &b1]);
+    is_content(a);
+    // The same by the older iptables.
+    rules(a, &["iptables-legacy -P INPUT DROP"]);
+    tells(a, &["chain INPUT of iptables-legacy filter", "8472"]);
+    rules(a, &["iptables-legacy -A INPUT -p udp -m udp --dport 8472 -j ACCEPT"]);
+    matrix(&[&a1, &b1]);
+    is_content(a);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_forwarding_policy_and_a_masquerade_are_named() {
+    let cluster = Cluster::<2>::start("rules_forward", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    rules(a, &["iptables-nft -P FORWARD DROP"]);
+    assert!(!a1.pings(b1.address()));
+    tells(a, &["chain FORWARD of ip filter", "from loden0 to loden.1"]);
+    rules(a, &["iptables-nft -A FORWARD -i loden0 -j ACCEPT", "iptables-nft -A FORWARD -o loden0 -j ACCEPT"]);
+    matrix(&[&a1, &b1]);
+    is_content(a);
+    // As Docker or a CNI plugin with ipMasq would.
+    let own = a.subnet().to_string();
+    rules(a, &[&format!("iptables-nft -t nat -A POSTROUTING -s {own} ! -o loden0 -j MASQUERADE")]);
+    tells(a, &["chain POSTROUTING of ip nat", "masquerades", "ip-masq=false"]);
+    // As Docker 28 does for each container.
+    let container = a1.address().to_string();
+    rules(a, &[&format!("iptables-nft -t raw -A PREROUTING -d {container} ! -i loden0 -j DROP")]);
+    tells(a, &["chain PREROUTING of ip raw", "from loden.1 to loden0"]);
+    let started = Instant::now();
+    let _ = a.status();
+    eprintln!("status took {:?}", started.elapsed());
+}
+
+#[test]
+fn what_flannel_left_is_noted() {
+    let cluster = Cluster::<1>::start("rules_leftovers", VXLAN, &[]);
+    let [a] = &cluster.hosts;
+    rules(
+        a,
+        &[
+            "iptables-nft -t nat -N FLANNEL-POSTRTG",
+            "iptables-legacy -N FLANNEL-FWD",
+            "nft add table ip flannel-ipv4",
+        ],
+    );
+    let status = a.status();
+    let note = status.notes.iter().find(|n| n.contains("loden cleanup --flannel"));
+    let note = note.unwrap_or_else(|| panic!("{:#?}", status.notes));
+    for left in ["FLANNEL-POSTRTG", "FLANNEL-FWD of iptables-legacy filter", "ip flannel-ipv4"] {
+        assert!(note.contains(left), "{note}");
+    }
+    assert!(status.problems.is_empty(), "{:#?}", status.problems);
+    cluster.lab.check_invariants();
+}
