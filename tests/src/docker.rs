@@ -3,12 +3,14 @@
 //! dies with the test process. So nothing outlives a scenario but a folder and empty cgroups.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -145,7 +147,9 @@ impl Host {
         write_image(&dir);
         // What the machine itself tells a Docker of its own.
         self.run(&["sh", "-c", "rm -rf /etc/docker && mkdir /etc/docker"]);
-        self.ns().sysctl("net/ipv4/ip_forward", if engine.by_iptables() { "0" } else { "1" });
+        for forwarding in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            self.ns().sysctl(forwarding, if engine.by_iptables() { "0" } else { "1" });
+        }
         let host = self.clone();
         Some(Docker { host, engine, dir, environment: Mutex::default(), running: Mutex::default() })
     }
@@ -296,6 +300,18 @@ impl Docker {
         self.start_again();
     }
 
+    /// dockerd and everything that it has started, its containers' processes included.
+    pub fn processes(&self) -> Vec<u32> {
+        let first = first_pid(&self.process()).map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+        let mut all: Vec<u32> = first.into_iter().collect();
+        let mut known = 0;
+        while let Some(pid) = all.get(known).copied() {
+            all.extend(children(pid));
+            known += 1;
+        }
+        all
+    }
+
     /// Everything that dockerd has logged, over all restarts.
     pub fn log(&self) -> String {
         self.process().log()
@@ -373,9 +389,16 @@ fn tail(log: &str) -> String {
 
 /// The first process of the PID namespace that `unshare` has made.
 fn first_pid(unshare: &Process) -> Option<Pid> {
-    let pid = unshare.pid();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+    Pid::from_raw(children(unshare.pid()).first()?.cast_signed())
+}
+
+/// The children of all threads of a process.
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|c| c.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }
 
 fn first_inside(unshare: &Process) -> Option<OwnedFd> {
@@ -389,13 +412,19 @@ pub(crate) fn cgroup_roots() -> Vec<PathBuf> {
     below.filter(|p| p.is_dir()).chain([root.to_path_buf()]).collect()
 }
 
-/// Removes a cgroup and those below it, once they are empty.
+/// Removes a cgroup and those below it.
 pub(crate) fn remove_cgroup(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             remove_cgroup(&entry.path());
         }
     }
-    // What a process still holds is swept by a later run.
-    let _ = fs::remove_dir(dir);
+    // The kernel lets go of a cgroup a little after its last process. What is held for longer is
+    // swept by a later run.
+    for _ in 0..20 {
+        match fs::remove_dir(dir) {
+            Err(e) if e.kind() == ErrorKind::ResourceBusy => thread::sleep(Duration::from_millis(50)),
+            _ => return,
+        }
+    }
 }
