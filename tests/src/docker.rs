@@ -73,30 +73,36 @@ impl Engine {
         }
     }
 
+    /// Where its programs lie, those it must find first in front.
+    fn folders(self) -> Vec<PathBuf> {
+        let debian = peers().join("docker");
+        // busybox lies in bin; later releases of Debian have docker-proxy in libexec.
+        let folders = ["usr/sbin", "usr/bin", "bin", "usr/libexec/docker"];
+        let mut folders: Vec<PathBuf> = folders.map(|folder| debian.join(folder)).into();
+        if self.is_29() {
+            folders.insert(0, peers().join("docker29"));
+        }
+        folders
+    }
+
     /// Why it cannot run here.
     fn missing(self) -> Option<String> {
-        let programs: &[&str] =
-            &["/usr/bin/docker", "/usr/bin/containerd", "/bin/busybox", "/usr/sbin/iptables-nft"];
-        let own = |name: &str| docker29().join(name).display().to_string();
-        let mut programs: Vec<String> = programs.iter().map(|&p| p.to_owned()).collect();
-        let hint = if self.is_29() {
-            programs.extend(["dockerd", "docker-proxy", "runc"].map(own));
-            "make docker29"
-        } else {
-            programs.extend(["/usr/sbin/dockerd", "/usr/sbin/runc"].map(str::to_owned));
-            "make deps"
-        };
-        let absent: Vec<String> = programs.into_iter().filter(|p| !Path::new(p).is_file()).collect();
-        (!absent.is_empty()).then(|| format!("no {}: run {hint}", absent.join(", ")))
+        let programs = ["dockerd", "docker", "docker-proxy", "containerd", "runc", "busybox"];
+        let absent: Vec<&str> = programs.into_iter().filter(|p| self.program(p).is_none()).collect();
+        if !absent.is_empty() {
+            return Some(format!("no {}: run make docker", absent.join(", ")));
+        }
+        (self.is_29() && !peers().join("docker29/dockerd").is_file()).then(|| "run make docker29".into())
+    }
+
+    fn program(self, name: &str) -> Option<PathBuf> {
+        self.folders().iter().map(|folder| folder.join(name)).find(|path| path.is_file())
     }
 }
 
-/// Where `make docker29` puts what it builds.
-fn docker29() -> PathBuf {
-    match std::env::var_os("DOCKER29") {
-        Some(dir) => dir.into(),
-        None => concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/docker29").into(),
-    }
+/// Where `make docker` and `make docker29` put what they fetch and build.
+fn peers() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers"))
 }
 
 /// The name of the one image: busybox.
@@ -144,7 +150,7 @@ impl Host {
                 );
             }
         }
-        write_image(&dir);
+        write_image(&dir, &engine.program("busybox").expect("nothing is missing"));
         // What the machine itself tells a Docker of its own.
         self.run(&["sh", "-c", "rm -rf /etc/docker && mkdir /etc/docker"]);
         for forwarding in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
@@ -163,10 +169,10 @@ fn link(dir: &Path, program: &str, name: &str) {
 }
 
 /// The archive that `docker import` makes an image of.
-fn write_image(dir: &Path) {
+fn write_image(dir: &Path, busybox: &Path) {
     let bin = dir.join("image/bin");
     fs::create_dir_all(&bin)
-        .and_then(|()| fs::copy("/bin/busybox", bin.join("busybox")).map(drop))
+        .and_then(|()| fs::copy(busybox, bin.join("busybox")).map(drop))
         .and_then(|()| symlink("busybox", bin.join("sleep")))
         .unwrap_or_else(|e| panic!("{}: {e}", bin.display()));
     let mut tar = Command::new("tar");
@@ -187,13 +193,10 @@ impl Docker {
 
     /// A command on the host that finds this Docker's programs and its iptables first.
     fn command(&self, argv: &[&str]) -> Command {
-        let mut path = self.dir.join("bin").into_os_string();
-        if self.engine.is_29() {
-            path.push(":");
-            path.push(docker29());
-        }
-        // Debian's client before any other.
-        path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
+        let mut path = vec![self.dir.join("bin")];
+        path.extend(self.engine.folders());
+        path.extend(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from));
+        let path = std::env::join_paths(path).expect("no colons in folders");
         let mut command = self.host.ns().command(argv);
         for variable in ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_INSECURE_NO_IPTABLES_RAW"] {
             command.env_remove(variable);
@@ -216,7 +219,7 @@ impl Docker {
     /// Runs the docker client; it must succeed.
     #[track_caller]
     pub fn client(&self, args: &[&str]) -> String {
-        self.run(&[&["/usr/bin/docker"], args].concat())
+        self.run(&[&["docker"], args].concat())
     }
 
     /// Feeds a text to a program on the host, which must succeed.
@@ -238,7 +241,7 @@ impl Docker {
     pub fn start(&self, environment: &str) {
         *lock(&self.environment) = environment.to_owned();
         self.start_again();
-        if !self.exec(&["/usr/bin/docker", "image", "inspect", IMAGE]).success() {
+        if !self.exec(&["docker", "image", "inspect", IMAGE]).success() {
             self.client(&["import", &self.dir.join("image.tar").display().to_string(), IMAGE]);
         }
     }
@@ -247,14 +250,10 @@ impl Docker {
     #[track_caller]
     pub fn start_again(&self) {
         let environment = lock(&self.environment).clone();
-        let dockerd = match self.engine.is_29() {
-            true => docker29().join("dockerd").display().to_string(),
-            false => "/usr/sbin/dockerd".to_owned(),
-        };
         let cgroup = self.host.lab().dir.file_name().expect("a lab's folder").to_string_lossy().into_owned();
         let data = format!("--data-root={}", self.dir.join("data").display());
         let cgroup = format!("--cgroup-parent=/{cgroup}");
-        let mut argv = vec!["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", &dockerd];
+        let mut argv = vec!["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "dockerd"];
         argv.extend([data.as_str(), &cgroup, "--exec-opt=native.cgroupdriver=cgroupfs"]);
         argv.extend(self.engine.flags());
         let variables: Vec<(&str, &str)> = environment.lines().filter_map(variable).collect();
@@ -273,7 +272,7 @@ impl Docker {
                 process.takes_along(dockerd);
                 known = true;
             }
-            let answer = self.exec(&["/usr/bin/docker", "version"]);
+            let answer = self.exec(&["docker", "version"]);
             if answer.success() { Ok(()) } else { Err(tail(&process.log())) }
         });
     }
@@ -342,7 +341,7 @@ impl Docker {
 
     /// The same, or why it does not run.
     pub fn try_find(&self, name: &str) -> Result<Container, String> {
-        let output = self.exec(&["/usr/bin/docker", "inspect", name]);
+        let output = self.exec(&["docker", "inspect", name]);
         let found: Value = serde_json::from_str(&output.stdout).map_err(|_| output.describe())?;
         let pid = found[0]["State"]["Pid"].as_u64().filter(|pid| *pid != 0);
         let pid = pid.ok_or_else(|| format!("it does not run: {}", found[0]["State"]))?;
