@@ -20,8 +20,7 @@
 //! The first task that ends brings the process down: systemd restarts it, and the data plane stays
 //! as it is meanwhile.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,8 +33,10 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::files::make_folder;
+use crate::flanneld;
 use crate::kernel::{Kernel, Watch};
 use crate::lease::{Keeper, KeeperOptions, LeaseState};
+use crate::lock;
 use crate::network_config;
 use crate::reconcile::{Reconciler, Settings};
 use crate::state::StateDir;
@@ -74,8 +75,9 @@ const FILE_CHECK: Duration = Duration::from_secs(2);
 pub async fn run(options: Options) -> anyhow::Result<()> {
     options.etcd.check().map_err(anyhow::Error::msg)?;
     underlay::check(&options.settings.underlay)?;
+    refuse_beside_flanneld(&options.etcd.prefix)?;
     make_folder(&options.run_dir)?;
-    let _lock = lock(&options.run_dir, &options.settings.options.network)?;
+    let _lock = lock::take(&options.run_dir, &options.settings.options.network)?;
     let state = StateDir::open(&options.state_dir)?;
     let host_id = state.host_id()?;
     let last = state.last();
@@ -166,6 +168,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Both would keep the same lease and the same device.
+fn refuse_beside_flanneld(prefix: &str) -> anyhow::Result<()> {
+    if let Some(pid) = flanneld::running(prefix) {
+        bail!(
+            "flanneld (process {pid}) runs on this host below {prefix}; end it first (systemctl disable --now flanneld): running containers keep their network meanwhile, and what it set up is taken over"
+        );
+    }
+    Ok(())
+}
+
 /// Tells the world: subnet.env, systemd.
 async fn announce(
     options: Options,
@@ -233,49 +245,4 @@ async fn announce(
             () = tokio::time::sleep_until(started + READY_AT_LAST), if !ready => {}
         }
     }
-}
-
-/// Whether a daemon runs with this folder of run-time state.
-pub fn runs(run_dir: &Path) -> bool {
-    match File::open(run_dir.join(LOCK_FILE)) {
-        Ok(file) => rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err(),
-        // Another user's: it is there, so it is taken for living.
-        Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
-    }
-}
-
-/// Held for the daemon's life, in its folder of run-time state.
-const LOCK_FILE: &str = "loden.lock";
-
-/// One daemon per network on a host. The lock goes with the process.
-pub fn lock(run_dir: &Path, network: &str) -> anyhow::Result<File> {
-    use std::io::{Read, Seek, Write};
-    use std::os::unix::fs::OpenOptionsExt;
-    let path = run_dir.join(LOCK_FILE);
-    // Nobody else may hold it, and so stop a start.
-    let mut file =
-        File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(
-            |error| {
-                let hint = match error.kind() {
-                    std::io::ErrorKind::PermissionDenied => "be root, or the user of the daemon",
-                    _ => "is the disk full or read-only?",
-                };
-                anyhow::Error::new(error).context(format!("cannot open {}; {hint}", path.display()))
-            },
-        )?;
-    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-        let mut holder = String::new();
-        file.read_to_string(&mut holder)?;
-        bail!(
-            "a daemon (process {}) runs the network {network} on this host; stop it, or give this one its own --network",
-            holder.trim()
-        );
-    }
-    // The lock holds all the same when the disk is too full for the process id.
-    if let Err(error) =
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()))
-    {
-        tracing::warn!(%error, "cannot write our process id to {}; is the disk full?", path.display());
-    }
-    Ok(file)
 }

@@ -2,7 +2,8 @@
 //!
 //! [`app`] wires the tasks; [`store`] talks to etcd, [`lease`] claims and keeps our subnet,
 //! [`network_config`] follows the config, [`reconcile`] decides with the core and writes through
-//! [`kernel`], [`status`] answers questions, [`subnet_file`] tells plugins; [`cli`] is what an
+//! [`kernel`], [`status`] answers questions, [`subnet_file`] tells plugins, [`flanneld`] finds the other
+//! daemon; [`cli`] is what an
 //! operator types.
 
 pub mod app;
@@ -10,8 +11,10 @@ pub mod cli;
 pub mod clock;
 pub mod endpoints;
 pub mod files;
+pub mod flanneld;
 pub mod kernel;
 pub mod lease;
+pub mod lock;
 pub mod network_config;
 pub mod reconcile;
 pub mod state;

@@ -28,10 +28,10 @@ use loden_proto::{Family, Subnet};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::app;
 use crate::clock;
 use crate::kernel::{self, Interest, Kernel, Notice, Watch};
 use crate::lease::OwnLease;
+use crate::lock;
 use crate::state::StateDir;
 use crate::store::View;
 use belief::Need;
@@ -543,7 +543,7 @@ impl Loop {
     /// Why a device cannot be adopted: it is that of another Loden network, whose daemon runs here.
     fn of_another_network(&self, device: &str) -> Option<Conflict> {
         let network = device.split('.').next().map(|n| n.trim_end_matches('6'))?;
-        if network == self.io.settings.options.network || !app::runs(&Path::new("/run").join(network)) {
+        if network == self.io.settings.options.network || !lock::runs(&Path::new("/run").join(network)) {
             return None;
         }
         Some(Conflict(format!(

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock;
 use crate::endpoints;
+use crate::flanneld;
 use crate::kernel;
 use crate::lease::{LeaseState, OwnLease};
 use crate::network_config::ConfigNews;
@@ -108,6 +109,12 @@ impl Sources {
             revision: view.table.revision,
         };
         status.problems = problems(&view, &news, &own, facts.as_ref(), &report, now);
+        if let Some(pid) = flanneld::running(&self.etcd.1) {
+            status.problems.push(format!(
+                "flanneld (process {pid}) has started on this host below {}: both keep one lease and one device; stop one of the two",
+                self.etcd.1
+            ));
+        }
         status.notes = notes(&news, &report, &status);
         if let Some(surroundings) = report.surroundings {
             let found = foreign_rules(surroundings).await;

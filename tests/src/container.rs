@@ -21,7 +21,7 @@ pub struct Container {
     address: IpAddr,
     conf: Option<Value>,
     result: Value,
-    echo: Mutex<Option<probe::Echo>>,
+    echoes: Mutex<Vec<probe::Echo>>,
 }
 
 /// What runtimes pass for a network of Loden's.
@@ -59,34 +59,50 @@ impl Host {
     }
 
     /// A container on a bridge `cni0` made with `ip`, as flannel's plugin would: for hosts that
-    /// run flanneld. Its address is the subnet's with this last number.
+    /// run flanneld. Its addresses are the subnets' with this last number.
     #[track_caller]
     pub fn container_by_hand(&self, name: &str, last: u8) -> Container {
         let env = eventually(Duration::from_secs(10), "flannel's subnet.env is there", || {
             SubnetEnv::parse(&self.read_file("/run/flannel/subnet.env")?).ok()
         });
-        let subnet: Subnet = env.subnet(Family::V4).expect("an IPv4 subnet");
-        let (gateway, length) = (subnet.gateway(), subnet.length());
-        let address = subnet.nth(last.into());
-        let ns = Arc::new(Ns::new());
-        self.bind_netns(name, &ns);
         let host = self.ns();
         if !host.exec(&["ip", "link", "show", "cni0"]).success() {
-            host.ip(&format!(
-                "link add cni0 type bridge\naddr add {gateway}/{length} dev cni0\nlink set cni0 up"
-            ));
-            host.sysctl("net/ipv4/ip_forward", "1");
+            host.ip("link add cni0 type bridge\nlink set cni0 up");
+            for subnet in &env.subnets {
+                host.ip(&format!(
+                    "addr add {}/{} dev cni0{}",
+                    subnet.gateway(),
+                    subnet.length(),
+                    nodad(subnet)
+                ));
+                // flannel leaves it to others.
+                host.sysctl(
+                    match subnet.family() {
+                        Family::V4 => "net/ipv4/ip_forward",
+                        Family::V6 => "net/ipv6/conf/all/forwarding",
+                    },
+                    "1",
+                );
+            }
         }
+        let ns = Arc::new(Ns::new());
+        self.bind_netns(name, &ns);
         let mtu = env.mtu;
         host.ip(&format!(
             "link add veth-{name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
              link set veth-{name} master cni0 up",
             ns.path()
         ));
-        ns.ip(&format!(
-            "addr add {address}/{length} dev eth0\nlink set eth0 up\nroute add default via {gateway}"
-        ));
-        Container::new(self, name, ns, address, None, Value::Null)
+        ns.ip("link set eth0 up");
+        let mut ips = Vec::new();
+        for subnet in &env.subnets {
+            let address = format!("{}/{}", subnet.nth(last.into()), subnet.length());
+            let gateway = subnet.gateway();
+            ns.ip(&format!("addr add {address} dev eth0{}\nroute add default via {gateway}", nodad(subnet)));
+            ips.push(json!({"address": address}));
+        }
+        let address = env.subnets.first().expect("a subnet").nth(last.into());
+        Container::new(self, name, ns, address, None, json!({"ips": ips}))
     }
 
     fn bind_netns(&self, name: &str, ns: &Ns) {
@@ -104,6 +120,11 @@ impl Host {
             let _ = std::fs::remove_file(&path);
         });
     }
+}
+
+/// An address that is in use nowhere else need not be proven unique, which takes a second.
+fn nodad(subnet: &Subnet) -> &'static str {
+    if subnet.family() == Family::V6 { " nodad" } else { "" }
 }
 
 fn netns_path(name: &str) -> String {
@@ -134,7 +155,7 @@ impl Container {
         result: Value,
     ) -> Self {
         lock(&host.lab().containers).insert((host.name().into(), name.into()), address);
-        Self { host: host.clone(), name: name.into(), ns, address, conf, result, echo: Mutex::default() }
+        Self { host: host.clone(), name: name.into(), ns, address, conf, result, echoes: Mutex::default() }
     }
 
     /// Its name.
@@ -194,7 +215,22 @@ impl Container {
     /// The address of its echo server, which the first call starts.
     #[track_caller]
     pub fn echo(&self) -> SocketAddr {
-        lock(&self.echo).get_or_insert_with(|| probe::Echo::start(&self.ns, self.address)).address()
+        self.echoes()[0]
+    }
+
+    /// An echo server on each of its addresses, which the first call starts.
+    #[track_caller]
+    fn echoes(&self) -> Vec<SocketAddr> {
+        let mut echoes = lock(&self.echoes);
+        if echoes.is_empty() {
+            echoes.extend(self.addresses().into_iter().map(|a| probe::Echo::start(&self.ns, a)));
+        }
+        echoes.iter().map(probe::Echo::address).collect()
+    }
+
+    /// How many datagrams of streams have arrived here.
+    pub fn arrived(&self) -> u64 {
+        lock(&self.echoes).iter().map(probe::Echo::arrived).sum()
     }
 
     /// An echo server on any of its addresses, which ends when dropped.
@@ -213,24 +249,38 @@ impl Container {
     pub fn stream_to(&self, other: &Container, per_second: u32) -> probe::Stream {
         probe::Stream::start(&self.ns, other.echo(), per_second)
     }
+
+    /// A steady stream from here to each address of another container.
+    #[track_caller]
+    pub fn streams_to(&self, other: &Container, per_second: u32) -> Vec<probe::Stream> {
+        other.echoes().into_iter().map(|to| probe::Stream::start(&self.ns, to, per_second)).collect()
+    }
 }
 
-/// Every container reaches every other, by ICMP and UDP, and is seen under its own address.
+/// Every container reaches every other by each family that both have, by ICMP and UDP, and is seen
+/// under its own address.
 #[track_caller]
 pub fn matrix(containers: &[&Container]) {
+    let addresses: Vec<Vec<IpAddr>> = containers.iter().map(|c| c.addresses()).collect();
     for container in containers {
-        container.echo();
+        container.echoes();
     }
     eventually(Duration::from_secs(15), "every container reaches every other", || {
-        for from in containers {
-            for to in containers.iter().filter(|to| !std::ptr::eq(**to, *from)) {
-                let path = || format!("{} ({}) to {} ({})", from.name, from.address, to.name, to.address);
-                if !from.pings(to.address) {
-                    return Err(format!("no ICMP from {}", path()));
-                }
-                match from.source_seen_by(to) {
-                    Some(source) if source == from.address => {}
-                    other => return Err(format!("UDP from {} was seen from {other:?}", path())),
+        for (from, sources) in containers.iter().zip(&addresses) {
+            for (to, targets) in
+                containers.iter().zip(&addresses).filter(|(to, _)| !std::ptr::eq(**to, *from))
+            {
+                for target in targets {
+                    let same_family = |s: &&IpAddr| s.is_ipv4() == target.is_ipv4();
+                    let Some(source) = sources.iter().find(same_family) else { continue };
+                    let path = format!("{} ({source}) to {} ({target})", from.name, to.name);
+                    if !from.pings(*target) {
+                        return Err(format!("no ICMP from {path}"));
+                    }
+                    match probe::udp_source(&from.ns, *target) {
+                        Some(seen) if seen == *source => {}
+                        other => return Err(format!("UDP from {path} was seen from {other:?}")),
+                    }
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,7 @@ fn any(like: IpAddr) -> IpAddr {
 pub struct Echo {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
+    arrived: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -48,11 +49,18 @@ impl Echo {
         udp.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout above zero");
         tcp.set_nonblocking(true).expect("a non-blocking listener");
         let (stop_udp, stop_tcp) = (stop.clone(), stop.clone());
+        let arrived = Arc::new(AtomicU64::new(0));
+        let counter = arrived.clone();
         let threads = vec![
-            thread::spawn(move || serve_udp(&udp, &stop_udp)),
+            thread::spawn(move || serve_udp(&udp, &stop_udp, &counter)),
             thread::spawn(move || serve_tcp(&tcp, &stop_tcp)),
         ];
-        Self { address, stop, threads }
+        Self { address, stop, arrived, threads }
+    }
+
+    /// How many datagrams of [`Stream`]s have arrived.
+    pub fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed)
     }
 
     /// Where it serves.
@@ -70,10 +78,13 @@ impl Drop for Echo {
     }
 }
 
-fn serve_udp(socket: &UdpSocket, stop: &AtomicBool) {
+fn serve_udp(socket: &UdpSocket, stop: &AtomicBool, arrived: &AtomicU64) {
     let mut buffer = [0; 65536];
     while !stop.load(Ordering::Relaxed) {
         let Ok((length, source)) = socket.recv_from(&mut buffer) else { continue };
+        if length == size_of::<u64>() {
+            arrived.fetch_add(1, Ordering::Relaxed);
+        }
         // Losses are counted by the sender; an unreachable one is its own business.
         let _ = if &buffer[..length] == WHO {
             socket.send_to(source.ip().to_string().as_bytes(), source)

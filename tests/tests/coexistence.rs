@@ -113,23 +113,6 @@ fn cleanup_removes_exactly_ours() {
 }
 
 #[test]
-fn cleanup_removes_flannels_leftovers_when_told_to() {
-    let lab = Lab::new("cleanup_flannel");
-    lab.etcd().config(VXLAN);
-    let a = lab.host("a");
-    let Some(flannel) = a.flanneld(&["--iface=eth0", "--ip-masq"]) else { return };
-    flannel.wait_ready();
-    flannel.terminate();
-    a.loden(&["cleanup"]).expect_success();
-    assert!(kernel::link(&a, "flannel.1").is_some(), "not without being told");
-    a.loden(&["cleanup", "--flannel"]).expect_success();
-    assert!(kernel::link(&a, "flannel.1").is_none());
-    let rules = a.run(&["iptables-save"]);
-    assert!(!rules.contains("FLANNEL"), "{rules}");
-    lab.check_invariants();
-}
-
-#[test]
 fn a_foreign_route_to_a_peers_subnet_is_reported_and_left() {
     let cluster = Cluster::<1>::start("foreign_route", VXLAN, &[]);
     let [a] = &cluster.hosts;

@@ -1,10 +1,10 @@
-//! Real flanneld: alone, as the proof that the lab is sound; beside Loden in one overlay; before
-//! it on the same host.
+//! Real flanneld: alone, as the proof that the lab is sound; beside Loden in one overlay, in every
+//! mix that flannel knows.
 
 use std::time::Duration;
 
-use loden_tests::story::{SOON, VXLAN};
-use loden_tests::{Daemon, Etcd, Host, Lab, PREFIX, eventually, kernel, matrix};
+use loden_tests::story::VXLAN;
+use loden_tests::{Daemon, Etcd, Host, Lab, PREFIX, Segment, eventually, kernel, matrix};
 
 fn flannel(host: &Host) -> Option<Daemon> {
     let daemon = host.flanneld(&["--iface=eth0", "--ip-masq"])?;
@@ -79,63 +79,60 @@ fn flannel_hosts_stand_what_loden_writes_beside_leases() {
     lab.check_invariants();
 }
 
-#[test]
-fn loden_takes_a_flannel_host_over_without_losing_a_packet() {
-    let lab = Lab::new("adoption");
-    let etcd = lab.etcd();
-    etcd.config(VXLAN);
-    let [a, b, c] = lab.hosts();
-    let (Some(fa), Some(fb), Some(_fc)) = (flannel(&a), flannel(&b), flannel(&c)) else { return };
-    let containers =
-        [a.container_by_hand("a1", 10), b.container_by_hand("b1", 10), c.container_by_hand("c1", 10)];
-    let [a1, b1, c1] = &containers;
-    matrix(&[a1, b1, c1]);
-    let link = kernel::link(&a, "flannel.1").expect("flannel's device");
-    let before = etcd.subnets();
-    let streams = [a1.stream_to(b1, 1000), c1.stream_to(a1, 1000)];
-    fa.terminate();
-    let da = a.daemon(&[]).ready();
-    fb.terminate();
-    let _db = b.daemon(&[]).ready();
-    for host in [&a, &b] {
-        host.sees_peers(2);
+/// A cluster of two flannel hosts and a Loden host, which becomes one of one and two.
+fn mixed(name: &str, nftables: bool, backend: &str, dual: bool) {
+    let lab = Lab::new(name);
+    let v6 = if dual { r#""EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","# } else { "" };
+    lab.etcd().config(&format!(
+        r#"{{"Network":"10.5.0.0/16",{v6}"EnableNFTables":{nftables},"Backend":{backend}}}"#
+    ));
+    // host-gw needs one link; direct routing shows both ways of going when there are two.
+    let far = if backend.contains("DirectRouting") { Segment::Second } else { Segment::First };
+    let (f, g, l) = (lab.host("f"), lab.host("g"), lab.host_on(far, "l"));
+    let (Some(_df), Some(dg)) = (flannel(&f), flannel(&g)) else { return };
+    let _dl = l.daemon(&[]).ready();
+    let containers = [f.container_by_hand("f1", 10), g.container_by_hand("g1", 10), l.container("l1")];
+    let all: Vec<_> = containers.iter().collect();
+    let families = if dual { 2 } else { 1 };
+    assert!(all.iter().all(|c| c.addresses().len() == families), "{all:?}");
+    matrix(&all);
+    dg.terminate();
+    let _dg = g.daemon(&[]).ready();
+    for host in [&g, &l] {
+        host.sees_peers(2 * families);
     }
-    matrix(&[a1, b1, c1]);
-    let status = a.status();
-    assert_eq!(status.devices[0].name, "flannel.1", "the device is adopted: {status:#?}");
-    assert_eq!(status.devices[0].mac.to_string(), kernel::text(&link, "address"));
-    assert_eq!(kernel::link(&a, "flannel.1").expect("the device")["ifindex"], link["ifindex"]);
-    assert_eq!(etcd.subnets(), before, "each host kept its subnet");
-    da.restart();
-    matrix(&[a1, b1, c1]);
-    for stream in streams {
-        let losses = stream.stop();
-        assert_eq!(losses.lost, 0, "{losses:?}");
-    }
-    // A peer that flannel had programmed and that has left is removed as well.
-    let gone = c.read_file("/run/flannel/subnet.env").expect("flannel's file");
-    let gone = loden_proto::subnet_env::SubnetEnv::parse(&gone).expect("flannel's file").subnets[0];
-    etcd.delete(&Etcd::key(gone));
-    eventually(SOON, "its route is gone", || kernel::route(&a, &gone.to_string()).is_none());
+    matrix(&all);
     lab.check_invariants();
 }
 
+/// One test for each mode and family, of all backends.
+fn every_backend(name: &str, nftables: bool, dual: bool) {
+    for (number, backend) in
+        [r#"{"Type":"vxlan"}"#, r#"{"Type":"vxlan","DirectRouting":true}"#, r#"{"Type":"host-gw"}"#]
+            .into_iter()
+            .enumerate()
+    {
+        eprintln!("{name}: {backend}");
+        mixed(&format!("{name}{number}"), nftables, backend, dual);
+    }
+}
+
 #[test]
-fn a_host_can_go_back_to_flannel() {
-    let lab = Lab::new("back");
-    let etcd = lab.etcd();
-    etcd.config(VXLAN);
-    let [a, b] = lab.hosts();
-    let (Some(fa), Some(_fb)) = (flannel(&a), flannel(&b)) else { return };
-    let (a1, b1) = (a.container_by_hand("a1", 10), b.container_by_hand("b1", 10));
-    matrix(&[&a1, &b1]);
-    let before = etcd.subnets();
-    fa.terminate();
-    let da = a.daemon(&[]).ready();
-    a.sees_peers(1);
-    da.terminate();
-    fa.start();
-    fa.wait_ready();
-    matrix(&[&a1, &b1]);
-    assert_eq!(etcd.subnets(), before);
+fn mixed_clusters_with_flannel_by_iptables() {
+    every_backend("mixed_ipt", false, false);
+}
+
+#[test]
+fn mixed_clusters_with_flannel_by_nftables() {
+    every_backend("mixed_nft", true, false);
+}
+
+#[test]
+fn mixed_dual_stack_clusters_with_flannel_by_iptables() {
+    every_backend("mixed_ipt6", false, true);
+}
+
+#[test]
+fn mixed_dual_stack_clusters_with_flannel_by_nftables() {
+    every_backend("mixed_nft6", true, true);
 }

@@ -9,13 +9,13 @@
 mod applied;
 mod operation;
 mod peers;
+mod removal;
 
 use imbl::OrdMap;
-use loden_proto::{Family, ROUTE_PROTOCOL, Subnet};
+use loden_proto::{Family, Subnet};
 
 use crate::docker::user_chain;
 use crate::observed::{Address, Link, Observed};
-use crate::options::Options;
 use crate::ownership;
 use crate::peers::Peer;
 use crate::plan::{Desired, Device};
@@ -23,6 +23,7 @@ use crate::plan::{Desired, Device};
 pub use applied::applied;
 pub use operation::Operation;
 pub use peers::{admitted, peers};
+pub use removal::{flannel_devices, removal, to_flannel};
 
 /// What is in the way and is not ours to change.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -157,32 +158,6 @@ fn existing_device(
     if !link.up {
         operations.push(Operation::SetUp { device: link.index, name: link.name.clone(), port: device.port });
     }
-}
-
-/// What takes everything of ours out of the kernel, our table apart: routes, nexthops, devices with
-/// our names, and the bridge if no container hangs on it. An adopted device is not ours.
-pub fn removal(observed: &Observed, options: &Options, networks: &[Subnet]) -> Vec<Operation> {
-    let named = |index: u32| {
-        observed.links.get(&index).is_some_and(|l| l.vxlan.is_some() && options.names_device(&l.name))
-    };
-    let inside = |subnet: &Subnet| networks.iter().any(|n| n.contains_subnet(subnet));
-    let routes = observed.routes.values().flatten().filter(|r| {
-        r.protocol == ROUTE_PROTOCOL
-            && (inside(&r.subnet) || observed.resolve(r.via).is_some_and(|(d, _)| named(d)))
-    });
-    let mut operations: Vec<Operation> = routes.cloned().map(Operation::DeleteRoute).collect();
-    let nexthops = observed.nexthops.iter().filter(|(_, n)| {
-        let gateway_inside = n.gateway.is_some_and(|g| networks.iter().any(|network| network.contains(g)));
-        n.protocol == ROUTE_PROTOCOL && (gateway_inside || named(n.device))
-    });
-    operations.extend(nexthops.map(|(id, _)| Operation::DeleteNexthop(*id)));
-    let has_ports = |bridge: u32| observed.links.values().any(|l| l.controller == bridge);
-    let devices = observed
-        .links
-        .values()
-        .filter(|l| named(l.index) || l.bridge && l.name == options.bridge() && !has_ports(l.index));
-    operations.extend(devices.map(|l| Operation::DeleteDevice { index: l.index, name: l.name.clone() }));
-    operations
 }
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ use crate::options::Options;
 /// kube-proxy's and flannel's mark for packets that they will masquerade themselves.
 const KUBE_MARK: u32 = 0x4000;
 
+/// The chains that [`vxlan_chains`] makes.
+const VXLAN_CHAINS: [&str; 4] = ["untracked_in", "untracked_out", "vxlan_in", "vxlan_forward"];
+
 /// The table that should be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filters {
@@ -88,6 +91,14 @@ impl Filters {
     /// The transaction that removes the table.
     pub fn removal(table: &str) -> String {
         format!("add table inet {table}\ndelete table inet {table}\n")
+    }
+
+    /// The transaction that removes the chains which know peers, and leaves masquerading, whose
+    /// rules depend on options of the daemon's, as it is.
+    pub fn vxlan_removal(table: &str) -> String {
+        let chains = VXLAN_CHAINS.iter();
+        // As above: adding first makes the deletion always succeed.
+        chains.map(|c| format!("add chain inet {table} {c}\ndelete chain inet {table} {c}\n")).collect()
     }
 }
 
@@ -287,6 +298,19 @@ mod tests {
                 "ip daddr 10.5.0.0/16 snat ip to 10.5.1.0 fully-random",
             ]
         );
+    }
+
+    #[test]
+    fn without_its_vxlan_filter_the_table_knows_no_peers() {
+        let script = script(r#"{"Network":"10.5.0.0/16"}"#, &options());
+        let removal = Filters::vxlan_removal("loden");
+        let mut chain = "";
+        for line in script.lines() {
+            chain = line.trim().strip_prefix("chain ").and_then(|l| l.split(' ').next()).unwrap_or(chain);
+            let gone = removal.contains(&format!("delete chain inet loden {chain}\n"));
+            assert!(gone || chain.is_empty() || !line.contains("peers"), "{chain}: {line}");
+            assert!(!gone || !line.contains("masquerade"), "{chain}: {line}");
+        }
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// Names that it has beside it (`altname`).
+    pub other_names: Vec<String>,
     /// Its MAC, if it has one.
     pub mac: Option<Mac>,
     /// MTU in bytes.

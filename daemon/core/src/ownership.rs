@@ -6,6 +6,9 @@ use loden_proto::ROUTE_PROTOCOL;
 use crate::observed::{Link, Nexthop, Observed, Route, Via};
 use crate::plan::Desired;
 
+/// `RTPROT_BOOT`, which flannel's routes carry, and those of `ip route add`.
+pub const BOOT: u8 = 3;
+
 /// Indexes of the VXLAN devices that this plan made or adopted.
 pub fn devices<'a>(desired: &'a Desired, observed: &'a Observed) -> impl Iterator<Item = &'a Link> {
     desired.devices.iter().filter_map(|d| observed.vxlan(d.vni, d.port, d.family))

@@ -257,6 +257,7 @@ mod tests {
                     loopback: index == 1,
                     bridge: false,
                     controller: 0,
+                    other_names: Vec::new(),
                     vxlan: None,
                 },
             );

@@ -1,6 +1,8 @@
-//! `loden cleanup`: take out of the kernel exactly what Loden made.
+//! `loden cleanup`: take out of the kernel exactly what Loden made, or hand it to flannel.
 
-use std::process::Stdio;
+mod flannel;
+
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -8,17 +10,19 @@ use loden_core::diff::{self, Operation};
 use loden_core::observed::Observed;
 use loden_core::options::Options;
 use loden_proto::config::NetworkConfig;
+use loden_proto::{Family, Subnet};
 
 use super::daemon::PlaceArgs;
 use super::output::print;
-use crate::app;
+use super::status;
 use crate::kernel::{self, Interest, Kernel};
 use crate::state::StateDir;
+use crate::{flanneld, lock};
 
 /// Remove from this host's kernel what Loden made.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Removes our nftables table, VXLAN devices, routes, nexthops and, if no container hangs on it, the bridge; then the files of run-time state. Lasting state (host id, MACs) and the lease in etcd stay: free that with loden lease release."
+    after_help = "With the daemon stopped, removes our nftables table, VXLAN devices, routes, nexthops and, if no container hangs on it, the bridge; then the files of run-time state. Lasting state (host id, MACs) and the lease in etcd stay: free that with loden lease release.\n\nWhile the daemon runs, --flannel alone is possible: it removes flannel's leftovers and nothing of ours.\n\nThe way back to flannel, without losing a packet: stop the daemon, loden cleanup --to-flannel, start flanneld, loden cleanup."
 )]
 pub(super) struct CleanupArgs {
     #[command(flatten)]
@@ -26,57 +30,150 @@ pub(super) struct CleanupArgs {
     /// Also what flanneld left behind: its devices, its nftables tables, its iptables chains
     #[arg(long)]
     flannel: bool,
-    /// Only say what would be removed
+    /// Remove nothing that packets need: make of devices and routes such as flannel makes, which
+    /// flanneld takes over when it starts
+    #[arg(long, conflicts_with = "flannel")]
+    to_flannel: bool,
+    /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
 }
 
+/// The kernel, and what tells ours in it.
+struct Look {
+    kernel: Kernel,
+    observed: Observed,
+    options: Options,
+    networks: Vec<Subnet>,
+}
+
+impl Look {
+    async fn take(place: &PlaceArgs) -> anyhow::Result<Self> {
+        let last = match place.state_dir().exists() {
+            true => StateDir::open(&place.state_dir())?.last(),
+            false => Default::default(),
+        };
+        let networks: Vec<Subnet> = NetworkConfig::parse(&last.config)
+            .iter()
+            .flat_map(|c| c.pools().map(|p| p.network).collect::<Vec<_>>())
+            .collect();
+        let mut kernel = Kernel::open(place.run_dir())?;
+        let interest =
+            Interest { networks: networks.clone(), docker_user: Family::ALL.to_vec(), ..Interest::default() };
+        let observed = kernel.observe(&interest).await?;
+        Ok(Self { kernel, observed, options: Options::named(&place.network), networks })
+    }
+
+    /// Carries out what is possible; the error names what was refused.
+    async fn apply(&mut self, operations: &[Operation]) -> anyhow::Result<()> {
+        let verdicts = self.kernel.apply(operations, &self.options.network).await?;
+        let failed: Vec<String> =
+            verdicts.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
+        if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
+    }
+
+    /// flannel's devices but these.
+    fn flannel_devices(&self, kept: &[String]) -> Vec<Operation> {
+        diff::flannel_devices(&self.observed)
+            .filter(|l| !kept.contains(&l.name))
+            .map(|l| Operation::DeleteDevice { index: l.index, name: l.name.clone() })
+            .collect()
+    }
+}
+
 pub(super) async fn run(args: CleanupArgs) -> anyhow::Result<()> {
+    if let Some(pid) = flanneld::any().filter(|_| args.flannel) {
+        bail!(
+            "flanneld (process {pid}) runs on this host, so what it made is in use; stop it first (systemctl disable --now flanneld)"
+        );
+    }
     let run_dir = args.place.run_dir();
+    if args.flannel && lock::runs(&run_dir) {
+        return beside_the_daemon(&args, &run_dir).await;
+    }
     // The running daemon would bring everything back.
     let _lock = match run_dir.exists() {
-        true => Some(app::lock(&run_dir, &args.place.network)?),
+        true => Some(lock::take(&run_dir, &args.place.network)?),
         false => None,
     };
-    let last = match args.place.state_dir().exists() {
-        true => StateDir::open(&args.place.state_dir())?.last(),
-        false => Default::default(),
-    };
-    let networks: Vec<_> = NetworkConfig::parse(&last.config)
-        .iter()
-        .flat_map(|c| c.pools().map(|p| p.network).collect::<Vec<_>>())
-        .collect();
-    let options = Options::named(&args.place.network);
-    let mut kernel = Kernel::open(run_dir.clone())?;
-    let interest = Interest { networks: networks.clone(), ..Interest::default() };
-    let observed = kernel.observe(&interest).await?;
-    let operations = diff::removal(&observed, &options, &networks);
-    let table = kernel::table_exists(&options.network).await.map_err(anyhow::Error::msg)?;
-    let mut lines: Vec<String> = operations.iter().map(Operation::to_string).collect();
-    if table {
-        lines.push(format!("delete nftables table inet {}", options.network));
+    if args.to_flannel { hand_over(&args).await } else { everything(&args, &run_dir).await }
+}
+
+/// Removes flannel's leftovers; what the daemon has taken over is none.
+async fn beside_the_daemon(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
+    let mut look = Look::take(&args.place).await?;
+    // Nobody knows better than the daemon which devices it uses.
+    let status = status::ask(&run_dir.join("loden.sock"))
+        .context("the daemon runs, but does not say which devices it uses")?;
+    let used: Vec<String> = status.devices.into_iter().map(|d| d.name).collect();
+    let devices = look.flannel_devices(&used);
+    let rules = flannel::rules();
+    print(&report(&devices, &rules, &[], args.dry_run, "flannel's"))?;
+    for link in diff::flannel_devices(&look.observed).filter(|l| used.contains(&l.name)) {
+        print(&format!("left {}: the daemon has taken it over and uses it\n", link.name))?;
     }
-    let bridge_stays = observed.link(&options.bridge()).is_some()
-        && !operations
-            .iter()
-            .any(|o| matches!(o, Operation::DeleteDevice { name, .. } if *name == options.bridge()));
-    let (devices, chains) = match args.flannel {
-        true => (flannel_devices(&observed), flannel_rules()),
-        false => Default::default(),
-    };
-    lines.extend(devices.iter().map(Operation::to_string));
-    lines.extend(chains.iter().map(|command| format!("run {}", command.join(" "))));
     if args.dry_run {
-        return print(&report(&lines, "would "));
+        return Ok(());
     }
-    let mut verdicts = kernel.apply(&operations, &options.network).await?;
-    verdicts.extend(kernel.apply(&devices, &options.network).await?);
-    for command in &chains {
-        // Listed just now; what has gone since is as good as removed.
-        let _ = run_quietly(command);
+    remove(&rules);
+    look.apply(&devices).await
+}
+
+/// Hands devices and routes to flannel. Nothing is deleted before its successor is in place.
+async fn hand_over(args: &CleanupArgs) -> anyhow::Result<()> {
+    let mut look = Look::take(&args.place).await?;
+    if look.networks.is_empty() {
+        bail!(
+            "{} does not tell which network this host was in, so its routes cannot be told; has the daemon run here?",
+            args.place.state_dir().display()
+        );
     }
+    let table = kernel::table_exists(&look.options.network).await.map_err(anyhow::Error::msg)?;
+    let operations = diff::to_flannel(&look.observed, &look.options, &look.networks);
+    // flannel's new peers are in no set of ours.
+    let filter = format!("remove the VXLAN filter from nftables table inet {}", look.options.network);
+    let filter = if table { vec![filter] } else { Vec::new() };
+    print(&report(&operations, &[], &filter, args.dry_run, "Loden's"))?;
+    if args.dry_run {
+        return Ok(());
+    }
+    let (removals, successors): (Vec<_>, Vec<_>) = operations.into_iter().partition(Operation::removes);
+    look.apply(&successors).await?;
+    look.apply(&removals).await?;
     if table {
-        kernel::remove_table(&options.network).await.map_err(anyhow::Error::msg)?;
+        kernel::remove_vxlan_filter(&look.options.network).await.map_err(anyhow::Error::msg)?;
+    }
+    print(
+        "flanneld can start now (systemctl enable --now flanneld); after that, loden cleanup removes the rest\n",
+    )
+}
+
+async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
+    let mut look = Look::take(&args.place).await?;
+    let table = kernel::table_exists(&look.options.network).await.map_err(anyhow::Error::msg)?;
+    let mut operations = diff::removal(&look.observed, &look.options, &look.networks);
+    let bridge = look.options.bridge();
+    let removes_bridge =
+        operations.iter().any(|o| matches!(o, Operation::DeleteDevice { name, .. } if *name == bridge));
+    let bridge_stays = look.observed.link(&bridge).is_some() && !removes_bridge;
+    let mut rules = Vec::new();
+    if args.flannel {
+        operations.extend(look.flannel_devices(&[]));
+        rules = flannel::rules();
+    }
+    let line = format!("delete nftables table inet {}", look.options.network);
+    let tables = if table { vec![line] } else { Vec::new() };
+    print(&report(&operations, &rules, &tables, args.dry_run, "Loden's"))?;
+    if bridge_stays {
+        print(&format!("left {bridge}: containers hang on it\n"))?;
+    }
+    if args.dry_run {
+        return Ok(());
+    }
+    let applied = look.apply(&operations).await;
+    remove(&rules);
+    if table {
+        kernel::remove_table(&look.options.network).await.map_err(anyhow::Error::msg)?;
     }
     for name in ["subnet.env", "loden.sock", "filters.json"] {
         let path = run_dir.join(name);
@@ -87,63 +184,26 @@ pub(super) async fn run(args: CleanupArgs) -> anyhow::Result<()> {
             _ => {}
         }
     }
-    print(&report(&lines, ""))?;
-    if bridge_stays {
-        print(&format!("left {}: containers hang on it\n", options.bridge()))?;
-    }
-    let failed: Vec<String> = verdicts.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
-    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
+    applied
 }
 
-/// `flannel.1`, `flannel-v6.1`: VXLAN devices with flannel's names.
-fn flannel_devices(observed: &Observed) -> Vec<Operation> {
-    let number = |name: &str| {
-        let rest = name.strip_prefix("flannel-v6.").or_else(|| name.strip_prefix("flannel.")).unwrap_or("");
-        !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit())
-    };
-    let links = observed.links.values().filter(|l| l.vxlan.is_some() && number(&l.name));
-    links.map(|l| Operation::DeleteDevice { index: l.index, name: l.name.clone() }).collect()
+fn remove(rules: &[flannel::Command]) {
+    for command in rules {
+        // Listed just now; what has gone since is as good as removed.
+        let _ = flannel::run(command);
+    }
 }
 
-/// The commands that remove flannel's rules, as far as there are any (flannel
-/// `pkg/trafficmngr/iptables` and `nftables`). Of the two iptables only the one that the
-/// alternatives system chose is looked at: it is what flannel ran.
-fn flannel_rules() -> Vec<Vec<String>> {
-    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let mut commands = Vec::new();
-    for iptables in ["iptables", "ip6tables"] {
-        for (table, hook, chain, comment) in [
-            ("nat", "POSTROUTING", "FLANNEL-POSTRTG", "flanneld masq"),
-            ("filter", "FORWARD", "FLANNEL-FWD", "flanneld forward"),
-        ] {
-            if run_quietly(&words(&format!("{iptables} -w -t {table} -S {chain}"))) {
-                let mut jump = words(&format!("{iptables} -w -t {table} -D {hook} -m comment --comment"));
-                jump.extend([comment.to_owned(), "-j".into(), chain.into()]);
-                commands.push(jump);
-                commands.push(words(&format!("{iptables} -w -t {table} -F {chain}")));
-                commands.push(words(&format!("{iptables} -w -t {table} -X {chain}")));
-            }
-        }
-    }
-    for table in ["ip flannel-ipv4", "ip6 flannel-ipv6"] {
-        if run_quietly(&words(&format!("nft list table {table}"))) {
-            commands.push(words(&format!("nft delete table {table}")));
-        }
-    }
-    commands
-}
-
-/// Runs a fixed command; whether it succeeded. A program that is missing has left nothing behind.
-fn run_quietly(command: &[String]) -> bool {
-    let [program, arguments @ ..] = command else { return false };
-    let mut process = std::process::Command::new(program);
-    process.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    process.status().is_ok_and(|s| s.success())
-}
-
-fn report(lines: &[String], prefix: &str) -> String {
-    if lines.is_empty() {
-        return "nothing of Loden's is in the kernel\n".into();
-    }
-    lines.iter().map(|l| format!("{prefix}{l}\n")).collect()
+fn report(
+    operations: &[Operation],
+    commands: &[flannel::Command],
+    others: &[String],
+    dry_run: bool,
+    whose: &str,
+) -> String {
+    let commands = commands.iter().map(|c| format!("run {}", c.join(" ")));
+    let lines = operations.iter().map(Operation::to_string).chain(others.iter().cloned()).chain(commands);
+    let text: String =
+        lines.map(|line| if dry_run { format!("would {line}\n") } else { format!("{line}\n") }).collect();
+    if text.is_empty() { format!("nothing of {whose} is in the kernel\n") } else { text }
 }

@@ -47,7 +47,8 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<()> {
     if args.json { print_json(&status) } else { print(&text(&status)) }
 }
 
-fn ask(socket: &Path) -> anyhow::Result<Status> {
+/// The answer of the daemon that listens there.
+pub(super) fn ask(socket: &Path) -> anyhow::Result<Status> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     writeln!(stream, "{}", serde_json::to_string(&Request::Status)?)?;

@@ -153,6 +153,11 @@ pub async fn remove_table(table: &str) -> Result<(), String> {
     nft(&["-f", "-"], &Filters::removal(table)).await.map(drop)
 }
 
+/// Removes from our table what filters VXLAN; it masquerades on.
+pub async fn remove_vxlan_filter(table: &str) -> Result<(), String> {
+    nft(&["-f", "-"], &Filters::vxlan_removal(table)).await.map(drop)
+}
+
 async fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
     program::run(&["nft"], arguments, input, "nftables").await
 }

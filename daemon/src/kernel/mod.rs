@@ -20,10 +20,10 @@ use std::path::PathBuf;
 
 use loden_core::diff::Operation;
 use loden_core::observed::Observed;
-use loden_netlink::{Request, Socket};
+use loden_netlink::{KernelError as Refusal, Request, Socket};
 use loden_proto::{Family, Subnet};
 
-pub use filters::{rejected_sources, remove_table, table_exists};
+pub use filters::{rejected_sources, remove_table, remove_vxlan_filter, table_exists};
 pub use iptables::{has_legacy_filter, unseen_legacy};
 pub use rules::rule_set;
 pub use watch::{Notice, Watch};
@@ -165,6 +165,14 @@ impl Kernel {
                 Ok(())
             }
             Operation::SetDockerUser(change) => iptables::restore(change).await.map_err(|e| refused(e, "")),
+            Operation::Rename { index, to, .. } => {
+                let mut result = self.route.batch(&[write::rename(*index, to)])?.remove(0);
+                let up = |r: &Refusal| r.errno == rustix::io::Errno::BUSY.raw_os_error();
+                if result.as_ref().is_err_and(up) {
+                    result = self.route.batch(&[write::further_name(*index, to)])?.remove(0);
+                }
+                write::verdict(operation, result)
+            }
             Operation::Forward(family, name) => sysctl::forward(*family, name).map_err(|e| {
                 refused(e.to_string(), "; the daemon needs CAP_NET_ADMIN and a writable /proc/sys/net")
             }),

@@ -7,7 +7,7 @@ use loden_core::observed::{Route, Via};
 use loden_core::plan::Device;
 use loden_netlink::route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use loden_netlink::route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
 use loden_netlink::route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -31,6 +31,7 @@ pub(super) fn request(operation: &Operation) -> Option<Request> {
         | O::Admit(_)
         | O::Dismiss(_)
         | O::AddDevice(_)
+        | O::Rename { .. }
         | O::Forward(..)
         | O::SetDockerUser(_) => return None,
         O::ChangeDevice { index, device, what } => {
@@ -106,6 +107,22 @@ pub(super) fn add_device(device: &Device) -> Request {
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),
     ];
     Request::route(&Message::NewLink(message), flags::CREATE | flags::EXCL)
+}
+
+/// The request that renames a device.
+pub(super) fn rename(index: u32, to: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::IfName(to.to_owned())];
+    Request::route(&Message::SetLink(message), 0)
+}
+
+/// The request that gives a device a further name (`RTM_NEWLINKPROP`, Linux 5.5).
+pub(super) fn further_name(index: u32, name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::PropList(vec![Prop::AltIfName(name.to_owned())])];
+    Request::route(&Message::NewLinkProp(message), flags::CREATE | flags::EXCL)
 }
 
 /// Only what differs is sent: the kernel refuses to set some attributes even to what they are

@@ -474,6 +474,7 @@ impl Keeper {
             let facts = self.facts.borrow_and_update().clone();
             let reason = match (view.synced, config, facts) {
                 (true, Some(config), Some(facts)) => match facts.underlay.clone() {
+                    Ok(underlay) if !value::complete(&config, &underlay) => "looking at the host".to_owned(),
                     Ok(underlay) => match underlay
                         .endpoints
                         .iter()
@@ -508,7 +509,7 @@ impl Keeper {
     fn inputs(&self) -> Option<(Arc<NetworkConfig>, Underlay)> {
         let config = self.configs.borrow().clone()?;
         let underlay = self.facts.borrow().as_ref()?.underlay.clone().ok()?;
-        Some((config, underlay))
+        value::complete(&config, &underlay).then_some((config, underlay))
     }
 
     /// Tells why there is no lease yet, or why the one in use is not ours in etcd; once per reason.

@@ -92,6 +92,12 @@ pub(super) fn public_addresses(config: &NetworkConfig, underlay: &Underlay) -> V
     config.pools().filter_map(|p| underlay.endpoint(p.network.family())).map(|e| e.public).collect()
 }
 
+/// Whether the underlay was chosen with this config's families in mind: before the config is known it
+/// is IPv4's. flannel stands still for a minute at a dual-stack lease without an IPv6 address.
+pub(super) fn complete(config: &NetworkConfig, underlay: &Underlay) -> bool {
+    config.pools().all(|p| underlay.endpoint(p.network.family()).is_some())
+}
+
 /// A config without `Backend` is udp to flannel: where such hosts live, joining them as vxlan would
 /// make two overlays that cannot talk.
 pub(super) fn udp_peers(config: &NetworkConfig, table: &LeaseTable) -> Option<String> {

@@ -134,6 +134,7 @@ mod tests {
             loopback: false,
             bridge: false,
             controller: 0,
+            other_names: Vec::new(),
             vxlan: Some(vxlan),
         };
         Observed { links: [(4, link)].into(), ..Observed::default() }

@@ -41,6 +41,9 @@ pub struct Report {
     pub surroundings: Option<Surroundings>,
 }
 
+/// Peers whose packets are followed through the rules.
+const EXAMPLES: usize = 256;
+
 impl Loop {
     pub(super) fn report(&self) -> Report {
         let now = clock::now();
@@ -89,6 +92,7 @@ impl Loop {
             overlay: desired.own.subnets().map(overlay).collect(),
             vxlan_port: desired.devices.first().map(|d| d.port),
             bridges: bridges.collect(),
+            peers: self.book.peers().values().map(|p| p.public_address).take(EXAMPLES).collect(),
             underlay: (underlay.clone(), desired.devices.iter().map(|d| d.local).collect()),
         }
     }

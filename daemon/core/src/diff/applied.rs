@@ -47,6 +47,11 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
                 link.up = true;
             }
         }
+        O::Rename { index, to, .. } => {
+            if let Some(link) = observed.links.get_mut(index) {
+                link.name.clone_from(to);
+            }
+        }
         O::Forward(family, name) => {
             observed.forwarding.insert((*family, name.clone()));
         }

@@ -63,6 +63,16 @@ pub enum Operation {
         /// Its UDP port, which it binds now.
         port: u16,
     },
+    /// Give a device that may be up another name: in place of its own, or beside it where the kernel
+    /// renames only what is down (before Linux 6.2).
+    Rename {
+        /// Its index.
+        index: u32,
+        /// Its name, for the log.
+        name: String,
+        /// The other name.
+        to: String,
+    },
     /// Let an interface forward.
     Forward(Family, String),
     /// Put our rules into Docker's chain for others.
@@ -138,7 +148,11 @@ impl Operation {
         match self {
             O::ReplaceFilters(..) => "filters",
             O::Admit(_) | O::Dismiss(_) => "peer_set",
-            O::AddDevice(_) | O::ChangeDevice { .. } | O::DeleteDevice { .. } | O::SetUp { .. } => "device",
+            O::AddDevice(_)
+            | O::ChangeDevice { .. }
+            | O::DeleteDevice { .. }
+            | O::SetUp { .. }
+            | O::Rename { .. } => "device",
             O::AddAddress { .. } | O::DeleteAddress { .. } => "address",
             O::Forward(..) => "forwarding",
             O::SetDockerUser(_) => "docker_user",
@@ -169,9 +183,12 @@ impl fmt::Display for Operation {
                 write!(f, "delete address {address}/{length} from interface {device}")
             }
             O::SetUp { name, port, .. } => write!(f, "set device {name} (UDP port {port}) up"),
+            O::Rename { name, to, .. } => write!(f, "give device {name} the name {to}"),
             O::Forward(family, name) => write!(f, "turn {family} forwarding on for {name}"),
             O::SetDockerUser(change) => {
-                write!(f, "set our {} rules in DOCKER-USER by {}", change.family, change.back_end)
+                let (verb, place) = if change.removes { ("remove", "from") } else { ("set", "in") };
+                let user_chain::Change { family, back_end, .. } = change;
+                write!(f, "{verb} our {family} rules {place} {} by {back_end}", user_chain::CHAIN)
             }
             O::SetNeighbour { address, mac, .. } => write!(f, "set neighbour {address} at {mac}"),
             O::DeleteNeighbour { address, .. } => write!(f, "delete neighbour {address}"),

@@ -160,6 +160,12 @@ impl<'a> Differ<'a> {
         if let Some(Via::Nexthop(id)) = right.map(|r| r.via) {
             self.wanted_nexthops.insert(id);
         }
+        // flannel's route by the underlay, where no device tells whose it is, is made ours while it is
+        // known to be a peer's: it could not be told from others' once the peer has left.
+        if let Some(route) = right.filter(|r| r.protocol == ownership::BOOT && foreign.contains(r)) {
+            let route = Route { protocol: ROUTE_PROTOCOL, ..route.clone() };
+            self.routes.push(Operation::SetRoute { route, replace: true });
+        }
         if let (Some((device, gateway, onlink)), None) = (target, right) {
             if let Some(other) = foreign.iter().find(|r| r.metric == metric) {
                 self.conflicts.push(Conflict(format!(

@@ -13,9 +13,9 @@ use crate::options::Options;
 use crate::peers::{HostLabel, Path};
 use crate::plan::{Inputs, PeerObjects, plan};
 use crate::underlay::{Endpoint, Underlay};
-use loden_proto::Mac;
 use loden_proto::config::NetworkConfig;
 use loden_proto::lease::LeaseKey;
+use loden_proto::{Mac, ROUTE_PROTOCOL};
 
 const DEVICE: u32 = 10;
 const UNDERLAY: u32 = 2;
@@ -70,6 +70,7 @@ fn host(device: bool) -> Observed {
         loopback: false,
         bridge: false,
         controller: 0,
+        other_names: Vec::new(),
         vxlan: None,
     };
     let mut observed = Observed { has_nexthops: true, ..Observed::default() };
@@ -105,6 +106,7 @@ fn add_device(observed: &mut Observed, device: &Device) {
             loopback: false,
             bridge: false,
             controller: 0,
+            other_names: Vec::new(),
             vxlan: Some(vxlan),
         },
     );
@@ -348,6 +350,63 @@ fn removal_takes_exactly_ours() {
 }
 
 #[test]
+fn flannels_direct_routes_become_ours_and_go_with_their_peers() {
+    let route = |n: u8, gateway: &str, protocol| Route {
+        subnet: Subnet::new([10, 5, n, 0].into(), 24).expect("aligned"),
+        via: Via::Gateway { device: UNDERLAY, gateway: ip(gateway), onlink: false },
+        protocol,
+        metric: 0,
+    };
+    let mut observed = host(true);
+    // An operator's own, which says the same, and flannel's, of which one belongs to no peer.
+    for route in [route(2, "192.168.0.2", 3), route(3, "192.168.0.3", 4), route(4, "192.168.0.4", 3)] {
+        observed.routes.insert(route.subnet, vec![route]);
+    }
+    let wanted = [peer(2, 2, 6, true), peer(3, 3, 9, true)].into_iter().map(|p| (p.subnet, p)).collect();
+    pass(&desired(wanted), &mut observed);
+    let protocols = |o: &Observed| o.routes.values().flatten().map(|r| r.protocol).collect::<Vec<_>>();
+    assert_eq!(protocols(&observed), [ROUTE_PROTOCOL, 4, 3]);
+    pass(&desired(OrdMap::new()), &mut observed);
+    assert_eq!(protocols(&observed), [4, 3]);
+}
+
+#[test]
+fn what_is_handed_to_flannel_is_whole_and_no_longer_ours() {
+    let wanted: OrdMap<Subnet, Peer> =
+        [peer(2, 2, 6, false), peer(3, 3, 9, true)].into_iter().map(|p| (p.subnet, p)).collect();
+    let desired = desired(wanted);
+    let mut observed = host(false);
+    for route in foreign_routes() {
+        observed.routes.entry(route.subnet).or_default().push(route);
+    }
+    pass(&desired, &mut observed);
+    let networks: Vec<Subnet> = desired.networks.iter().map(|(n, _)| *n).collect();
+    let before = observed.clone();
+    for operation in to_flannel(&observed.clone(), &options(), &networks) {
+        check_safe(&operation, &observed);
+        applied(&mut observed, &operation);
+    }
+    let by = |n: u8| {
+        let routes = &observed.routes[&Subnet::new([10, 5, n, 0].into(), 24).expect("aligned")];
+        routes.iter().find(|r| r.metric == 0).expect("the peer's route").clone()
+    };
+    let plain = |device, gateway, onlink| Via::Gateway { device, gateway: ip(gateway), onlink };
+    assert_eq!((by(2).via, by(2).protocol), (plain(DEVICE, "10.5.2.0", true), 3));
+    assert_eq!((by(3).via, by(3).protocol), (plain(UNDERLAY, "192.168.0.3", false), 3));
+    assert_eq!(observed.links[&DEVICE].name, "flannel.1");
+    assert!(observed.nexthops.values().all(|n| n.protocol != ROUTE_PROTOCOL), "{:?}", observed.nexthops);
+    assert_eq!((&observed.neighbours, &observed.fdb), (&before.neighbours, &before.fdb));
+    let rest = |observed: &Observed| {
+        [to_flannel(observed, &options(), &networks), removal(observed, &options(), &networks)].concat()
+    };
+    assert_eq!(rest(&observed), []);
+    // An older kernel keeps our name for the device, flannel's beside it.
+    let link = observed.links.get_mut(&DEVICE).expect("the device");
+    (link.name, link.other_names) = ("loden.1".into(), vec!["flannel.1".into()]);
+    assert_eq!(rest(&observed), []);
+}
+
+#[test]
 fn foreign_devices_are_not_removed() {
     let mut observed = host(true);
     let desired = desired(OrdMap::new());
@@ -374,6 +433,7 @@ fn foreign_devices_are_not_removed() {
                 loopback: false,
                 bridge: false,
                 controller: 0,
+                other_names: Vec::new(),
                 vxlan: Some(vxlan),
             },
         );

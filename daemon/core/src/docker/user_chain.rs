@@ -78,6 +78,8 @@ pub struct Change {
     pub script: String,
     /// The chain's rules afterwards.
     pub after: Vec<String>,
+    /// Whether ours are taken out.
+    pub removes: bool,
 }
 
 /// The change that a chain needs; `None` if our rules stand where they should. Without `wanted`
@@ -102,6 +104,7 @@ pub fn change(
     let last_of_others = open.iter().rposition(|r| !is_loden(r));
     let behind =
         open.iter().position(|r| is_mine(&r)).is_none_or(|first| last_of_others.is_none_or(|o| o < first));
+    let removes = wanted.is_empty();
     let wanted: Vec<String> = wanted.iter().map(|rule| format!("{head}{rule}")).collect();
     if behind && own.iter().copied().eq(&wanted) {
         return None;
@@ -119,7 +122,7 @@ pub fn change(
     let mut after = kept;
     after.extend(wanted);
     after.extend(present[open.len()..].iter().cloned());
-    Some(Change { back_end, family, script, after })
+    Some(Change { back_end, family, script, after, removes })
 }
 
 #[cfg(test)]

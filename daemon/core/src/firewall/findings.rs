@@ -23,6 +23,8 @@ pub struct Surroundings {
     pub underlay: (String, Vec<IpAddr>),
     /// UDP port, where packets are encapsulated.
     pub vxlan_port: Option<u16>,
+    /// Addresses that VXLAN packets come from.
+    pub peers: Vec<IpAddr>,
     /// Bridges with an address inside the overlay.
     pub bridges: Vec<Bridge>,
 }
@@ -61,7 +63,7 @@ pub fn findings(rules: &RuleSet, around: &Surroundings) -> Findings {
     let finder = Finder { rules, around, own_table: format!("inet {}", around.options.network) };
     found.problems.extend(finder.strayed_bridges());
     found.problems.extend(finder.vxlan());
-    found.problems.extend(finder.forwarding());
+    finder.forwarding(&mut found);
     found.problems.extend(finder.masquerade());
     found.notes.extend(finder.leftovers());
     found
@@ -102,21 +104,29 @@ impl Finder<'_> {
     fn vxlan(&self) -> Vec<String> {
         let Some(port) = self.around.vxlan_port else { return Vec::new() };
         let (underlay, addresses) = &self.around.underlay;
-        let mut places = BTreeSet::new();
+        let mut places: BTreeMap<Place, BTreeSet<IpAddr>> = BTreeMap::new();
         for own in addresses {
-            let packet = Packet {
-                in_interface: underlay,
-                out_interface: "",
-                // A neighbour of ours, whom no rule names.
-                source: neighbour(*own),
-                destination: *own,
-                protocol: "udp",
-                port,
-                mark: 0,
-                state: "untracked",
-            };
-            places.extend(drops(self.rules, Hook::Prerouting, &packet, &self.own_table));
-            places.extend(drops(self.rules, Hook::Input, &packet, &self.own_table));
+            let peers: Vec<IpAddr> =
+                self.around.peers.iter().copied().filter(|p| Family::of(*p) == Family::of(*own)).collect();
+            // Before there is a peer: somebody whom no rule names.
+            let sources = if peers.is_empty() { vec![neighbour(*own)] } else { peers };
+            for source in sources {
+                let packet = Packet {
+                    in_interface: underlay,
+                    out_interface: "",
+                    source,
+                    destination: *own,
+                    protocol: "udp",
+                    port: Some(port),
+                    mark: 0,
+                    state: "untracked",
+                };
+                for hook in [Hook::Prerouting, Hook::Input] {
+                    for place in drops(self.rules, hook, &packet, &self.own_table) {
+                        places.entry(place).or_default().insert(source);
+                    }
+                }
+            }
         }
         let mend = |place: &Place| match self.manager(place) {
             Manager::Firewalld => format!(
@@ -126,9 +136,11 @@ impl Finder<'_> {
             Manager::Ufw => format!("ufw allow in on {underlay} to any port {port} proto udp"),
             _ => format!("let UDP port {port} in there from the other hosts"),
         };
-        let told = |place: Place| {
+        let told = |(place, sources): (Place, BTreeSet<IpAddr>)| {
+            let example = sources.first().map_or(String::new(), IpAddr::to_string);
+            let others = if sources.len() > 1 { " and others" } else { "" };
             format!(
-                "{} drops VXLAN packets (UDP port {port}) of other hosts on {underlay}: {}",
+                "{} drops VXLAN packets (UDP port {port}) from {example}{others} on {underlay}: {}",
                 self.named(&place),
                 mend(&place)
             )
@@ -137,8 +149,9 @@ impl Finder<'_> {
     }
 
     /// From the overlay to containers here, and from them to the overlay and the outside.
-    fn forwarding(&self) -> Vec<String> {
+    fn forwarding(&self, found: &mut Findings) {
         let mut places: BTreeMap<Place, BTreeSet<String>> = BTreeMap::new();
+        let mut in_the_overlay: BTreeSet<Place> = BTreeSet::new();
         for (network, own) in &self.around.families {
             let Some(overlay) = self.around.overlay.get(&own.family()) else { continue };
             let remote = remote(*network, *own);
@@ -150,42 +163,41 @@ impl Finder<'_> {
                 ];
                 for container in self.named_containers(own) {
                     for (from, to, other, mark) in ways {
-                        let inward = from == overlay;
+                        let inward = to == bridge;
                         let packet = Packet {
                             in_interface: from,
                             out_interface: to,
                             source: if inward { other } else { container },
                             destination: if inward { container } else { other },
                             protocol: "tcp",
-                            // The discard service: no rule is likely to open it.
-                            port: 9,
+                            port: None,
                             mark,
                             state: "new",
                         };
                         let early = Packet { out_interface: "", mark: 0, ..packet };
-                        let mut found = drops(self.rules, Hook::Prerouting, &early, &self.own_table);
-                        found.extend(drops(self.rules, Hook::Forward, &packet, &self.own_table));
-                        for place in found {
+                        let mut dropping = drops(self.rules, Hook::Prerouting, &early, &self.own_table);
+                        dropping.extend(drops(self.rules, Hook::Forward, &packet, &self.own_table));
+                        for place in dropping {
+                            if other == remote {
+                                in_the_overlay.insert(place.clone());
+                            }
                             places.entry(place).or_default().insert(format!("from {from} to {to}"));
                         }
                     }
                 }
             }
         }
-        let mut told: Vec<String> = places
-            .into_iter()
-            .map(|(place, ways)| {
-                let ways: Vec<String> = ways.into_iter().collect();
-                format!(
-                    "{} drops packets {}: {}",
-                    self.named(&place),
-                    ways.join(", "),
-                    self.mend_forwarding(&place)
-                )
-            })
-            .collect();
-        told.sort();
-        told
+        for (place, ways) in places {
+            let ways: Vec<String> = ways.into_iter().collect();
+            let (who, ways, mend) = (self.named(&place), ways.join(", "), self.mend_forwarding(&place));
+            let told = format!("{who} drops packets {ways}: {mend}");
+            // That containers may not go outside can be somebody's will.
+            let list = match in_the_overlay.contains(&place) {
+                true => &mut found.problems,
+                false => &mut found.notes,
+            };
+            list.push(told);
+        }
     }
 
     fn mend_forwarding(&self, place: &Place) -> String {
@@ -225,7 +237,7 @@ impl Finder<'_> {
                         source: container,
                         destination: remote(*network, *own),
                         protocol: "tcp",
-                        port: 9,
+                        port: None,
                         mark: 0,
                         state: "new",
                     };

@@ -11,6 +11,7 @@ fn around() -> Surroundings {
         overlay: [(Family::V4, "loden.1".to_owned())].into(),
         underlay: ("eth0".into(), vec!["192.168.77.11".parse().expect("ip")]),
         vxlan_port: Some(8472),
+        peers: vec!["192.168.77.12".parse().expect("ip"), "192.168.77.13".parse().expect("ip")],
         bridges: Vec::new(),
     }
 }
@@ -168,6 +169,19 @@ fn what_the_model_does_not_know_is_taken_to_pass() {
         let rules = legacy(&format!("*filter\n:INPUT DROP [0:0]\n{rule}\nCOMMIT\n"));
         assert_eq!(problems(&rules, &around()).len(), 1, "{rule}");
     }
+}
+
+#[test]
+fn peers_are_let_in_one_by_one() {
+    let opened = "*filter\n:INPUT DROP [0:0]\n-A INPUT -s 192.168.77.12/32 -p udp -m udp --dport 8472 -j ACCEPT\nCOMMIT\n";
+    expect(&problems(&legacy(opened), &around()), &[&["from 192.168.77.13 on eth0"]]);
+}
+
+#[test]
+fn that_containers_may_not_go_outside_is_worth_a_note_alone() {
+    let rules = legacy("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -i loden0 -o eth0 -j REJECT\nCOMMIT\n");
+    let found = findings(&rules, &around());
+    assert!(found.problems.is_empty() && found.notes[0].contains("from loden0 to eth0"), "{found:?}");
 }
 
 #[test]

@@ -15,7 +15,8 @@ pub(super) struct Packet<'a> {
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
     pub(super) protocol: &'static str,
-    pub(super) port: u16,
+    /// `None` stands for any: a rule for some ports may or may not hold.
+    pub(super) port: Option<u16>,
     pub(super) mark: u32,
     /// Its state in connection tracking.
     pub(super) state: &'static str,
@@ -156,10 +157,11 @@ fn holds(condition: &Condition, packet: &Packet<'_>) -> Truth {
         Test::Source(ranges) => inside(ranges, packet.source),
         Test::Destination(ranges) => inside(ranges, packet.destination),
         Test::Protocol(names) => names.iter().any(|n| n == packet.protocol),
-        Test::DestinationPort(protocol, ranges) => {
-            let of_protocol = protocol.as_ref().is_none_or(|p| p == packet.protocol);
-            of_protocol && ranges.iter().any(|(from, to)| (*from..=*to).contains(&packet.port))
-        }
+        Test::DestinationPort(Some(protocol), _) if protocol != packet.protocol => condition.negated,
+        Test::DestinationPort(_, ranges) => match packet.port {
+            Some(port) => ranges.iter().any(|(from, to)| (*from..=*to).contains(&port)),
+            None => return Truth::Maybe,
+        },
         Test::Mark(mask, values) => values.contains(&(packet.mark & mask)),
         Test::State(states) => states.iter().any(|s| s == packet.state),
         Test::Family(family) => *family == Family::of(packet.destination),
