@@ -58,10 +58,10 @@ impl Engine {
         if self == Self::DebianLegacy { "legacy" } else { "nft" }
     }
 
-    /// How long the daemon may take to see that its rules have gone from `DOCKER-USER`: legacy
-    /// tables tell nobody of a change.
+    /// How long the daemon may take to put its rules back into `DOCKER-USER`. It is told of a
+    /// change, and waits up to a second between repairs; legacy tables tell nobody.
     pub fn repair_limit(self) -> Duration {
-        Duration::from_secs(if self == Self::DebianLegacy { 5 } else { 1 })
+        Duration::from_secs(if self == Self::DebianLegacy { 5 } else { 2 })
     }
 
     /// What dockerd needs beside the options that a scenario gives.

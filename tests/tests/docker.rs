@@ -4,9 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
 
 use loden_tests::story::{Cluster, SOON, VXLAN};
 use loden_tests::{Container, Docker, Engine, Host, Lab, eventually, kernel, matrix, probe};
@@ -87,7 +85,7 @@ fn has_ours(docker: &Docker) -> Result<(), String> {
     if rules.contains("\"loden loden\"") { Ok(()) } else { Err(rules) }
 }
 
-/// Whether a new connection gets through. Unlike one more ping, it is a new one for the firewall too.
+/// Whether a new connection gets through now. Unlike one more ping, it is a new one for the firewall too.
 fn connects(from: &Container, to: &Container) -> bool {
     probe::tcp_source(from.ns(), to.echo().ip()).is_some()
 }
@@ -100,10 +98,19 @@ fn assert_closed(docker: &Docker) {
     }
 }
 
+/// The first answer tells who was seen; a loaded machine may take more than one try for it.
+#[track_caller]
+fn assert_source(what: &str, expected: IpAddr, mut probe: impl FnMut() -> Option<IpAddr>) {
+    let seen = eventually(SOON, &format!("{what} is answered"), || probe().ok_or("no answer"));
+    assert_eq!(seen, expected, "{what}");
+}
+
+#[track_caller]
 fn assert_reach(from: &Container, to: &Container) {
-    let (source, target) = (Some(from.address()), to.echo().ip());
-    assert_eq!(probe::tcp_source(from.ns(), target), source, "TCP from {} to {}", from.name(), to.name());
-    assert_eq!(probe::udp_source(from.ns(), target), source, "UDP from {} to {}", from.name(), to.name());
+    let (source, target) = (from.address(), to.echo().ip());
+    let path = format!("{} to {}", from.name(), to.name());
+    assert_source(&format!("TCP from {path}"), source, || probe::tcp_source(from.ns(), target));
+    assert_source(&format!("UDP from {path}"), source, || probe::udp_source(from.ns(), target));
 }
 
 fn containers_of_two_hosts_see_each_others_own_address(engine: Engine) {
@@ -127,7 +134,7 @@ fn containers_of_two_hosts_see_each_others_own_address(engine: Engine) {
     assert!(link.contains("mtu 1450"), "a container's packets fit into the tunnel: {link}");
     // Hosts reach containers of both, under an address of the overlay.
     let vtep = b.host().subnet().address();
-    assert_eq!(probe::tcp_source(&b.host().ns(), a1.echo().ip()), Some(vtep));
+    assert_source("TCP from host b", vtep, || probe::tcp_source(&b.host().ns(), a1.echo().ip()));
     assert!(probe::ping(&a.host().ns(), a1.address()));
     scene.cluster.lab.check_invariants();
 }
@@ -142,11 +149,11 @@ fn a_published_port_answers_other_hosts_and_the_outside(engine: Engine) {
     let machine = scene.cluster.lab.outside();
     let clients = [("another host", b.host().ns(), b.host().address()), ("the outside", machine, outside())];
     for (who, ns, address) in clients {
-        assert_eq!(probe::tcp_source_at(&ns, published), Some(address), "TCP from {who}");
-        assert_eq!(probe::udp_source_at(&ns, published), Some(address), "UDP from {who}");
+        assert_source(who, address, || probe::tcp_source_at(&ns, published));
+        assert_source(who, address, || probe::udp_source_at(&ns, published));
     }
     // A container that takes the way by the host's address leaves the overlay for it.
-    assert_eq!(probe::tcp_source_at(b1.ns(), published), Some(b.host().address()));
+    assert_source("b1 by a's port", b.host().address(), || probe::tcp_source_at(b1.ns(), published));
     // By its own address it is reached as if nothing were published.
     assert_reach(&b1, &a1);
     scene.cluster.lab.check_invariants();
@@ -159,8 +166,8 @@ fn the_outside_is_masqueraded_exactly_once(engine: Engine) {
     let host = a.host();
     let machine = scene.cluster.lab.outside();
     let _echo = probe::Echo::start(&machine, outside());
-    assert_eq!(probe::tcp_source(a1.ns(), outside()), Some(host.address()));
-    assert_eq!(probe::udp_source(a1.ns(), outside()), Some(host.address()));
+    assert_source("TCP to the outside", host.address(), || probe::tcp_source(a1.ns(), outside()));
+    assert_source("UDP to the outside", host.address(), || probe::udp_source(a1.ns(), outside()));
     assert_reach(&a1, &b1);
     // One rule of the host has done it, and it is not Docker's.
     let theirs = [docker_nat(a), host.run(&["nft", "list", "ruleset"])].map(|t| t.to_lowercase());
@@ -297,7 +304,7 @@ fn docker_beside_cni_on_one_bridge(engine: Engine) {
     }
     // Many of both at once.
     let containers: Vec<Container> = thread::scope(|scope| {
-        let starts: Vec<_> = (0..8)
+        let starts: Vec<_> = (0..6)
             .flat_map(|n| {
                 let docker = scope.spawn(move || a.container(&format!("d{n}")));
                 [docker, scope.spawn(move || a.host().container(&format!("c{n}")))]
@@ -306,13 +313,13 @@ fn docker_beside_cni_on_one_bridge(engine: Engine) {
         starts.into_iter().map(|start| start.join().expect("it starts")).collect()
     });
     let addresses: BTreeSet<IpAddr> = containers.iter().map(Container::address).collect();
-    assert_eq!(addresses.len(), 16, "{addresses:?}");
+    assert_eq!(addresses.len(), 12, "{addresses:?}");
     assert!(addresses.iter().all(|a1| a.host().subnet().contains(*a1)), "{addresses:?}");
     assert!(kernel::link(a.host(), "docker0").is_none(), "one bridge");
     let (d1, c1) = (b.container("d1"), b.host().container("c1"));
-    matrix(&[&containers[0], &containers[15], &d1, &c1]);
+    matrix(&[&containers[0], &containers[11], &d1, &c1]);
     assert_reach(&containers[0], &d1);
-    assert_reach(&c1, &containers[14]);
+    assert_reach(&c1, &containers[10]);
     scene.cluster.lab.check_invariants();
 }
 
@@ -333,9 +340,10 @@ fn a_docker_network_of_the_printed_line(engine: Engine) {
     let host = scene.hosts()[0].address();
     let published = SocketAddr::new(host, 8080);
     a1.echo();
-    assert_eq!(probe::tcp_source_at(&scene.cluster.lab.outside(), published), Some(outside()));
-    let _echo = probe::Echo::start(&scene.cluster.lab.outside(), outside());
-    assert_eq!(probe::tcp_source(a1.ns(), outside()), Some(host));
+    let machine = scene.cluster.lab.outside();
+    assert_source("the published port", outside(), || probe::tcp_source_at(&machine, published));
+    let _echo = probe::Echo::start(&machine, outside());
+    assert_source("TCP to the outside", host, || probe::tcp_source(a1.ns(), outside()));
     scene.cluster.lab.check_invariants();
 }
 
@@ -362,11 +370,7 @@ fn daemon_json_wires_it_too(engine: Engine) {
     assert_reach(a1, b1);
     let six = |container: &Container| container.addresses().into_iter().find(IpAddr::is_ipv6);
     let (from, to) = (six(a1).expect("IPv6"), six(b1).expect("IPv6"));
-    let _echo = b1.echo_on(to);
-    eventually(SOON, "IPv6 keeps the source too", || match probe::tcp_source(a1.ns(), to) {
-        Some(seen) if seen == from => Ok(()),
-        other => Err(format!("{to} has seen {other:?}")),
-    });
+    assert_source("TCP by IPv6", from, || probe::tcp_source(a1.ns(), to));
     lab.check_invariants();
 }
 
@@ -421,56 +425,4 @@ fn without(environment: &str, names: &[&str]) -> String {
     let named = |option: &&str| !names.iter().any(|n| option.starts_with(&format!("--{n}=")));
     let kept: Vec<&str> = all.trim_matches('"').split_whitespace().filter(named).collect();
     format!("DOCKER_OPTS={}", kept.join(" "))
-}
-
-#[test]
-fn a_killed_run_leaves_no_container_behind() {
-    let lab = Lab::new("docker_survivor");
-    let told = lab.dir().join("told");
-    let exe = std::env::current_exe().expect("this executable");
-    let mut victim = Command::new(exe)
-        .args(["--exact", "--ignored", "the_victim_of_a_kill"])
-        .env("LODEN_LAB_TELL", &told)
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("starting this executable again");
-    let text = eventually(Duration::from_secs(40), "the victim has a container", || {
-        if let Ok(Some(_)) = victim.try_wait() {
-            return Some("skipped".to_owned());
-        }
-        std::fs::read_to_string(&told).ok().filter(|t| t.ends_with('\n'))
-    });
-    let Some((name, pids)) = text.trim_end().split_once(' ') else { return };
-    let pids: Vec<&str> = pids.split(' ').collect();
-    assert!(pids.len() >= 4, "dockerd, containerd, a shim and a container: {pids:?}");
-    victim.kill().and_then(|()| victim.wait()).expect("an own child");
-    eventually(SOON, "all processes have ended", || {
-        let alive = |pid: &&&str| {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            // One that has ended may wait a little for whom it was left to.
-            status.lines().any(|l| l.starts_with("State:") && !l.contains('Z') && !l.contains('X'))
-        };
-        let left: Vec<&&str> = pids.iter().filter(alive).collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
-    });
-    drop(Lab::new("docker_sweeper"));
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("the mounts");
-    assert!(!mounts.contains(name), "{mounts}");
-    let found = Command::new("find").args(["/sys/fs/cgroup", "/dev/shm", "-name", name]).output();
-    let found = String::from_utf8_lossy(&found.expect("running find").stdout).into_owned();
-    assert_eq!(found, "", "folders and cgroups are swept");
-}
-
-#[test]
-#[ignore = "started by a_killed_run_leaves_no_container_behind"]
-fn the_victim_of_a_kill() {
-    let Some(told) = std::env::var_os("LODEN_LAB_TELL") else { return };
-    let lab = Lab::new("docker_victim");
-    let Some(docker) = lab.host("a").docker(Engine::DebianNft) else { return };
-    docker.start("");
-    let _a1 = docker.container("a1");
-    let name = lab.dir().file_name().expect("a lab's folder").display().to_string();
-    let pids: Vec<String> = docker.processes().iter().map(u32::to_string).collect();
-    std::fs::write(told, format!("{name} {}\n", pids.join(" "))).expect("telling the survivor");
-    thread::sleep(Duration::from_secs(60));
 }
