@@ -448,7 +448,7 @@ impl Loop {
         let former_name = former.as_ref().map(|u| u.interface.as_str());
         let underlay = underlay::choose(&wanted, &families, &self.observed, &own, route_to, former_name);
         if let (Some(former), Ok(now)) = (&former, &underlay)
-            && former.endpoints != now.endpoints
+            && former.endpoints.iter().any(|e| !now.endpoints.contains(e))
         {
             // A connection from an address that is gone would only end by its time-out.
             self.io.moved.notify_one();

@@ -46,13 +46,19 @@ impl LeaseKey {
     }
 
     /// Parses the last component of a key. Stricter than flannel's expression, which takes
-    /// `10x5x7.0-24` too.
+    /// `10x5x7.0-24` too: each lease has one way to be written, the one that flannel and we write, or
+    /// two keys of etcd would be one lease, and the end of one the end of the other.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let error = |reason: String| KeyError { key: text.chars().take(80).collect(), reason };
         let subnet = |part: &str| {
             let (address, length) = part.rsplit_once('-').ok_or_else(|| error("no '-LENGTH'".into()))?;
             format!("{address}/{length}").parse::<Subnet>().map_err(|e| error(e.to_string()))
         };
+        if text.contains('/') {
+            return Err(error(
+                "IPv6-only keys belong below loden/subnets/, all others below subnets/".into(),
+            ));
+        }
         let (first, second) = match text.split_once('&') {
             Some((first, second)) => (subnet(first)?, Some(subnet(second)?)),
             None => (subnet(text)?, None),
@@ -61,7 +67,9 @@ impl LeaseKey {
             None => Some(Self::single(first)),
             Some(second) => Self::new(Some(first), Some(second)),
         };
-        key.ok_or_else(|| error("'&' joins an IPv4 and an IPv6 subnet, in this order".into()))
+        let key = key.ok_or_else(|| error("'&' joins an IPv4 and an IPv6 subnet, in this order".into()))?;
+        let canonical = key.to_string();
+        if canonical == text { Ok(key) } else { Err(error(format!("it must be written {canonical}"))) }
     }
 
     /// The subnet of a family.
@@ -334,6 +342,12 @@ mod tests {
             "10.12.13.0-24/x",
             "-",
             "10.12.13.0-24&fd00::-64&x",
+            "10.12.13.0-024",
+            "10.12.13.0-+24",
+            "FD00:12:13::-64",
+            "fd00:0012:13::-64",
+            "fd00:12:13:0::-64",
+            "10.12.13.0-24&fd00:12:13:0:0:0:0:0-64",
         ];
         for text in hostile {
             assert!(LeaseKey::parse(text).is_err(), "{text}");
@@ -350,6 +364,23 @@ mod tests {
         let wireguard = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"x","Port":51820}}"#;
         let again = LeaseValue::parse(wireguard.as_bytes()).expect("wireguard").to_json();
         assert_eq!(serde_json::from_str::<Value>(&again).ok(), serde_json::from_str::<Value>(wireguard).ok());
+    }
+
+    /// As flanneld v0.28.7 wrote them in the lab, with EnableIPv6.
+    #[test]
+    fn flannels_dual_stack_key_and_value_are_kept_to_the_byte() {
+        let name = "10.5.43.0-24&fd00:10:5:1d::-64";
+        assert_eq!(LeaseKey::parse(name).map(|k| k.to_string()), Ok(name.to_owned()));
+        let text = r#"{"PublicIP":"192.168.77.11","PublicIPv6":"fd77::11","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"de:aa:19:0b:75:05"},"BackendV6Data":{"VNI":1,"VtepMAC":"76:19:b8:76:0c:9f"}}"#;
+        let value = LeaseValue::parse(text.as_bytes()).expect("flannel's value");
+        assert_eq!(value.to_json(), text);
+        for (family, address, mac) in [
+            (Family::V4, "192.168.77.11", "de:aa:19:0b:75:05"),
+            (Family::V6, "fd77::11", "76:19:b8:76:0c:9f"),
+        ] {
+            assert_eq!(value.public_address(family).map(|a| a.to_string()), Some(address.into()));
+            assert_eq!(value.backend_data(family).vtep_mac().map(|m| m.to_string()), Some(mac.into()));
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Containers: network namespaces wired by the real CNI plugin, or by hand on flannel's hosts.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use loden_proto::Family;
 use loden_proto::subnet_env::SubnetEnv;
-use loden_proto::{Family, Subnet};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use serde_json::{Value, json};
 
@@ -18,10 +19,11 @@ pub struct Container {
     host: Host,
     name: String,
     ns: Arc<Ns>,
-    address: IpAddr,
+    /// At least one; IPv4 comes first.
+    addresses: Vec<IpAddr>,
     conf: Option<Value>,
     result: Value,
-    echoes: Mutex<Vec<probe::Echo>>,
+    echoes: Mutex<BTreeMap<IpAddr, probe::Echo>>,
 }
 
 /// What runtimes pass for a network of Loden's.
@@ -53,9 +55,13 @@ impl Host {
             }
         };
         let result: Value = serde_json::from_str(&answer).map_err(|e| format!("{e} in {answer}"))?;
-        let address = result["ips"][0]["address"].as_str().and_then(|a| a.split('/').next()?.parse().ok());
-        let address: IpAddr = address.ok_or_else(|| format!("no address in {answer}"))?;
-        Ok(Container::new(self, name, ns, address, Some(conf), result))
+        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
+        let addresses: Vec<IpAddr> =
+            result["ips"].as_array().into_iter().flatten().filter_map(address).collect();
+        if addresses.is_empty() {
+            return Err(format!("no address in {answer}"));
+        }
+        Ok(Container::new(self, name, ns, addresses, Some(conf), result))
     }
 
     /// A container on a bridge `cni0` made with `ip`, as flannel's plugin would: for hosts that
@@ -65,28 +71,16 @@ impl Host {
         let env = eventually(Duration::from_secs(10), "flannel's subnet.env is there", || {
             SubnetEnv::parse(&self.read_file("/run/flannel/subnet.env")?).ok()
         });
+        let ns = Arc::new(Ns::new());
+        self.bind_netns(name, &ns);
         let host = self.ns();
         if !host.exec(&["ip", "link", "show", "cni0"]).success() {
             host.ip("link add cni0 type bridge\nlink set cni0 up");
             for subnet in &env.subnets {
-                host.ip(&format!(
-                    "addr add {}/{} dev cni0{}",
-                    subnet.gateway(),
-                    subnet.length(),
-                    nodad(subnet)
-                ));
-                // flannel leaves it to others.
-                host.sysctl(
-                    match subnet.family() {
-                        Family::V4 => "net/ipv4/ip_forward",
-                        Family::V6 => "net/ipv6/conf/all/forwarding",
-                    },
-                    "1",
-                );
+                host.ip(&format!("addr add {}/{} dev cni0 nodad", subnet.gateway(), subnet.length()));
+                host.sysctl(forwarding_of_all(subnet.family()), "1");
             }
         }
-        let ns = Arc::new(Ns::new());
-        self.bind_netns(name, &ns);
         let mtu = env.mtu;
         host.ip(&format!(
             "link add veth-{name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
@@ -94,15 +88,13 @@ impl Host {
             ns.path()
         ));
         ns.ip("link set eth0 up");
-        let mut ips = Vec::new();
+        let mut addresses = Vec::new();
         for subnet in &env.subnets {
-            let address = format!("{}/{}", subnet.nth(last.into()), subnet.length());
-            let gateway = subnet.gateway();
-            ns.ip(&format!("addr add {address} dev eth0{}\nroute add default via {gateway}", nodad(subnet)));
-            ips.push(json!({"address": address}));
+            let (gateway, length, address) = (subnet.gateway(), subnet.length(), subnet.nth(last.into()));
+            ns.ip(&format!("addr add {address}/{length} dev eth0 nodad\nroute add default via {gateway}"));
+            addresses.push(address);
         }
-        let address = env.subnets.first().expect("a subnet").nth(last.into());
-        Container::new(self, name, ns, address, None, json!({"ips": ips}))
+        Container::new(self, name, ns, addresses, None, Value::Null)
     }
 
     fn bind_netns(&self, name: &str, ns: &Ns) {
@@ -122,9 +114,11 @@ impl Host {
     }
 }
 
-/// An address that is in use nowhere else need not be proven unique, which takes a second.
-fn nodad(subnet: &Subnet) -> &'static str {
-    if subnet.family() == Family::V6 { " nodad" } else { "" }
+fn forwarding_of_all(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "net/ipv4/ip_forward",
+        Family::V6 => "net/ipv6/conf/all/forwarding",
+    }
 }
 
 fn netns_path(name: &str) -> String {
@@ -150,12 +144,13 @@ impl Container {
         host: &Host,
         name: &str,
         ns: Arc<Ns>,
-        address: IpAddr,
+        addresses: Vec<IpAddr>,
         conf: Option<Value>,
         result: Value,
     ) -> Self {
-        lock(&host.lab().containers).insert((host.name().into(), name.into()), address);
-        Self { host: host.clone(), name: name.into(), ns, address, conf, result, echoes: Mutex::default() }
+        lock(&host.lab().containers).insert((host.name().into(), name.into()), addresses.clone());
+        let echoes = Mutex::default();
+        Self { host: host.clone(), name: name.into(), ns, addresses, conf, result, echoes }
     }
 
     /// Its name.
@@ -175,14 +170,19 @@ impl Container {
 
     /// Its first address.
     pub fn address(&self) -> IpAddr {
-        self.address
+        self.addresses[0]
     }
 
-    /// All its addresses, as the plugin gave them.
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        let ips = self.result["ips"].as_array().cloned().unwrap_or_default();
-        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
-        if ips.is_empty() { vec![self.address] } else { ips.iter().filter_map(address).collect() }
+    /// All its addresses, IPv4 first.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Its address of a family.
+    #[track_caller]
+    pub fn address_of(&self, family: Family) -> IpAddr {
+        let found = self.addresses.iter().copied().find(|a| Family::of(*a) == family);
+        found.unwrap_or_else(|| panic!("{} has no {family} address: {:?}", self.name, self.addresses))
     }
 
     /// What the plugin answered to ADD.
@@ -212,39 +212,20 @@ impl Container {
         probe::ping(&self.ns, target)
     }
 
-    /// The address of its echo server, which the first call starts.
+    /// Its echo server by its first address; the first call starts it.
     #[track_caller]
     pub fn echo(&self) -> SocketAddr {
-        self.echoes()[0]
+        self.echo_on(self.address())
     }
 
-    /// An echo server on each of its addresses, which the first call starts.
+    /// Its echo server by any of its addresses; the first call starts it.
     #[track_caller]
-    fn echoes(&self) -> Vec<SocketAddr> {
+    pub fn echo_on(&self, address: IpAddr) -> SocketAddr {
         let mut echoes = lock(&self.echoes);
-        if echoes.is_empty() {
-            echoes.extend(self.addresses().into_iter().map(|a| probe::Echo::start(&self.ns, a)));
-        }
-        echoes.iter().map(probe::Echo::address).collect()
+        echoes.entry(address).or_insert_with(|| probe::Echo::start(&self.ns, address)).address()
     }
 
-    /// How many datagrams of streams have arrived here.
-    pub fn arrived(&self) -> u64 {
-        lock(&self.echoes).iter().map(probe::Echo::arrived).sum()
-    }
-
-    /// An echo server on any of its addresses, which ends when dropped.
-    #[track_caller]
-    pub fn echo_on(&self, address: IpAddr) -> probe::Echo {
-        probe::Echo::start(&self.ns, address)
-    }
-
-    /// The address that another container's echo server saw when this one sent to it.
-    pub fn source_seen_by(&self, other: &Container) -> Option<IpAddr> {
-        probe::udp_source(&self.ns, other.echo().ip())
-    }
-
-    /// A steady stream from here to another container.
+    /// A steady stream from here to another container, by its first address.
     #[track_caller]
     pub fn stream_to(&self, other: &Container, per_second: u32) -> probe::Stream {
         probe::Stream::start(&self.ns, other.echo(), per_second)
@@ -253,37 +234,66 @@ impl Container {
     /// A steady stream from here to each address of another container.
     #[track_caller]
     pub fn streams_to(&self, other: &Container, per_second: u32) -> Vec<probe::Stream> {
-        other.echoes().into_iter().map(|to| probe::Stream::start(&self.ns, to, per_second)).collect()
+        let targets = other.addresses().iter().map(|a| other.echo_on(*a));
+        targets.map(|to| probe::Stream::start(&self.ns, to, per_second)).collect()
+    }
+
+    /// How many datagrams of streams have arrived here.
+    pub fn arrived(&self) -> u64 {
+        lock(&self.echoes).values().map(probe::Echo::arrived).sum()
+    }
+
+    /// A steady stream to another container by the addresses of a family.
+    #[track_caller]
+    pub fn stream_by(&self, family: Family, other: &Container, per_second: u32) -> probe::Stream {
+        probe::Stream::start(&self.ns, other.echo_on(other.address_of(family)), per_second)
+    }
+
+    /// The address that another container's echo server saw when this one sent to its first address.
+    pub fn source_seen_by(&self, other: &Container) -> Option<IpAddr> {
+        probe::udp_source(&self.ns, other.echo().ip())
+    }
+
+    /// Whether another container is reached by ICMP and UDP, by the addresses of a family, and
+    /// sees this one's own address.
+    fn reaches(&self, other: &Container, family: Family) -> Result<(), String> {
+        let (source, target) = (self.address_of(family), other.address_of(family));
+        let path = || format!("{} ({source}) to {} ({target})", self.name, other.name);
+        if !self.pings(target) {
+            return Err(format!("no ICMP from {}", path()));
+        }
+        match probe::udp_source(&self.ns, target) {
+            Some(seen) if seen == source => Ok(()),
+            seen => Err(format!("UDP from {} was seen from {seen:?}", path())),
+        }
     }
 }
 
-/// Every container reaches every other by each family that both have, by ICMP and UDP, and is seen
-/// under its own address.
+/// Every container reaches every other, by ICMP and UDP, and is seen under its own address; by each
+/// address family that both have, of which there must be one.
 #[track_caller]
 pub fn matrix(containers: &[&Container]) {
-    let addresses: Vec<Vec<IpAddr>> = containers.iter().map(|c| c.addresses()).collect();
     for container in containers {
-        container.echoes();
-    }
-    eventually(Duration::from_secs(15), "every container reaches every other", || {
-        for (from, sources) in containers.iter().zip(&addresses) {
-            for (to, targets) in
-                containers.iter().zip(&addresses).filter(|(to, _)| !std::ptr::eq(**to, *from))
-            {
-                for target in targets {
-                    let same_family = |s: &&IpAddr| s.is_ipv4() == target.is_ipv4();
-                    let Some(source) = sources.iter().find(same_family) else { continue };
-                    let path = format!("{} ({source}) to {} ({target})", from.name, to.name);
-                    if !from.pings(*target) {
-                        return Err(format!("no ICMP from {path}"));
-                    }
-                    match probe::udp_source(&from.ns, *target) {
-                        Some(seen) if seen == *source => {}
-                        other => return Err(format!("UDP from {path} was seen from {other:?}")),
-                    }
-                }
-            }
+        for address in container.addresses() {
+            container.echo_on(*address);
         }
-        Ok(())
+    }
+    let pairs: Vec<(&Container, &Container, Family)> = containers
+        .iter()
+        .flat_map(|from| containers.iter().map(move |to| (*from, *to)))
+        .filter(|(from, to)| !std::ptr::eq(*from, *to))
+        .flat_map(|(from, to)| {
+            let families: Vec<Family> =
+                families_of(from).filter(|f| families_of(to).any(|g| g == *f)).collect();
+            assert!(!families.is_empty(), "{} and {} have no family in common", from.name, to.name);
+            families.into_iter().map(move |family| (from, to, family))
+        })
+        .collect();
+    eventually(Duration::from_secs(15), "every container reaches every other", || {
+        pairs.iter().try_for_each(|(from, to, family)| from.reaches(to, *family))
     });
+}
+
+fn families_of(container: &Container) -> impl Iterator<Item = Family> {
+    container.addresses.iter().map(|a| Family::of(*a))
 }

@@ -199,13 +199,19 @@ impl Etcd {
 
     /// The subnets that are leased, as in the keys: `10.5.7.0-24`.
     pub fn subnets(&self) -> Vec<String> {
-        let prefix = format!("{PREFIX}/subnets/");
-        self.keys(&prefix).iter().map(|k| k[prefix.len()..].to_owned()).collect()
+        let names = |folder: String| {
+            let keys = self.keys(&folder);
+            keys.iter().map(|k| k[folder.len()..].to_owned()).collect::<Vec<_>>()
+        };
+        [names(format!("{PREFIX}/subnets/")), names(format!("{PREFIX}/loden/subnets/"))].concat()
     }
 
-    /// Key of a subnet.
+    /// Key of a subnet, or of two: `10.5.7.0/24&fd00:10:5:7::/64`.
     pub fn key(subnet: impl std::fmt::Display) -> String {
-        format!("{PREFIX}/subnets/{}", subnet.to_string().replace('/', "-"))
+        let name = subnet.to_string().replace('/', "-");
+        // flannel cannot parse an IPv6-only key, so those stand elsewhere.
+        let folder = if name.contains('.') { "subnets" } else { "loden/subnets" };
+        format!("{PREFIX}/{folder}/{name}")
     }
 
     /// Puts the network config.

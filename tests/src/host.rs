@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use loden_proto::Family;
 use loden_proto::status::Status;
 use loden_proto::subnet_env::SubnetEnv;
 use serde_json::Value;
@@ -73,6 +74,17 @@ impl Host {
     /// Its IPv4 address on the underlay.
     pub fn address(&self) -> IpAddr {
         IpAddr::V4(Ipv4Addr::new(192, 168, self.inner.segment.number(), self.inner.number))
+    }
+
+    /// Its address on the underlay in a family.
+    pub fn address_of(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.address(),
+            Family::V6 => {
+                let text = format!("fd{}::{}", self.inner.segment.number(), self.inner.number);
+                text.parse().expect("an address")
+            }
+        }
     }
 
     /// Its namespaces, until a reboot.
@@ -227,7 +239,9 @@ impl Host {
         self.lab().plug(&ns, interface, segment);
         let mut lines = String::new();
         for address in addresses {
-            lines += &format!("addr add {address} dev {interface}\n");
+            // IPv6 addresses are taken as unique, or they would be tentative for a second.
+            let nodad = if address.contains(':') { "nodad" } else { "" };
+            lines += &format!("addr add {address} dev {interface} {nodad}\n");
         }
         ns.ip(&format!("{lines}link set {interface} up"));
     }

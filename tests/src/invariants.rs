@@ -16,7 +16,8 @@ use crate::{Host, Lab, eventually, kernel};
 #[track_caller]
 pub(crate) fn check(lab: &Lab) {
     let mut owners: BTreeMap<IpAddr, (String, String)> = BTreeMap::new();
-    for (container, address) in lock(&lab.shared.containers).iter() {
+    let containers = lock(&lab.shared.containers).clone();
+    for (container, address) in containers.iter().flat_map(|(c, all)| all.iter().map(move |a| (c, a))) {
         if let Some(other) = owners.insert(*address, container.clone()) {
             panic!("{address} is held by {other:?} and by {container:?}");
         }

@@ -23,14 +23,20 @@ pub fn routes(host: &Host) -> Vec<Value> {
     all
 }
 
+/// iproute2 shows IPv4 routes only unless told otherwise, whatever prefix it is given.
+fn family_flag(prefix: &str) -> &'static str {
+    if prefix.contains(':') { "-6" } else { "-4" }
+}
+
 /// The route to exactly this destination in the main table.
 pub fn route(host: &Host, destination: &str) -> Option<Value> {
-    list(host, &["ip", "-j", "-d", "route", "show", "exact", destination]).into_iter().next()
+    let flag = family_flag(destination);
+    list(host, &["ip", flag, "-j", "-d", "route", "show", "exact", destination]).into_iter().next()
 }
 
 /// Routes whose destination lies in the network given, as iproute2's `root` matches it.
 pub fn routes_in(host: &Host, network: &str) -> Vec<Value> {
-    list(host, &["ip", "-j", "-N", "-d", "route", "show", "root", network])
+    list(host, &["ip", family_flag(network), "-j", "-N", "-d", "route", "show", "root", network])
 }
 
 /// IPv4 and IPv6 neighbours on a device.

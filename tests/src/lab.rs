@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use loden_proto::Family;
+
 use crate::process::{Process, lock};
 use crate::{Etcd, Host, Ns, Security, docker, invariants, world};
 
@@ -58,7 +60,7 @@ pub(crate) struct Shared {
     /// Processes by the name of the host that they run on.
     pub(crate) processes: Mutex<Vec<(String, Arc<Process>)>>,
     /// Addresses of live containers by (host, container).
-    pub(crate) containers: Mutex<BTreeMap<(String, String), IpAddr>>,
+    pub(crate) containers: Mutex<BTreeMap<(String, String), Vec<IpAddr>>>,
 }
 
 impl Shared {
@@ -198,6 +200,14 @@ impl Lab {
 
     /// Address of [`Lab::outside`].
     pub const OUTSIDE: &str = "192.168.77.250";
+
+    /// Address of [`Lab::outside`] in a family.
+    pub fn outside_address(family: Family) -> IpAddr {
+        match family {
+            Family::V4 => [192, 168, 77, 250].into(),
+            Family::V6 => [0xfd77, 0, 0, 0, 0, 0, 0, 0x250].into(),
+        }
+    }
 
     /// A folder of this lab for a scenario's own files, seen by the lab and all hosts.
     pub fn dir(&self) -> &Path {

@@ -1,14 +1,24 @@
 //! Backends besides plain vxlan, and its settings.
 
-use loden_tests::story::{Cluster, SOON};
-use loden_tests::{Lab, Segment, eventually, kernel, matrix};
+use loden_proto::Family;
+use loden_tests::story::{Cluster, SOON, Stack};
+use loden_tests::{Host, Lab, Segment, eventually, kernel, matrix};
+use serde_json::{Value, json};
 
 #[test]
 fn direct_routing_encapsulates_only_between_segments() {
-    let lab = Lab::new("direct");
-    lab.etcd().config(
-        r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":5,"Port":4790,"DirectRouting":true}}"#,
-    );
+    direct_routing("direct", Stack::Four);
+}
+
+#[test]
+fn direct_routing_goes_for_both_families() {
+    direct_routing("direct46", Stack::Dual);
+}
+
+fn direct_routing(name: &str, stack: Stack) {
+    let lab = Lab::new(name);
+    let backend = json!({"Type": "vxlan", "VNI": 5, "Port": 4790, "DirectRouting": true});
+    lab.etcd().config(&stack.config(backend, (1, 99)));
     let (a, b) = (lab.host("a"), lab.host("b"));
     let c = lab.host_on(Segment::Second, "c");
     let _daemons = [&a, &b, &c].map(|h| h.daemon(&[]));
@@ -16,36 +26,56 @@ fn direct_routing_encapsulates_only_between_segments() {
         daemon.wait_ready();
     }
     for host in [&a, &b, &c] {
-        host.sees_peers(2);
+        host.sees_peers(stack.peers(2));
     }
-    let route = |to: &loden_tests::Host| kernel::route(&a, &to.subnet().to_string()).expect("a route");
-    let direct = route(&b);
-    assert_eq!((kernel::text(&direct, "gateway"), kernel::text(&direct, "dev")), ("192.168.77.12", "eth0"));
-    let far = route(&c);
-    assert_eq!(kernel::text(&far, "dev"), "loden.5");
-    let device = kernel::link(&a, "loden.5").expect("the device");
-    assert_eq!(device["linkinfo"]["info_data"]["port"], 4790, "{device}");
+    for family in stack.families() {
+        let route = |to: &Host| kernel::route(&a, &to.subnet_of(*family).to_string()).expect("a route");
+        goes_direct(&route(&b), &b, *family);
+        let far = route(&c);
+        let name = a.device_of(*family).name;
+        assert_eq!(kernel::text(&far, "dev"), name);
+        let device = kernel::link(&a, &name).expect("the device");
+        assert_eq!(device["linkinfo"]["info_data"]["port"], 4790, "{device}");
+    }
     let (a1, b1, c1) = (a.container("a1"), b.container("b1"), c.container("c1"));
     matrix(&[&a1, &b1, &c1]);
-    a.ip(&format!("route del {}", b.subnet()));
-    eventually(SOON, "a direct route is repaired as well", || kernel::route(&a, &b.subnet().to_string()));
+    for family in stack.families() {
+        let subnet = b.subnet_of(*family).to_string();
+        a.ip(&format!("route del {subnet}"));
+        eventually(SOON, "a direct route is repaired as well", || kernel::route(&a, &subnet));
+    }
     matrix(&[&a1, &b1, &c1]);
     lab.check_invariants();
 }
 
+fn goes_direct(route: &Value, to: &Host, family: Family) {
+    let gateway = to.address_of(family).to_string();
+    assert_eq!((kernel::text(route, "gateway"), kernel::text(route, "dev")), (gateway.as_str(), "eth0"));
+}
+
 #[test]
 fn host_gw_routes_without_any_device() {
-    let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
-    let cluster = Cluster::<3>::start("host_gw", config, &[]);
+    host_gw("host_gw", Stack::Four);
+}
+
+#[test]
+fn host_gw_routes_both_families() {
+    host_gw("host_gw46", Stack::Dual);
+}
+
+fn host_gw(name: &str, stack: Stack) {
+    let cluster = Cluster::<3>::start(name, &stack.config(json!({"Type": "host-gw"}), (1, 99)), &[]);
     let [a, b, c] = &cluster.hosts;
     assert!(a.status().devices.is_empty());
-    assert!(kernel::links(a).iter().all(|l| !l.starts_with("loden.")));
-    let route = kernel::route(a, &b.subnet().to_string()).expect("a route");
-    assert_eq!((kernel::text(&route, "gateway"), kernel::text(&route, "dev")), ("192.168.77.12", "eth0"));
+    assert!(kernel::links(a).iter().all(|l| !l.starts_with("loden.") && !l.starts_with("loden6.")));
     let (a1, b1, c1) = (a.container("a1"), b.container("b1"), c.container("c1"));
     matrix(&[&a1, &b1, &c1]);
     assert_eq!(a.subnet_env().expect("subnet.env").mtu, 1500, "nothing is encapsulated");
-    a.ip(&format!("route del {}", b.subnet()));
+    for family in stack.families() {
+        let subnet = b.subnet_of(*family).to_string();
+        goes_direct(&kernel::route(a, &subnet).expect("a route"), b, *family);
+        a.ip(&format!("route del {subnet}"));
+    }
     matrix(&[&a1, &b1, &c1]);
     cluster.lab.check_invariants();
 }
@@ -73,7 +103,7 @@ fn alloc_only_leases() {
     etcd.config(config);
     let [a, b] = lab.hosts();
     let _daemons = (a.daemon(&[]).ready(), b.daemon(&[]).ready());
-    let held = |h: &loden_tests::Host| eventually(SOON, "it holds a subnet", || h.held_subnet());
+    let held = |h: &Host| eventually(SOON, "it holds a subnet", || h.held_subnet());
     assert_ne!(held(&a), held(&b));
     assert_eq!(etcd.subnets().len(), 2);
     assert!(a.subnet_env().is_some());

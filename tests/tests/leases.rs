@@ -2,31 +2,202 @@
 
 use std::time::Duration;
 
-use loden_proto::Family;
 use loden_proto::subnet_env::LeaseState;
-use loden_tests::story::{Cluster, SOON, VXLAN, vxlan_lease};
+use loden_proto::{Family, Subnet};
+use loden_tests::story::{Cluster, SOON, Stack, VXLAN, vxlan_lease};
 use loden_tests::{Etcd, Host, Lab, PREFIX, always, eventually, kernel, matrix};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A lease that is kept alive every two seconds, so that a dead holder is known soon.
 const SHORT: &str = "--subnet-lease-ttl=6s";
 
 #[test]
 fn hostile_leases_change_nothing_and_are_listed_with_their_reasons() {
+    are_refused("hostile", Stack::Four, hostile_ipv4);
+}
+
+#[test]
+fn hostile_leases_change_nothing_in_an_ipv6_network() {
+    are_refused("hostile6", Stack::Six, hostile_ipv6);
+}
+
+#[test]
+fn hostile_leases_change_nothing_in_a_dual_stack_network() {
+    are_refused("hostile46", Stack::Dual, hostile_of_both);
+}
+
+/// Keys below the prefix, and their values.
+type Leases = Vec<(String, String)>;
+
+/// Puts them beside two hosts under traffic.
+fn are_refused(name: &str, stack: Stack, hostile: impl FnOnce(&Host, &Host) -> Leases) {
     // Above the hostile keys, so that neither order of keys nor luck can help.
-    let config = VXLAN.replace("\"SubnetMax\":\"10.5.99.0\"", "\"SubnetMin\":\"10.5.200.0\"");
-    let cluster = Cluster::<2>::start("hostile", &config, &[]);
+    let config = stack.config(json!({"Type": "vxlan"}), (200, 250));
+    let cluster = Cluster::<2>::start(name, &config, &[]);
     let [a, b] = &cluster.hosts;
     let (a1, b1) = (a.container("a1"), b.container("b1"));
     matrix(&[&a1, &b1]);
     let routes = || format!("{:#?}", kernel::routes(a));
     let before = routes();
-    let stream = a1.stream_to(&b1, 1000);
-    let mac = "02:00:00:00:00:66";
+    let streams: Vec<_> = stack.families().iter().map(|f| a1.stream_by(*f, &b1, 1000)).collect();
+    let hostile = hostile(a, b);
+    for (key, value) in &hostile {
+        cluster.etcd.put_leased(&format!("{PREFIX}/{key}"), value, 3600);
+    }
+    eventually(SOON, "each is listed with a reason", || {
+        let rejected = a.try_status(&[])?.rejected;
+        let listed = |key: &str| {
+            rejected.iter().any(|r| {
+                key.strip_suffix(r.key.as_str()).is_some_and(|f| f.is_empty() || f.ends_with('/'))
+                    && !r.reason.is_empty()
+            })
+        };
+        let missing: Vec<_> = hostile.iter().filter(|(key, _)| !listed(key)).map(|(key, _)| key).collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("not listed: {missing:?} in {rejected:#?}")) }
+    });
+    for (key, _) in &hostile {
+        cluster.etcd.delete(&format!("{PREFIX}/{key}"));
+    }
+    eventually(SOON, "none is listed any more", || match a.try_status(&[])?.rejected {
+        all if all.is_empty() => Ok(()),
+        all => Err(format!("{all:#?}")),
+    });
+    for stream in streams {
+        let losses = stream.stop();
+        assert_eq!(losses.lost, 0, "{losses:?}\n{:#?}\n{:#?}", a.status(), b.status());
+    }
+    assert_eq!(routes(), before, "nothing changed in the kernel");
+    for family in stack.families() {
+        let fdb = kernel::fdb(a, &a.device_of(*family).name);
+        assert!(!fdb.iter().any(|f| f["mac"] == HOSTILE_MAC), "no FDB entry either");
+    }
+    matrix(&[&a1, &b1]);
+    cluster.lab.check_invariants();
+}
+
+const HOSTILE_MAC: &str = "02:00:00:00:00:66";
+
+/// A sound lease of both families but for the changes.
+fn dual_lease(changes: Value) -> String {
+    let mut lease = json!({
+        "PublicIP": "192.168.77.66", "PublicIPv6": "fd77::66", "BackendType": "vxlan",
+        "BackendData": {"VNI": 1, "VtepMAC": HOSTILE_MAC},
+        "BackendV6Data": {"VNI": 1, "VtepMAC": HOSTILE_MAC},
+    });
+    for (name, value) in changes.as_object().expect("an object") {
+        lease[name] = value.clone();
+    }
+    lease.to_string()
+}
+
+fn hostile_ipv6(a: &Host, b: &Host) -> Leases {
+    let fine = dual_lease(json!({}));
+    let public = |ip: &str| dual_lease(json!({"PublicIPv6": ip}));
+    let mac = |mac: &str| dual_lease(json!({"BackendV6Data": {"VNI": 1, "VtepMAC": mac}}));
+    let (own, peer) = (a.subnet().address().to_string(), b.subnet().address().to_string());
+    let leases = [
+        ("fd00:10:5:10::-64", "garbage".to_owned()),
+        ("fd00:10:5:11::-64", r#"{"PublicIPv6":"192.168.77.66","BackendType":"vxlan"}"#.into()),
+        ("fd00:10:5:12::-64", dual_lease(json!({"PublicIPv6": null}))),
+        ("fd00:10:5:13::-64", public("ff02::1")),
+        ("fd00:10:5:14::-64", public("fe80::66")),
+        ("fd00:10:5:15::-64", public("fd00:10:5:15::66")),
+        ("fd00:10:5:16::-64", public("::ffff:192.168.77.66")),
+        ("fd00:10:5:17::-64", public(&a.address_of(Family::V6).to_string())),
+        ("fd00:10:5:18::-64", mac("33:33:00:00:00:01")),
+        ("fd00:10:5:19::-64", mac(&a.device_of(Family::V6).mac.to_string())),
+        ("fd00:10:5:1a::-64", mac(&b.device_of(Family::V6).mac.to_string())),
+        // Other ways to write b's own key.
+        (&format!("{}-64", peer.to_uppercase()), fine.clone()),
+        (
+            &format!("{}-64", peer.replace("fd00:", "fd00:0010:").replacen("0010:10:", "0010:", 1)),
+            fine.clone(),
+        ),
+        (&format!("{}0-64", peer), fine.clone()),
+        // Overlapping b's, ours, everybody's.
+        (&format!("{peer}-65"), fine.clone()),
+        (&format!("{own}-65"), fine.clone()),
+        ("fd00:10:5::-56", fine.clone()),
+        ("fd00:10:5::-48", fine.clone()),
+        ("::-0", fine.clone()),
+        ("fd01:10:5:10::-64", fine.clone()),
+        ("fd00:10:5:1b::1-64", fine.clone()),
+        ("10.5.20.0-24", fine.clone()),
+    ];
+    let mut all: Leases =
+        leases.into_iter().map(|(key, value)| (format!("loden/subnets/{key}"), value)).collect();
+    // Where flannel looks, it is not b's key.
+    all.push((format!("subnets/{peer}-64"), "garbage".into()));
+    all.push(("subnets/fd00:10:5:1c::-64".into(), fine));
+    all
+}
+
+fn hostile_of_both(a: &Host, b: &Host) -> Leases {
+    let fine = dual_lease(json!({}));
+    let (own, peer) = (a.held_key().expect("a lease"), b.held_key().expect("a lease"));
+    let (own6, peer6) = (a.subnet_of(Family::V6), b.subnet_of(Family::V6));
+    let six = |s: Subnet| s.to_string().replace('/', "-");
+    let leases = [
+        // b's own, written otherwise.
+        (peer.to_string().replace("fd00", "FD00"), "garbage".to_owned()),
+        (peer.to_string().replace("::-64", ":0::-64"), fine.clone()),
+        // One half of b's and one of ours.
+        (format!("{}&{}", six(b.subnet()), six(own6)), fine.clone()),
+        (format!("{}&{}", six(a.subnet()), six(peer6)), fine.clone()),
+        ("10.9.0.0-24&fd01::-64".into(), fine.clone()),
+        ("10.5.0.0-16&fd00:10:5::-48".into(), fine.clone()),
+        (
+            "10.5.20.0-24&fd00:10:5:20::-64".into(),
+            dual_lease(json!({"PublicIP": "224.0.0.1", "PublicIPv6": "ff02::1"})),
+        ),
+        (own.to_string().replace("-24", "-25").replace("-64", "-65"), fine.clone()),
+        (six(peer6), fine),
+    ];
+    leases.into_iter().map(|(key, value)| (format!("subnets/{key}"), value)).collect()
+}
+
+#[test]
+fn a_peer_with_one_wrong_half_is_reached_by_the_other() {
+    let cluster = Cluster::<2>::start("half", &Stack::Dual.vxlan(), &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let streams: Vec<_> = Stack::Dual.families().iter().map(|f| a1.stream_by(*f, &b1, 1000)).collect();
+    let (b6, used) =
+        (b.subnet_of(Family::V6).to_string().replace('/', "-"), |s: &str| kernel::route(a, s).is_some());
+    let mac = |n: u8| json!({"VNI": 1, "VtepMAC": format!("02:00:00:00:00:{n:02x}")});
+    let lease = |n: u8, ipv6: Value| {
+        dual_lease(json!({
+            "PublicIP": format!("192.168.77.{n}"), "PublicIPv6": ipv6, "BackendData": mac(n), "BackendV6Data": mac(n),
+        }))
+    };
+    let v4_only = [
+        // A flannel host that has not been restarted since IPv6 came.
+        ("10.5.130.0-24".to_owned(), Stack::Four.lease(130).to_string()),
+        ("10.5.131.0-24&fd00:10:5:83::-64".into(), lease(131, Value::Null)),
+        ("10.5.132.0-24&fd00:10:5:84::-64".into(), lease(132, json!("fe80::1"))),
+        (format!("10.5.133.0-24&{b6}"), lease(133, json!("fd77::133"))),
+    ];
+    for (key, value) in &v4_only {
+        cluster.etcd.put_leased(&Etcd::key(key), value, 3600);
+    }
+    a.sees_peers(2 + v4_only.len());
+    assert_eq!(a.status().rejected.len(), 3, "the halves are listed: {:#?}", a.status().rejected);
+    assert!(used("10.5.133.0/24") && !used("fd00:10:5:83::/64"));
+    for stream in streams {
+        let losses = stream.stop();
+        assert_eq!(losses.lost, 0, "{losses:?}");
+    }
+    matrix(&[&a1, &b1]);
+    cluster.lab.check_invariants();
+}
+
+fn hostile_ipv4(a: &Host, b: &Host) -> Leases {
+    let mac = HOSTILE_MAC;
     let fine = vxlan_lease([192, 168, 77, 66], mac);
     let (own, peer) = (a.subnet(), b.subnet());
-    let narrower = |s: loden_proto::Subnet| format!("{}-25", s.address());
-    let hostile: Vec<(String, String)> = [
+    let narrower = |s: Subnet| format!("{}-25", s.address());
+    let leases = [
         ("10.5.177.0-24", "not json".to_owned()),
         ("10.5.178.0-24", "[]".into()),
         ("10.5.179.0-24", r#"{"PublicIP":"nowhere","BackendType":"vxlan"}"#.into()),
@@ -48,28 +219,8 @@ fn hostile_leases_change_nothing_and_are_listed_with_their_reasons() {
         ("10.5.187.0-24", vxlan_lease([192, 168, 77, 66], "00:00:00:00:00:00")),
         ("10.5.188.0-24", fine.replace("vxlan", "host-gw")),
         ("10.5.189.0-24", format!(r#"{{"Loden":{{"HostID":{}}}}}"#, "9".repeat(10_000))),
-    ]
-    .into_iter()
-    .map(|(key, value)| (key.to_owned(), value))
-    .collect();
-    for (key, value) in &hostile {
-        cluster.etcd.put_leased(&format!("{PREFIX}/subnets/{key}"), value, 3600);
-    }
-    eventually(SOON, "each is listed with a reason", || {
-        let rejected = a.try_status(&[])?.rejected;
-        let missing: Vec<_> = hostile
-            .iter()
-            .filter(|(key, _)| !rejected.iter().any(|r| r.key == *key && !r.reason.is_empty()))
-            .map(|(key, _)| key)
-            .collect();
-        if missing.is_empty() { Ok(()) } else { Err(format!("not listed: {missing:?} in {rejected:#?}")) }
-    });
-    let losses = stream.stop();
-    assert_eq!(losses.lost, 0, "{losses:?}\n{:#?}\n{:#?}", a.status(), b.status());
-    assert_eq!(routes(), before, "nothing changed in the kernel");
-    assert!(!kernel::fdb(a, &a.device()).iter().any(|f| f["mac"] == mac), "no FDB entry either");
-    matrix(&[&a1, &b1]);
-    cluster.lab.check_invariants();
+    ];
+    leases.into_iter().map(|(key, value)| (format!("subnets/{key}"), value)).collect()
 }
 
 #[test]
@@ -100,33 +251,42 @@ fn two_peers_with_one_mac_or_one_address_do_not_take_each_others_packets() {
 
 #[test]
 fn a_deleted_own_key_is_claimed_again() {
-    own_lease_returns("own_key", |etcd, key| {
+    own_lease_returns("own_key", Stack::Four, |etcd, key| {
+        assert!(etcd.delete(key));
+    });
+}
+
+#[test]
+fn a_deleted_own_key_of_an_ipv6_network_is_claimed_again() {
+    own_lease_returns("own_key6", Stack::Six, |etcd, key| {
         assert!(etcd.delete(key));
     });
 }
 
 #[test]
 fn a_revoked_own_lease_is_claimed_again() {
-    own_lease_returns("revoked", |etcd, key| etcd.revoke(&etcd.lease_of(key).expect("our key has a lease")));
+    own_lease_returns("revoked", Stack::Dual, |etcd, key| {
+        etcd.revoke(&etcd.lease_of(key).expect("our key has a lease"))
+    });
 }
 
-fn own_lease_returns(name: &str, lose: impl FnOnce(&Etcd, &str)) {
-    let cluster = Cluster::<2>::start(name, VXLAN, &[]);
+fn own_lease_returns(name: &str, stack: Stack, lose: impl FnOnce(&Etcd, &str)) {
+    let cluster = Cluster::<2>::start(name, &stack.vxlan(), &[]);
     let [a, b] = &cluster.hosts;
     let (a1, b1) = (a.container("a1"), b.container("b1"));
     matrix(&[&a1, &b1]);
-    let (subnet, pid) = (a.subnet(), cluster.daemons[0].pid());
+    let (subnet, pid) = (a.held_key().expect("a lease"), cluster.daemons[0].pid());
     let key = Etcd::key(subnet);
     let stream = b1.stream_to(&a1, 1000);
     lose(&cluster.etcd, &key);
     eventually(SOON, "the key is back, on a lease", || cluster.etcd.lease_of(&key).filter(|l| l != "0"));
-    b.sees_peers(1);
+    b.sees_peers(stack.peers(1));
     let losses = stream.stop();
     assert_eq!(losses.lost, 0, "{losses:?}");
     assert_eq!(cluster.daemons[0].pid(), pid);
     assert!(cluster.daemons[0].exited().is_none(), "the daemon lives");
-    assert_eq!(eventually(SOON, "a holds it", || a.held_subnet()), subnet);
-    b.sees_peers(1);
+    assert_eq!(eventually(SOON, "a holds it", || a.held_key()), subnet);
+    b.sees_peers(stack.peers(1));
     matrix(&[&a1, &b1]);
     cluster.lab.check_invariants();
 }

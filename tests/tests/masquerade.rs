@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use loden_tests::story::{Cluster, SOON, VXLAN};
+use loden_proto::Family;
+use loden_tests::story::{Cluster, SOON, Stack, VXLAN};
 use loden_tests::{Container, Host, Lab, Ns, eventually, matrix, probe};
 
 const PORT: u16 = 4000;
@@ -182,4 +183,57 @@ fn our_vxlan_packets_are_not_tracked() {
     let table = eventually(SOON, "the table is there", || loden_tests::kernel::table(a, "inet", "loden"));
     assert!(table.contains("notrack"), "{table}");
     scene.cluster.lab.check_invariants();
+}
+
+#[test]
+fn ipv6_is_masqueraded_once_and_only_on_its_way_out() {
+    each_source_is_right("masq6", Stack::Six);
+}
+
+#[test]
+fn both_families_are_masqueraded_once_and_only_on_their_way_out() {
+    each_source_is_right("masq46", Stack::Dual);
+}
+
+/// The lines of the masquerade table for UDP and TCP, in each family of the network.
+fn each_source_is_right(name: &str, stack: Stack) {
+    let flags = ["--no-masq-cidr=fd77::300/120", "--no-masq-cidr=192.168.77.192/27"];
+    let cluster = Cluster::<2>::start(name, &stack.vxlan(), &flags);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    // Inside; the matrix looks at UDP's sources.
+    matrix(&[&a1, &b1]);
+    let outside = cluster.lab.outside();
+    outside.ip("addr add fd77::333/64 dev eth0 nodad\naddr add 192.168.77.200/24 dev eth0");
+    for family in stack.families() {
+        let sees = |from: &Ns, target: IpAddr, source: IpAddr, why: &str| {
+            assert_eq!(probe::udp_source(from, target), Some(source), "{why}, UDP to {target}");
+            assert_eq!(probe::tcp_source(from, target), Some(source), "{why}, TCP to {target}");
+        };
+        let (own, host) = (a1.address_of(*family), a.address_of(*family));
+        sees(a1.ns(), b1.address_of(*family), own, "inside");
+        let there = Lab::outside_address(*family);
+        let _outside = probe::Echo::start(&outside, there);
+        sees(a1.ns(), there, host, "to the outside");
+        let _b = probe::Echo::start(&b.ns(), b.address_of(*family));
+        sees(a1.ns(), b.address_of(*family), host, "to another host itself");
+        let exempt: IpAddr = match family {
+            Family::V4 => [192, 168, 77, 200].into(),
+            Family::V6 => [0xfd77, 0, 0, 0, 0, 0, 0, 0x333].into(),
+        };
+        assert_eq!(one_way(a1.ns(), own, &outside, exempt), Some(own), "an exempted CIDR");
+        outside.ip(&format!(
+            "route add {} via {host} src {there}\nroute add {} via {host} src {there}",
+            a.subnet_of(*family),
+            b.subnet_of(*family)
+        ));
+        a1.echo_on(own);
+        sees(&outside, own, there, "from the outside to the own subnet");
+        let vtep = a.subnet_of(*family).address();
+        sees(&outside, b1.address_of(*family), vtep, "from the outside to a remote subnet");
+        sees(&a.ns(), b1.address_of(*family), vtep, "from the host to a remote container");
+        let bound = probe::udp_source_bound(&a.ns(), host, b1.address_of(*family));
+        assert_eq!(bound, Some(vtep), "from the host's underlay address");
+    }
+    cluster.lab.check_invariants();
 }

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use loden_proto::Subnet;
-use loden_tests::story::{Cluster, VXLAN};
+use loden_proto::status::Status;
+use loden_proto::{Family, Subnet};
+use loden_tests::story::{Cluster, Stack};
 use loden_tests::{Host, eventually, kernel, matrix};
 
 /// A second is the promise; the machine may be busy with other scenarios.
@@ -13,6 +14,7 @@ const A_SECOND: Duration = Duration::from_secs(3);
 /// What a scenario needs to know to do damage on host a.
 struct Scene<'a> {
     host: &'a Host,
+    family: Family,
     device: String,
     mac: String,
     peer: Subnet,
@@ -20,49 +22,69 @@ struct Scene<'a> {
     peer_address: IpAddr,
 }
 
-/// Two hosts under traffic; damages a and waits until all is as before.
-fn is_repaired(name: &str, damage: impl FnOnce(&Scene<'_>)) {
-    let cluster = Cluster::<2>::start(name, VXLAN, &[]);
+impl<'a> Scene<'a> {
+    fn of(host: &'a Host, family: Family) -> Self {
+        let (device, status) = (host.device_of(family), host.status());
+        let peer = status.peers.into_iter().find(|p| p.subnet.family() == family).expect("a peer");
+        Self {
+            host,
+            family,
+            device: device.name,
+            mac: device.mac.to_string(),
+            peer: peer.subnet,
+            peer_mac: peer.vtep_mac.expect("a vxlan peer").to_string(),
+            peer_address: peer.public_address,
+        }
+    }
+}
+
+/// One way to hurt what is Loden's.
+type Damage = fn(&Scene<'_>);
+
+/// Two hosts under traffic; damages a, once after the other, and waits each time until all is as before.
+/// In a dual-stack network the damage is IPv6's, and IPv4 must not lose a packet by it.
+fn is_repaired(name: &str, stack: Stack, damages: &[(&str, Damage)]) {
+    let cluster = Cluster::<2>::start(name, &stack.vxlan(), &[]);
     let [a, b] = &cluster.hosts;
     let (a1, b1) = (a.container("a1"), b.container("b1"));
     matrix(&[&a1, &b1]);
-    let before = a.status();
-    let (device, peer) = (&before.devices[0], &before.peers[0]);
-    let scene = Scene {
-        host: a,
-        device: device.name.clone(),
-        mac: device.mac.to_string(),
-        peer: peer.subnet,
-        peer_mac: peer.vtep_mac.expect("a vxlan peer").to_string(),
-        peer_address: peer.public_address,
-    };
-    let picture = || Picture::of(&scene);
-    let as_it_was = picture();
-    let stream = a1.stream_to(&b1, 1000);
-    damage(&scene);
-    eventually(A_SECOND, "the kernel is as it was", || {
-        let now = picture();
-        let same = format!("{now:?}") == format!("{as_it_was:?}");
-        if same {
-            Ok(())
-        } else {
-            Err(format!("{now:#?}\n  instead of {as_it_was:#?}\n{}", cluster.daemons[0].log()))
-        }
-    });
-    eventually(A_SECOND, "a1 reaches b1", || a1.pings(b1.address()));
+    let family = stack.newest();
+    let scene = Scene::of(a, family);
+    let as_it_was = Picture::of(&scene);
+    let macs = |s: &Status| s.devices.iter().map(|d| d.mac).collect::<Vec<_>>();
+    let before = macs(&a.status());
+    let untouched = (stack == Stack::Dual).then(|| a1.stream_by(Family::V4, &b1, 1000));
+    let stream = a1.stream_by(family, &b1, 1000);
+    for (what, damage) in damages {
+        let repairs = |s: &Status| s.repairs.values().sum::<u64>();
+        let repaired_before = repairs(&a.status());
+        damage(&scene);
+        eventually(A_SECOND, &format!("after {what} the kernel is as it was"), || {
+            let now = Picture::of(&scene);
+            let same = format!("{now:?}") == format!("{as_it_was:?}");
+            if same {
+                Ok(())
+            } else {
+                Err(format!("{now:#?}\n  instead of {as_it_was:#?}\n{}", cluster.daemons[0].log()))
+            }
+        });
+        let target = b1.address_of(family);
+        eventually(A_SECOND, &format!("after {what} a1 reaches b1"), || a1.pings(target));
+        // The damage itself may be too short-lived to be seen.
+        let status = a.status();
+        assert!(
+            repairs(&status) > repaired_before,
+            "{what}: repairs are counted: {:?}, were {repaired_before}",
+            status.repairs
+        );
+    }
     let losses = stream.stop();
     assert!(losses.silence < A_SECOND, "{losses:?}");
+    if let Some(losses) = untouched.map(|s| s.stop()) {
+        assert_eq!(losses.lost, 0, "IPv4 was not touched: {losses:?}");
+    }
     matrix(&[&a1, &b1]);
-    let after = a.status();
-    // The damage itself may be too short-lived to be seen.
-    let repairs = |s: &loden_proto::status::Status| s.repairs.values().sum::<u64>();
-    assert!(
-        repairs(&after) > repairs(&before),
-        "repairs are counted: {:?}, were {:?}",
-        after.repairs,
-        before.repairs
-    );
-    assert_eq!(after.devices[0].mac, before.devices[0].mac);
+    assert_eq!(macs(&a.status()), before);
     cluster.lab.check_invariants();
 }
 
@@ -86,6 +108,10 @@ impl Picture {
         let (host, device) = (scene.host, scene.device.as_str());
         let link = kernel::link(host, device).unwrap_or_default();
         let there = !link.is_null();
+        let network = match scene.family {
+            Family::V4 => "10.5.0.0/16",
+            Family::V6 => "fd00:10:5::/48",
+        };
         let show = |list: Vec<serde_json::Value>, keys: &[&str]| {
             let mut lines: Vec<String> = list
                 .iter()
@@ -95,7 +121,7 @@ impl Picture {
             lines
         };
         let forwarding = |interface: &str| {
-            let path = format!("/proc/sys/net/ipv4/conf/{interface}/forwarding");
+            let path = format!("/proc/sys/{}", forwarding_switch(host, scene.family, interface));
             host.ns().within(|| std::fs::read_to_string(path)).unwrap_or_default()
         };
         Self {
@@ -105,7 +131,7 @@ impl Picture {
                 .into_iter()
                 .filter(|a| !a.starts_with("fe80"))
                 .collect(),
-            routes: show(kernel::routes_in(host, "10.5.0.0/16"), &["dst", "dev", "gateway", "protocol"]),
+            routes: show(kernel::routes_in(host, network), &["dst", "dev", "gateway", "protocol"]),
             neighbours: if there {
                 let mut list = kernel::neighbours(host, device);
                 list.retain(|n| n["state"].to_string().contains("PERMANENT"));
@@ -129,103 +155,114 @@ fn without_counted(text: &str) -> String {
     text.lines().filter(|l| !(l.contains("elements") && l.contains("counter"))).collect::<Vec<_>>().join("\n")
 }
 
-#[test]
-fn a_deleted_device_comes_back_with_the_same_mac() {
-    is_repaired("device", |s| s.host.ip(&format!("link del {}", s.device)));
+/// The setting that makes packets forward which come in by an interface.
+fn forwarding_switch(host: &Host, family: Family, interface: &str) -> String {
+    let force = |interface: &str| format!("net/ipv6/conf/{interface}/force_forwarding");
+    let has_force = || host.ns().within(|| std::path::Path::new("/proc/sys").join(force("all")).exists());
+    match family {
+        Family::V4 => format!("net/ipv4/conf/{interface}/forwarding"),
+        Family::V6 if has_force() => force(interface),
+        // Before Linux 6.17 there is none for a single interface.
+        Family::V6 => "net/ipv6/conf/all/forwarding".into(),
+    }
 }
 
-#[test]
-fn a_device_that_went_down_and_up_gets_its_routes_and_neighbours_back() {
-    is_repaired("down_up", |s| s.host.ip(&format!("link set {0} down\nlink set {0} up", s.device)));
+/// One scenario for each damage in an IPv4 network, and one for all of them in the networks with IPv6.
+macro_rules! damages {
+    ($($(#[$note:meta])* $name:ident: $damage:expr;)*) => {
+        $(
+            $(#[$note])*
+            #[test]
+            fn $name() {
+                is_repaired(stringify!($name), Stack::Four, &[(stringify!($name), $damage)]);
+            }
+        )*
+
+        const DAMAGES: &[(&str, Damage)] = &[$((stringify!($name), $damage)),*];
+    };
 }
 
-#[test]
-fn a_device_that_was_set_down_is_set_up() {
-    is_repaired("down", |s| s.host.ip(&format!("link set {} down", s.device)));
-}
+damages! {
+    a_deleted_device_comes_back_with_the_same_mac: |s| s.host.ip(&format!("link del {}", s.device));
 
-#[test]
-fn a_deleted_route_comes_back() {
-    is_repaired("route", |s| s.host.ip(&format!("route del {}", s.peer)));
-}
+    a_device_that_went_down_and_up_gets_its_routes_and_neighbours_back: |s| {
+        s.host.ip(&format!("link set {0} down\nlink set {0} up", s.device));
+    };
 
-#[test]
-fn a_replaced_route_is_put_right() {
-    is_repaired("replaced", |s| s.host.ip(&format!("route replace {} via 192.168.77.1 proto 177", s.peer)));
-}
+    a_device_that_was_set_down_is_set_up: |s| s.host.ip(&format!("link set {} down", s.device));
 
-#[test]
-fn a_deleted_nexthop_comes_back_with_its_routes() {
-    is_repaired("nexthop", |s| s.host.ip("nexthop flush proto 177"));
-}
+    a_deleted_route_comes_back: |s| s.host.ip(&format!("route del {}", s.peer));
 
-#[test]
-fn a_deleted_neighbour_comes_back() {
-    is_repaired("neighbour", |s| s.host.ip(&format!("neigh del {} dev {}", s.peer.address(), s.device)));
-}
+    a_replaced_route_is_put_right: |s| {
+        let gateway = match s.family {
+            Family::V4 => "192.168.77.1",
+            Family::V6 => "fd77::1",
+        };
+        s.host.ip(&format!("route replace {} via {gateway} proto 177", s.peer));
+    };
 
-#[test]
-fn a_changed_neighbour_is_put_right() {
-    is_repaired("neighbour2", |s| {
+    a_deleted_neighbour_comes_back: |s| {
+        s.host.ip(&format!("neigh del {} dev {}", s.peer.address(), s.device));
+    };
+
+    a_changed_neighbour_is_put_right: |s| {
         s.host.ip(&format!(
             "neigh replace {} lladdr 02:00:00:00:00:99 dev {} nud permanent",
             s.peer.address(),
             s.device
         ));
-    });
-}
+    };
 
-#[test]
-fn a_deleted_fdb_entry_comes_back() {
-    is_repaired("fdb", |s| {
+    a_deleted_fdb_entry_comes_back: |s| {
         let to = s.peer_address.to_string();
         s.host.run(&["bridge", "fdb", "del", &s.peer_mac, "dev", &s.device, "dst", &to]);
-    });
-}
+    };
 
-#[test]
-fn an_fdb_entry_that_points_elsewhere_is_put_right() {
-    is_repaired("fdb2", |s| {
-        s.host.run(&["bridge", "fdb", "replace", &s.peer_mac, "dev", &s.device, "dst", "192.168.77.222"]);
-    });
-}
+    an_fdb_entry_that_points_elsewhere_is_put_right: |s| {
+        let to = match s.family {
+            Family::V4 => "192.168.77.222",
+            Family::V6 => "fd77::222",
+        };
+        s.host.run(&["bridge", "fdb", "replace", &s.peer_mac, "dev", &s.device, "dst", to]);
+    };
 
-#[test]
-fn a_deleted_device_address_comes_back() {
-    is_repaired("address", |s| s.host.ip(&format!("addr flush dev {}", s.device)));
-}
+    a_deleted_device_address_comes_back: |s| s.host.ip(&format!("addr flush dev {}", s.device));
 
-#[test]
-fn a_deleted_nft_table_comes_back() {
-    is_repaired("table", |s| {
+    a_deleted_nft_table_comes_back: |s| {
         s.host.run(&["nft", "delete", "table", "inet", "loden"]);
-    });
-}
+    };
 
-#[test]
-fn a_flushed_ruleset_comes_back() {
-    is_repaired("ruleset", |s| {
+    a_flushed_ruleset_comes_back: |s| {
         s.host.forget_foreign();
         s.host.run(&["nft", "flush", "ruleset"]);
-    });
-}
+    };
 
-#[test]
-fn forwarding_that_was_turned_off_on_the_bridge_is_turned_on() {
-    is_repaired("forwarding", |s| s.host.ns().sysctl("net/ipv4/conf/loden0/forwarding", "0"));
-}
+    forwarding_that_was_turned_off_on_the_bridge_is_turned_on: |s| {
+        s.host.ns().sysctl(&forwarding_switch(s.host, s.family, "loden0"), "0");
+    };
 
-#[test]
-fn forwarding_that_was_turned_off_on_the_device_is_turned_on() {
-    is_repaired("forwarding2", |s| {
-        s.host.ns().sysctl(&format!("net/ipv4/conf/{}/forwarding", s.device), "0");
-    });
-}
+    forwarding_that_was_turned_off_on_the_device_is_turned_on: |s| {
+        s.host.ns().sysctl(&forwarding_switch(s.host, s.family, &s.device), "0");
+    };
 
-#[test]
-fn a_mac_changed_by_hand_is_changed_back() {
-    is_repaired("mac", |s| {
+    a_mac_changed_by_hand_is_changed_back: |s| {
         assert_ne!(s.mac, "02:00:00:00:00:77");
         s.host.ip(&format!("link set {} address 02:00:00:00:00:77", s.device));
-    });
+    };
+}
+
+/// IPv4's alone: its routes go by nexthop objects.
+#[test]
+fn a_deleted_nexthop_comes_back_with_its_routes() {
+    is_repaired("nexthop", Stack::Four, &[("a deleted nexthop", |s| s.host.ip("nexthop flush proto 177"))]);
+}
+
+#[test]
+fn all_this_comes_back_in_an_ipv6_network() {
+    is_repaired("repair6", Stack::Six, DAMAGES);
+}
+
+#[test]
+fn all_this_comes_back_in_a_dual_stack_network_while_ipv4_loses_nothing() {
+    is_repaired("repair46", Stack::Dual, DAMAGES);
 }

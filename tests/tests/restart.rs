@@ -3,26 +3,36 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use loden_tests::story::{Cluster, SOON, VXLAN};
+use loden_tests::story::{Cluster, SOON, Stack, VXLAN};
 use loden_tests::{eventually, matrix};
 
 #[test]
 fn a_killed_and_restarted_daemon_loses_no_packet() {
-    kill_and_restart_under("kill9", 1000);
+    kill_and_restart_under("kill9", Stack::Four, 1000);
 }
 
 #[test]
 fn a_killed_and_restarted_daemon_loses_no_packet_of_ten_thousand_a_second() {
-    kill_and_restart_under("kill9_fast", 10_000);
+    kill_and_restart_under("kill9_fast", Stack::Four, 10_000);
 }
 
-fn kill_and_restart_under(name: &str, per_second: u32) {
-    let cluster = Cluster::<2>::start(name, VXLAN, &[]);
+#[test]
+fn a_killed_and_restarted_daemon_loses_no_packet_of_an_ipv6_network() {
+    kill_and_restart_under("kill9_6", Stack::Six, 1000);
+}
+
+#[test]
+fn a_killed_and_restarted_daemon_loses_no_packet_of_either_family() {
+    kill_and_restart_under("kill9_46", Stack::Dual, 1000);
+}
+
+fn kill_and_restart_under(name: &str, stack: Stack, per_second: u32) {
+    let cluster = Cluster::<2>::start(name, &stack.vxlan(), &[]);
     let [a, b] = &cluster.hosts;
     let (a1, b1) = (a.container("a1"), b.container("b1"));
     matrix(&[&a1, &b1]);
     let before = a.status();
-    let stream = a1.stream_to(&b1, per_second);
+    let streams: Vec<_> = stack.families().iter().map(|f| a1.stream_by(*f, &b1, per_second)).collect();
     for _ in 0..3 {
         cluster.daemons[0].kill9();
         sleep(Duration::from_millis(200));
@@ -30,12 +40,14 @@ fn kill_and_restart_under(name: &str, per_second: u32) {
         cluster.daemons[0].wait_ready();
         sleep(Duration::from_millis(200));
     }
-    a.sees_peers(1);
-    let losses = stream.stop();
-    assert_eq!(losses.lost, 0, "{losses:?}");
+    a.sees_peers(stack.peers(1));
+    for stream in streams {
+        let losses = stream.stop();
+        assert_eq!(losses.lost, 0, "{losses:?}");
+    }
     let after = a.status();
     assert_eq!(after.lease.map(|l| l.subnets), before.lease.map(|l| l.subnets));
-    assert_eq!(after.devices[0].mac, before.devices[0].mac);
+    assert_eq!(after.devices, before.devices, "MACs among them");
     cluster.lab.check_invariants();
 }
 

@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use loden_tests::story::{Cluster, SOON, VXLAN};
+use loden_proto::Family;
+use loden_tests::story::{Cluster, SOON, Stack, VXLAN};
 use loden_tests::{Etcd, Host, Lab, Segment, always, eventually, kernel, matrix};
+use serde_json::Value;
 
 /// A host with two NICs: eth0 as always, eth1 on the second segment with two addresses.
 fn two_nics(name: &str) -> (Lab, Etcd, Host) {
@@ -22,8 +24,7 @@ fn choice(name: &str, flags: &[&str]) -> (String, String, String) {
     let _daemon = a.daemon(flags).ready();
     let subnet = eventually(SOON, "a holds a subnet", || a.held_subnet());
     let underlay = a.status().underlay.expect("a chosen underlay");
-    let value: serde_json::Value =
-        serde_json::from_str(&etcd.get(&Etcd::key(subnet)).expect("our lease")).expect("JSON");
+    let value: Value = serde_json::from_str(&etcd.get(&Etcd::key(subnet)).expect("our lease")).expect("JSON");
     let local = kernel::link(&a, "loden.1").expect("the device")["linkinfo"]["info_data"]["local"].clone();
     assert_eq!(local, underlay.addresses[0].to_string(), "the device sends from the chosen address");
     lab.check_invariants();
@@ -166,4 +167,78 @@ fn without_its_default_route_a_host_goes_on_repairing() {
     eventually(SOON, "the device is back", || kernel::link(a, "loden.1"));
     a.sees_peers(1);
     matrix(&[&a1, &b1]);
+}
+
+#[test]
+fn a_changed_ipv6_address_is_followed_by_all_peers() {
+    let cluster = Cluster::<2>::start("address6", &Stack::Dual.vxlan(), &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let (key, mac) = (a.held_key(), a.device_of(Family::V6).mac.to_string());
+    let untouched = a1.stream_by(Family::V4, &b1, 1000);
+    // As a renumbered network would: the new address comes, the old one goes.
+    a.ip("addr add fd77::111/64 dev eth0 nodad\naddr del fd77::11/64 dev eth0");
+    eventually(Duration::from_secs(30), "b sends to the new address", || {
+        let mut fdb = kernel::fdb(b, &b.device_of(Family::V6).name);
+        fdb.retain(|f| f["mac"] == *mac);
+        if fdb.len() == 1 && fdb[0]["dst"] == "fd77::111" { Ok(()) } else { Err(format!("{fdb:#?}")) }
+    });
+    matrix(&[&a1, &b1]);
+    let losses = untouched.stop();
+    assert_eq!(losses.lost, 0, "IPv4 was not touched: {losses:?}");
+    assert_eq!(eventually(SOON, "a holds its subnets", || a.held_key()), key.expect("a lease"));
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn ipv4_goes_on_while_the_ipv6_address_is_away() {
+    let cluster = Cluster::<2>::start("no_address6", &Stack::Dual.vxlan(), &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let untouched = a1.stream_by(Family::V4, &b1, 1000);
+    a.ip("addr del fd77::11/64 dev eth0");
+    eventually(SOON, "status names what is missing", || {
+        let status = a.try_status(&[])?;
+        let said = format!("{:?} {:?}", status.problems, status.notes);
+        if said.contains("IPv6") { Ok(()) } else { Err(said) }
+    });
+    a.ip("addr add fd77::11/64 dev eth0 nodad");
+    matrix(&[&a1, &b1]);
+    let losses = untouched.stop();
+    assert_eq!(losses.lost, 0, "{losses:?}");
+    a.sees_peers(2);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn a_second_nics_ipv6_address_is_chosen_by_name_and_by_prefix() {
+    for (flag, chosen) in
+        [("--iface=eth1", "fd79::40"), ("--iface=fd79::41", "fd79::41"), ("--iface=fd79::/64", "fd79::40")]
+    {
+        let lab = Lab::new("nic6");
+        lab.etcd().config(&Stack::Six.vxlan());
+        let a = lab.host("a");
+        a.add_nic("eth1", Segment::Second, &["fd79::40/64", "fd79::41/64"]);
+        let daemon = a.daemon(&[flag]).ready();
+        let key = eventually(SOON, "a holds a subnet", || a.held_key());
+        let is_chosen = || {
+            let underlay = a.status().underlay.expect("a chosen underlay");
+            let now = (underlay.interface.as_str(), underlay.addresses[0].to_string());
+            assert_eq!(now, ("eth1", chosen.to_owned()), "{flag}");
+            let value = lab.etcd().get(&Etcd::key(key)).expect("our lease");
+            let value: Value = serde_json::from_str(&value).expect("JSON");
+            assert_eq!(value["PublicIPv6"], chosen, "{flag}");
+            let device = kernel::link(&a, "loden6.1").expect("the device");
+            assert_eq!(device["linkinfo"]["info_data"]["local6"], chosen, "{flag}");
+        };
+        is_chosen();
+        // The kernel lists the youngest IPv6 address first: a virtual one must not become the host's.
+        a.ip("addr add fd79::42/64 dev eth1 nodad");
+        daemon.restart();
+        eventually(SOON, "a holds its subnet", || a.held_key());
+        is_chosen();
+        lab.check_invariants();
+    }
 }

@@ -1,33 +1,50 @@
 //! VXLAN is accepted from current peers only.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 
-use loden_tests::story::{Cluster, SOON, VXLAN, vxlan_lease};
+use loden_proto::Family;
+use loden_tests::story::{Cluster, SOON, Stack, VXLAN, subnet_of};
 use loden_tests::{Container, Etcd, Lab, Ns, eventually, matrix, probe};
+use serde_json::json;
 
 const ROGUE: &str = "10.5.250.0";
 const ROGUE_MAC: &str = "02:00:00:00:00:fa";
 
 /// Makes a namespace encapsulate for a container, as a peer of its host would.
 fn encapsulate(ns: &Ns, to: &Container) {
+    encapsulate_by(Family::V4, ns, "dev eth0", to);
+}
+
+/// The same in a family, from what the underlay says.
+fn encapsulate_by(family: Family, ns: &Ns, underlay: &str, to: &Container) {
+    let (rogue, length) = (subnet_of(family, 250).address(), family.bits());
     let host = to.host();
-    let status = host.status();
-    let mac = status.devices[0].mac;
-    let (vtep, address) = (host.subnet().address(), host.address());
+    let mac = host.device_of(family).mac;
+    let address = host.address_of(family);
+    // The gateway stands for the MAC only. It lies apart from every other route, or IPv6 refuses it.
+    let vtep = match family {
+        Family::V4 => "10.99.0.1",
+        Family::V6 => "fd99::1",
+    };
     ns.ip(&format!(
-        "link add rogue type vxlan id 1 dstport 8472 dev eth0 nolearning\n\
-         link set rogue address {ROGUE_MAC}\naddr add {ROGUE}/32 dev rogue\nlink set rogue up\n\
+        "link add rogue type vxlan id 1 dstport 8472 {underlay} nolearning\n\
+         link set rogue address {ROGUE_MAC}\naddr add {rogue}/{length} dev rogue{}\nlink set rogue up\n\
          neigh add {vtep} lladdr {mac} dev rogue nud permanent\n\
-         route add {}/32 via {vtep} dev rogue onlink src {ROGUE}",
-        to.address()
+         route add {}/{length} via {vtep} dev rogue onlink src {rogue}",
+        if family == Family::V6 { " nodad" } else { "" },
+        to.address_of(family)
     ));
     ns.run(&["bridge", "fdb", "add", &mac.to_string(), "dev", "rogue", "dst", &address.to_string()]);
 }
 
 /// Whether a datagram from the namespace arrives in the container.
 fn arrives(from: &Ns, to: &Container) -> bool {
-    let target = SocketAddr::new(to.address(), 4000);
-    let source: IpAddr = ROGUE.parse().expect("an address");
+    arrives_by(Family::V4, from, to)
+}
+
+fn arrives_by(family: Family, from: &Ns, to: &Container) -> bool {
+    let target = SocketAddr::new(to.address_of(family), 4000);
+    let source = subnet_of(family, 250).address();
     let send = || {
         let socket = from.within(|| UdpSocket::bind((source, 0))).expect("a UDP socket");
         let _ = socket.send_to(b"x", target);
@@ -37,26 +54,71 @@ fn arrives(from: &Ns, to: &Container) -> bool {
 
 #[test]
 fn vxlan_from_a_stranger_is_dropped_and_counted_until_it_has_a_lease() {
-    let cluster = Cluster::<2>::start("stranger", VXLAN, &[]);
+    a_stranger_is_dropped("stranger", Stack::Four);
+}
+
+#[test]
+fn vxlan_over_ipv6_from_a_stranger_is_dropped_and_counted_until_it_has_a_lease() {
+    a_stranger_is_dropped("stranger6", Stack::Six);
+}
+
+#[test]
+fn vxlan_over_ipv6_from_a_stranger_is_dropped_beside_ipv4() {
+    a_stranger_is_dropped("stranger46", Stack::Dual);
+}
+
+fn a_stranger_is_dropped(name: &str, stack: Stack) {
+    let cluster = Cluster::<2>::start(name, &stack.vxlan(), &[]);
     let [a, b] = &cluster.hosts;
     let (a1, b1) = (a.container("a1"), b.container("b1"));
     matrix(&[&a1, &b1]);
     let outside = cluster.lab.outside();
-    encapsulate(&outside, &a1);
-    assert!(!arrives(&outside, &a1), "a stranger's packet is dropped");
-    let stranger: IpAddr = Lab::OUTSIDE.parse().expect("an address");
+    let family = stack.newest();
+    let stranger = Lab::outside_address(family);
+    encapsulate_by(family, &outside, &format!("local {stranger} dev eth0"), &a1);
+    assert!(!arrives_by(family, &outside, &a1), "a stranger's packet is dropped");
     eventually(SOON, "it is counted by address", || {
         let counted = a.try_status(&[])?.rejected_vxlan;
         if counted.get(&stranger).is_some_and(|n| *n > 0) { Ok(()) } else { Err(format!("{counted:?}")) }
     });
     // The control: with a lease the very same packet arrives.
-    cluster.etcd.put_leased(&Etcd::key("10.5.250.0/24"), &vxlan_lease(stranger, ROGUE_MAC), 3600);
-    a.sees_peers(2);
-    eventually(SOON, "a peer's packet arrives", || arrives(&outside, &a1));
-    cluster.etcd.delete(&Etcd::key("10.5.250.0/24"));
-    a.sees_peers(1);
-    eventually(SOON, "a former peer's packet does not", || !arrives(&outside, &a1));
+    let mut lease = stack.lease(250);
+    let (address, data) = match family {
+        Family::V4 => ("PublicIP", "BackendData"),
+        Family::V6 => ("PublicIPv6", "BackendV6Data"),
+    };
+    lease[address] = json!(stranger);
+    lease[data]["VtepMAC"] = json!(ROGUE_MAC);
+    let key = Etcd::key(stack.lease_key(250));
+    cluster.etcd.put_leased(&key, &lease.to_string(), 3600);
+    a.sees_peers(stack.peers(2));
+    eventually(SOON, "a peer's packet arrives", || arrives_by(family, &outside, &a1));
+    cluster.etcd.delete(&key);
+    a.sees_peers(stack.peers(1));
+    eventually(SOON, "a former peer's packet does not", || !arrives_by(family, &outside, &a1));
     cluster.lab.check_invariants();
+}
+
+#[test]
+fn vxlan_over_ipv6_from_a_container_is_dropped() {
+    let cluster = Cluster::<2>::start("inside_job6", &Stack::Six.vxlan(), &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, a2, b1) = (a.container("a1"), a.container("a2"), b.container("b1"));
+    matrix(&[&a1, &a2, &b1]);
+    let own = format!("local {} dev eth0", a1.address());
+    // Masqueraded, its packets would come from a peer's address; or against its own host.
+    for target in [&b1, &a2] {
+        encapsulate_by(Family::V6, a1.ns(), &own, target);
+        assert!(!arrives_by(Family::V6, a1.ns(), target), "a container cannot pose as its host");
+        a1.ns().ip("link del rogue");
+    }
+    matrix(&[&a1, &a2, &b1]);
+    cluster.lab.check_invariants();
+    // The control: it is our rule that stops it, which the daemon would put back.
+    cluster.daemons[0].kill9();
+    a.run(&["nft", "flush", "chain", "inet", "loden", "vxlan_forward"]);
+    encapsulate_by(Family::V6, a1.ns(), &own, &b1);
+    assert!(arrives_by(Family::V6, a1.ns(), &b1), "without the rule it arrives");
 }
 
 #[test]

@@ -135,14 +135,24 @@ pub fn next_step(
         return Step::Create { key: *key, why: "this host had it before" };
     }
     let mut chosen = [None, None];
+    let mut kept = false;
     for pool in config.pools() {
-        let Some(subnet) = choose(pool, table, seed) else {
+        let family = pool.network.family();
+        // Where a family was added to the network or taken from it, the other's subnet stays: containers
+        // live in it.
+        let former = previous
+            .iter()
+            .filter_map(|key| key.subnet(family))
+            .find(|s| pool.accepts(s) && table.inside(s).is_none());
+        kept |= former.is_some();
+        let Some(subnet) = former.or_else(|| choose(pool, table, seed)) else {
             return Step::Exhausted { capacity: pool.capacity() };
         };
-        chosen[usize::from(pool.network.family() == Family::V6)] = Some(subnet);
+        chosen[usize::from(family == Family::V6)] = Some(subnet);
     }
+    let why = if kept { "this host had a part of it before" } else { "it is free" };
     match LeaseKey::new(chosen[0], chosen[1]) {
-        Some(key) => Step::Create { key, why: "it is free" },
+        Some(key) => Step::Create { key, why },
         None => Step::Exhausted { capacity: 0 },
     }
 }
@@ -175,6 +185,18 @@ fn relation(record: &LeaseRecord, identity: &Identity) -> Option<Relation> {
 pub fn allowed(key: &LeaseKey, config: &NetworkConfig) -> bool {
     Family::ALL.iter().all(|family| match (key.subnet(*family), config.pool(*family)) {
         (Some(subnet), Some(pool)) => pool.accepts(&subnet),
+        (None, None) => true,
+        _ => false,
+    })
+}
+
+/// Whether a key is one of this network at all, whatever of it may be leased now: the right families,
+/// each subnet inside its network and of its length.
+pub fn of_network(key: &LeaseKey, config: &NetworkConfig) -> bool {
+    Family::ALL.iter().all(|family| match (key.subnet(*family), config.pool(*family)) {
+        (Some(subnet), Some(pool)) => {
+            pool.network.contains_subnet(&subnet) && subnet.length() == pool.subnet_length
+        }
         (None, None) => true,
         _ => false,
     })
@@ -403,6 +425,35 @@ mod tests {
             panic!("both pools are free");
         };
         assert!(allowed(&key, &config) && key.subnets().count() == 2);
+    }
+
+    #[test]
+    fn a_subnet_outlives_the_coming_and_going_of_the_other_family() {
+        let four = config(r#"{"Network":"10.5.0.0/16"}"#);
+        let dual = config(r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#);
+        let six = config(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48"}"#);
+        let create = |table: &LeaseTable, config: &NetworkConfig, previous: &str| match next_step(
+            table,
+            config,
+            &us(),
+            &[key(previous)],
+            &BTreeMap::new(),
+            1,
+        ) {
+            Step::Create { key, .. } => key,
+            other => panic!("{other:?}"),
+        };
+        let none = LeaseTable::default();
+        let grown = create(&none, &dual, "10.5.12.0-24");
+        assert_eq!(grown.subnet(Family::V4), key("10.5.12.0-24").subnet(Family::V4));
+        assert!(allowed(&grown, &dual));
+        assert!(of_network(&grown, &dual) && !of_network(&grown, &four) && !of_network(&grown, &six));
+        assert!(!of_network(&key("10.5.12.0-25"), &four) && !of_network(&key("10.6.12.0-24"), &four));
+        assert_eq!(create(&none, &four, &grown.to_string()), key("10.5.12.0-24"));
+        assert_eq!(create(&none, &six, &grown.to_string()).subnet(Family::V6), grown.subnet(Family::V6));
+        // Never what somebody else has by now.
+        let taken = table(&[("10.5.12.0-24&fd00:0:0:7::-64", 6, OTHER)]);
+        assert!(!create(&taken, &dual, "10.5.12.0-24").overlaps(&key("10.5.12.0-24")));
     }
 
     #[test]

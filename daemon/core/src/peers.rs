@@ -123,8 +123,9 @@ pub fn found_in_kernel(observed: &Observed, config: &NetworkConfig) -> Vec<Peer>
 /// What became of one key.
 #[derive(Debug, Clone, PartialEq)]
 enum Verdict {
-    /// Sound in itself. It counts if no older claim is in its way.
-    Sound(Vec<Peer>),
+    /// Sound in itself, one peer for each family that is. They count if no older claim is in their
+    /// way. What is wrong with the other half, if anything, harms that half alone.
+    Sound(Vec<Peer>, Option<String>),
     /// Blocks its subnet and is nobody's: a reservation, or our own key.
     Quiet,
     Rejected(String),
@@ -153,10 +154,12 @@ pub struct PeerBook {
     rules: Option<Arc<Rules>>,
     verdicts: OrdMap<LeaseKey, Verdict>,
     claims: OrdSet<(Claim, i64, LeaseKey)>,
-    /// Keys whose peers are not accepted because of an older claim.
+    /// Keys with a peer that is not accepted because of an older claim.
     outdone: OrdMap<LeaseKey, String>,
     /// Peers of living leases.
     live: OrdMap<Subnet, Peer>,
+    /// The keys that they come from.
+    owners: OrdMap<Subnet, LeaseKey>,
     held: OrdMap<Subnet, Held>,
     /// Peers in their moment of grace.
     leaving: OrdMap<Subnet, Held>,
@@ -190,11 +193,10 @@ impl PeerBook {
         let mut all: Vec<(String, String)> =
             self.table.malformed().map(|(k, r)| (k.to_owned(), r.to_owned())).collect();
         for (key, verdict) in &self.verdicts {
-            if let Verdict::Rejected(reason) = verdict {
-                all.push((key.to_string(), reason.clone()));
+            if let Some(reason) = refusal(Some(verdict), self.outdone.get(key)) {
+                all.push((key.to_string(), reason));
             }
         }
-        all.extend(self.outdone.iter().map(|(k, r)| (k.to_string(), r.clone())));
         all.sort();
         all
     }
@@ -250,22 +252,27 @@ impl PeerBook {
         }
         // Withdraw all that may have changed before anything is granted again.
         for key in &dirty {
+            self.outdone.remove(key);
             // An outdone key's subnet is another's.
-            if self.outdone.remove(key).is_none()
-                && matches!(verdicts_before.get(key), Some(Verdict::Sound(_)))
-            {
-                for subnet in key.subnets() {
-                    self.live.remove(&subnet);
-                }
+            for subnet in key.subnets().filter(|s| self.owners.get(s) == Some(key)).collect::<Vec<_>>() {
+                self.owners.remove(&subnet);
+                self.live.remove(&subnet);
             }
         }
         for key in &dirty {
-            let Some(Verdict::Sound(peers)) = self.verdicts.get(key) else { continue };
-            match self.older_claim(key, &table) {
-                Some(reason) => {
-                    self.outdone.insert(*key, reason);
+            let Some(Verdict::Sound(peers, _)) = self.verdicts.get(key) else { continue };
+            let mut reasons = Vec::new();
+            for peer in peers.clone() {
+                match self.older_claim(key, &peer, &table) {
+                    Some(reason) => reasons.push(reason),
+                    None => {
+                        self.owners.insert(peer.subnet, *key);
+                        self.live.insert(peer.subnet, peer);
+                    }
                 }
-                None => self.live.extend(peers.iter().map(|p| (p.subnet, p.clone()))),
+            }
+            if !reasons.is_empty() {
+                self.outdone.insert(*key, reasons.join("; "));
             }
         }
         let gone = gone.into_iter().chain(
@@ -280,18 +287,11 @@ impl PeerBook {
             self.leaving.insert(peer.subnet, Held { peer: peer.clone(), until });
             self.vanished.push((now, peer));
         }
-        let reason =
-            |verdicts: &OrdMap<LeaseKey, Verdict>, outdone: &OrdMap<LeaseKey, String>, key| match verdicts
-                .get(key)
-            {
-                Some(Verdict::Rejected(reason)) => Some(reason.clone()),
-                _ => outdone.get(key).cloned(),
-            };
         let mut refused: Vec<(String, String)> = dirty
             .iter()
             .filter_map(|key| {
-                let now = reason(&self.verdicts, &self.outdone, key)?;
-                (reason(&verdicts_before, &outdone_before, key).as_ref() != Some(&now))
+                let now = refusal(self.verdicts.get(key), self.outdone.get(key))?;
+                (refusal(verdicts_before.get(key), outdone_before.get(key)).as_ref() != Some(&now))
                     .then(|| (key.to_string(), now))
             })
             .collect();
@@ -357,28 +357,25 @@ impl PeerBook {
         self.claims.range(least..).take_while(move |(c, ..)| *c == claim)
     }
 
-    fn older_claim(&self, key: &LeaseKey, table: &LeaseTable) -> Option<String> {
-        for claim in claims_of(key, self.verdicts.get(key)) {
-            if let Some((_, _, older)) = self.claimants(claim).next().filter(|(_, _, first)| first != key) {
-                let holder =
-                    table.get(older).and_then(|r| r.value.as_ref().ok()).map(describe).unwrap_or_default();
-                return Some(match claim {
-                    Claim::Subnet(subnet) => {
-                        format!("{subnet} is claimed since longer by the key {older}{holder}")
-                    }
-                    Claim::Mac(_, mac) => {
-                        format!("the VTEP MAC {mac} belongs since longer to {older}{holder}")
-                    }
-                });
-            }
-        }
-        None
+    fn older_claim(&self, key: &LeaseKey, peer: &Peer, table: &LeaseTable) -> Option<String> {
+        claims_of_peer(peer).find_map(|claim| {
+            let (_, _, older) = self.claimants(claim).next().filter(|(_, _, first)| first != key)?;
+            let holder =
+                table.get(older).and_then(|r| r.value.as_ref().ok()).map(describe).unwrap_or_default();
+            Some(match claim {
+                Claim::Subnet(subnet) => {
+                    format!("{subnet} is claimed since longer by the key {older}{holder}")
+                }
+                Claim::Mac(_, mac) => format!("the VTEP MAC {mac} belongs since longer to {older}{holder}"),
+            })
+        })
     }
 }
 
 fn describe(value: &LeaseValue) -> String {
     let name = value.loden.as_ref().map(|m| printable(&m.host_name)).filter(|n| !n.is_empty());
-    match (name, value.public_ip) {
+    let address = Family::ALL.iter().find_map(|f| value.public_address(*f));
+    match (name, address) {
         (Some(name), Some(ip)) => format!(" of {name} ({ip})"),
         (None, Some(ip)) => format!(" of {ip}"),
         (Some(name), None) => format!(" of {name}"),
@@ -386,19 +383,28 @@ fn describe(value: &LeaseValue) -> String {
     }
 }
 
+/// Why a key, or a half of it, makes no peer.
+fn refusal(verdict: Option<&Verdict>, outdone: Option<&String>) -> Option<String> {
+    let own = match verdict {
+        Some(Verdict::Rejected(reason) | Verdict::Sound(_, Some(reason))) => Some(reason),
+        _ => None,
+    };
+    let reasons: Vec<&str> = own.into_iter().chain(outdone).map(String::as_str).collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
 fn claims_of(key: &LeaseKey, verdict: Option<&Verdict>) -> Vec<Claim> {
     match verdict {
-        Some(Verdict::Sound(peers)) => {
-            let macs = peers.iter().filter_map(|p| match p.path {
-                Path::Vxlan(mac) => Some(Claim::Mac(p.subnet.family(), mac)),
-                Path::Direct => None,
-            });
-            peers.iter().map(|p| Claim::Subnet(p.subnet)).chain(macs).collect()
-        }
+        Some(Verdict::Sound(peers, _)) => peers.iter().flat_map(claims_of_peer).collect(),
         // A reservation blocks its subnet; our own key does so by its own rule.
         Some(Verdict::Quiet) => key.subnets().map(Claim::Subnet).collect(),
         _ => Vec::new(),
     }
+}
+
+fn claims_of_peer(peer: &Peer) -> impl Iterator<Item = Claim> + use<> {
+    let mac = peer.vtep_mac().map(|mac| Claim::Mac(peer.subnet.family(), mac));
+    std::iter::once(Claim::Subnet(peer.subnet)).chain(mac)
 }
 
 #[cfg(test)]

@@ -97,7 +97,9 @@ pub fn choose(
         let public = options.public.iter().copied().find(|ip| Family::of(*ip) == *family);
         let usable = usable(observed, link.index, *family);
         let local = wanted
-            .filter(|ip| Family::of(*ip) == *family)
+            .filter(|ip| {
+                Family::of(*ip) == *family && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+            })
             .or_else(|| public.filter(|ip| usable.iter().any(|a| a.address == *ip)))
             .or_else(|| usable.first().map(|a| a.address));
         let Some(local) = local else {
@@ -135,7 +137,8 @@ pub fn check(options: &UnderlayOptions) -> Result<(), NoUnderlay> {
         }
     }
     for ip in &options.public {
-        if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {
+        let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || link_local {
             return Err(NoUnderlay::Never(format!(
                 "--public-ip {ip} is not a unicast address that peers can reach"
             )));
@@ -201,6 +204,8 @@ fn usable(observed: &Observed, index: u32, family: Family) -> Vec<&Address> {
         .into_iter()
         .flatten()
         .filter(|a| Family::of(a.address) == family && !a.unusable)
+        // Says nothing to a peer: it names a host on one link only, and not on which.
+        .filter(|a| family == Family::V4 || !a.link_local())
         .collect();
     all.sort_by_key(|a| (a.link_local(), !a.permanent));
     all
@@ -318,6 +323,26 @@ mod tests {
         assert_eq!(pick(&options, &observed, Some("eth1")), Ok(("eth1".into(), ip("10.9.0.1"))));
         observed.default_routes.insert(Family::V4, 2);
         assert_eq!(pick(&options, &observed, Some("eth1")), Ok(("eth0".into(), ip("192.168.0.1"))));
+    }
+
+    #[test]
+    fn an_ipv6_address_of_one_link_is_waited_out() {
+        let mut observed = host();
+        let add = |observed: &mut Observed, text: &str| {
+            let address = Address { address: ip(text), length: 64, permanent: true, unusable: false };
+            observed.addresses.entry(2).or_default().push(address);
+        };
+        let options = UnderlayOptions { interfaces: vec!["eth0".into()], ..Default::default() };
+        let choice = |observed: &Observed| {
+            choose(&options, &Family::ALL, observed, &|_| false, None, None).map(|u| u.endpoints[1].local)
+        };
+        add(&mut observed, "fe80::1");
+        let waits = choice(&observed).expect_err("link-local only").to_string();
+        assert!(waits.contains("eth0 has no IPv6 address") && waits.contains("waiting"), "{waits}");
+        add(&mut observed, "fd77::1");
+        assert_eq!(choice(&observed), Ok(ip("fd77::1")));
+        let public = UnderlayOptions { public: vec![ip("fe80::1")], ..Default::default() };
+        assert!(check(&public).is_err());
     }
 
     #[test]

@@ -37,6 +37,12 @@ pub(super) struct InitArgs {
     /// IPv6 addresses of the whole overlay; turns IPv6 on
     #[arg(long, value_name = "CIDR")]
     ipv6_network: Option<Subnet>,
+    /// Length of one host's IPv6 subnet [default: 64]
+    #[arg(long, value_name = "BITS", requires = "ipv6_network")]
+    ipv6_subnet_len: Option<u8>,
+    /// No IPv4 in the overlay, which flannel hosts cannot take part in
+    #[arg(long, requires = "ipv6_network", conflicts_with_all = ["ipv4_network", "subnet_len"])]
+    ipv6_only: bool,
     /// How packets cross the underlay: vxlan, host-gw or alloc
     #[arg(long, default_value = "vxlan")]
     backend: String,
@@ -90,11 +96,20 @@ pub(super) async fn run(command: ConfigCommand) -> anyhow::Result<()> {
             let misfit = |(key, record): &(&LeaseKey, &LeaseRecord)| {
                 record.etcd_lease != 0 && !claim::allowed(key, &config)
             };
-            let misfits: Vec<String> =
-                view.table.iter().filter(misfit).map(|(key, _)| key.to_string()).collect();
+            let misfits: Vec<&LeaseKey> = view.table.iter().filter(misfit).map(|(key, _)| key).collect();
             if let (Some(first), false) = (misfits.first(), args.force) {
+                // Where only a family comes or goes, hosts keep what they have of the other.
+                let keeps = |key: &LeaseKey| {
+                    key.subnets().all(|s| config.pool(s.family()).is_none_or(|p| p.accepts(&s)))
+                };
+                let consequence = match misfits.iter().all(|key| keeps(key)) {
+                    true => {
+                        "their hosts need a restart, and keep their subnets of the address family that stays"
+                    }
+                    false => "their hosts need a restart and new subnets",
+                };
                 bail!(
-                    "{} live lease(s), {first} among them, do not fit this config: their hosts would need a restart and new subnets; --force writes it all the same",
+                    "{} live lease(s), {first} among them, do not fit this config: {consequence}; --force writes it all the same",
                     misfits.len()
                 );
             }
@@ -114,13 +129,20 @@ pub(super) async fn run(command: ConfigCommand) -> anyhow::Result<()> {
 
 async fn init(args: InitArgs) -> anyhow::Result<()> {
     let mut object = Map::new();
-    object.insert("Network".into(), json!(args.ipv4_network));
+    if args.ipv6_only {
+        object.insert("EnableIPv4".into(), json!(false));
+    } else {
+        object.insert("Network".into(), json!(args.ipv4_network));
+    }
     if let Some(length) = args.subnet_len {
         object.insert("SubnetLen".into(), json!(length));
     }
     if let Some(network) = args.ipv6_network {
         object.insert("EnableIPv6".into(), json!(true));
         object.insert("IPv6Network".into(), json!(network));
+    }
+    if let Some(length) = args.ipv6_subnet_len {
+        object.insert("IPv6SubnetLen".into(), json!(length));
     }
     object.insert("Backend".into(), json!({ "Type": args.backend }));
     let text = serde_json::Value::Object(object).to_string();

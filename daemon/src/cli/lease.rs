@@ -6,8 +6,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use loden_core::claim;
 use loden_core::leases::LeaseRecord;
-use loden_proto::Subnet;
 use loden_proto::lease::{LeaseKey, LeaseValue, LodenMember};
+use loden_proto::{Family, Subnet};
 use serde::Serialize;
 
 use super::config::{hint, writer};
@@ -37,9 +37,10 @@ pub(super) struct ListArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ReserveArgs {
-    /// The subnet, such as 10.5.7.0/24 or, as in etcd, 10.5.7.0-24
-    #[arg(value_parser = subnet)]
-    subnet: Subnet,
+    /// The subnet, such as 10.5.7.0/24 or, as in etcd, 10.5.7.0-24; in a dual-stack network one of each
+    /// address family
+    #[arg(value_parser = key, required = true, num_args = 1..=2, value_name = "SUBNET")]
+    subnets: Vec<LeaseKey>,
     #[command(flatten)]
     owner: Owner,
     #[command(flatten)]
@@ -49,9 +50,9 @@ pub(super) struct ReserveArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 struct Owner {
-    /// The host's public address
+    /// The host's public address; may be given once for each address family
     #[arg(long, value_name = "IP")]
-    public_ip: Option<IpAddr>,
+    public_ip: Vec<IpAddr>,
     /// The host's id (loden status --json)
     #[arg(long, value_name = "ID")]
     host_id: Option<String>,
@@ -89,10 +90,32 @@ pub(super) async fn run(command: LeaseCommand) -> anyhow::Result<()> {
     }
 }
 
-/// A subnet as people write it or as it stands in etcd.
+/// A subnet as people write it, or one or two as they stand in etcd.
+fn key(text: &str) -> Result<LeaseKey, String> {
+    let as_key = || LeaseKey::parse(text).ok();
+    let subnet = text.parse().map(LeaseKey::single);
+    subnet.or_else(|e: loden_proto::SubnetError| as_key().ok_or_else(|| e.to_string()))
+}
+
+/// The first subnet of a key.
 fn subnet(text: &str) -> Result<Subnet, String> {
-    let as_key = || LeaseKey::parse(text).ok().and_then(|key| key.subnets().next());
-    text.parse().or_else(|e: loden_proto::SubnetError| as_key().ok_or_else(|| e.to_string()))
+    key(text)?.subnets().next().ok_or_else(|| format!("{text:?} names no subnet"))
+}
+
+/// One key of all subnets.
+fn joined(keys: &[LeaseKey]) -> anyhow::Result<LeaseKey> {
+    let all: Vec<Subnet> = keys.iter().flat_map(LeaseKey::subnets).collect();
+    let of = |family| all.iter().copied().find(|s| s.family() == family);
+    let key = LeaseKey::new(of(Family::V4), of(Family::V6)).context("no subnet")?;
+    if key.subnets().count() < all.len() {
+        bail!("a host has one subnet of each address family; reserve further ones by themselves");
+    }
+    Ok(key)
+}
+
+/// A key as people write its subnets.
+fn spelled(key: &LeaseKey) -> String {
+    key.subnets().map(|s| s.to_string()).collect::<Vec<_>>().join(" and ")
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
@@ -141,29 +164,41 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 async fn reserve(args: ReserveArgs) -> anyhow::Result<()> {
     let options = args.etcd.options();
     let (view, connection) = read_once(&options).await.with_context(|| hint(&args.etcd))?;
-    if let Some(other) = view.table.inside(&args.subnet) {
+    let key = joined(&args.subnets)?;
+    let subnets = spelled(&key);
+    if let Some(other) = key.subnets().find_map(|s| view.table.inside(&s)) {
         let holder = view.table.get(&other).map(claim::holder).unwrap_or_default();
-        bail!("{} overlaps {other} of {holder}; release that first (loden lease release)", args.subnet);
+        bail!("{subnets} overlaps {other} of {holder}; release that first (loden lease release)");
     }
     let text =
         view.config.context("there is no network config in etcd; write one with: loden config init")?;
     let config = loden_proto::config::NetworkConfig::parse(&text)?;
-    let key = LeaseKey::single(args.subnet);
     if !claim::allowed(&key, &config) {
-        bail!("{} is not a subnet that the network config allows (loden config show)", args.subnet);
+        let families = |all: &mut dyn Iterator<Item = Family>| {
+            all.map(|f| f.to_string()).collect::<Vec<_>>().join(" and ")
+        };
+        let (given, needed) = (
+            families(&mut key.subnets().map(|s| s.family())),
+            families(&mut config.pools().map(|p| p.network.family())),
+        );
+        if given != needed {
+            bail!("{subnets}: a host of this network has a subnet of {needed}, not of {given}");
+        }
+        bail!("{subnets} is not what the network config allows (loden config show)");
     }
     let mut value = LeaseValue::default();
-    match args.owner.public_ip {
-        Some(IpAddr::V4(ip)) => value.public_ip = Some(ip),
-        Some(IpAddr::V6(ip)) => value.public_ipv6 = Some(ip),
-        None => {}
+    for ip in &args.owner.public_ip {
+        match ip {
+            IpAddr::V4(ip) => value.public_ip = Some(*ip),
+            IpAddr::V6(ip) => value.public_ipv6 = Some(*ip),
+        }
     }
     if let Some(host_id) = args.owner.host_id {
         value.loden = Some(Box::new(LodenMember { host_id, ..LodenMember::default() }));
     }
     match Writer::on(&options.prefix, connection).put(&key, &value, 0, 0).await? {
-        Outcome::Written(_) => print(&format!("{} is reserved\n", args.subnet)),
-        Outcome::Conflict(_) => bail!("somebody took {} just now; see loden lease list", args.subnet),
+        Outcome::Written(_) => print(&format!("{subnets} is reserved\n")),
+        Outcome::Conflict(_) => bail!("somebody took {subnets} just now; see loden lease list"),
     }
 }
 
@@ -172,13 +207,14 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<()> {
     let (view, _) = read_once(&options).await.with_context(|| hint(&args.etcd))?;
     let found = view.table.iter().find(|(key, _)| key.subnets().any(|s| s == args.subnet));
     let Some((key, record)) = found else { bail!("nobody holds {}; see loden lease list", args.subnet) };
+    let subnets = spelled(key);
     let writer = writer(&args.etcd).await?;
     let alive = alive(&writer, record).await?;
     let holder = claim::holder(record);
     if alive && !args.force {
         bail!(
             "{} is held by {holder}, which refreshed its lease lately; stop its daemon first, or make it move with --force",
-            args.subnet
+            subnets
         );
     }
     let marked = record.value.as_ref().ok().filter(|_| alive).and_then(released);
@@ -190,15 +226,15 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<()> {
     match outcome {
         Outcome::Written(_) if marked.is_some() => print(&format!(
             "{holder} was told to move; it takes no new containers, and leaves {} when the last one is gone\n",
-            args.subnet
+            subnets
         )),
         Outcome::Written(_) if alive => print(&format!(
             "{} is free; flanneld of {holder} ends when it sees this, and takes a subnet anew when it is started again\n",
-            args.subnet
+            subnets
         )),
-        Outcome::Written(_) => print(&format!("{} is free\n", args.subnet)),
+        Outcome::Written(_) => print(&format!("{} is free\n", subnets)),
         Outcome::Conflict(_) => {
-            bail!("{} was written meanwhile; look again with loden lease list", args.subnet)
+            bail!("{} was written meanwhile; look again with loden lease list", subnets)
         }
     }
 }

@@ -38,6 +38,13 @@ pub(super) fn observe(
             observed.addresses.entry(index).or_default().push(address);
         }
     });
+    // The oldest first, as IPv4's are, and as notices append: IPv6's are dumped the youngest first
+    // (net/ipv6/addrconf.c: ipv6_link_dev_addr).
+    for all in observed.addresses.values_mut() {
+        all.sort_by_key(|a| a.address.is_ipv6());
+        let first_v6 = all.partition_point(|a| a.address.is_ipv4());
+        all[first_v6..].reverse();
+    }
     for family in Family::ALL {
         routes(socket, family, interest, &mut observed)?;
     }

@@ -42,6 +42,8 @@ pub enum Notice {
     Nexthop(u32, Nexthop),
     /// A nexthop object is gone.
     NexthopGone(u32),
+    /// Forwarding or the like was set for some interface.
+    Setting,
     /// Somebody else changed the rule set.
     Rules,
     /// Notices were lost: everything must be looked at again.
@@ -49,15 +51,21 @@ pub enum Notice {
 }
 
 // enum rtnetlink_groups (include/uapi/linux/rtnetlink.h)
-const GROUPS: [u32; 7] = [
+const GROUPS: [u32; 9] = [
     1,  // RTNLGRP_LINK
     3,  // RTNLGRP_NEIGH, FDB entries too
     5,  // RTNLGRP_IPV4_IFADDR
     7,  // RTNLGRP_IPV4_ROUTE
     9,  // RTNLGRP_IPV6_IFADDR
     11, // RTNLGRP_IPV6_ROUTE
+    24, // RTNLGRP_IPV4_NETCONF
+    25, // RTNLGRP_IPV6_NETCONF
     nexthop::GROUP,
 ];
+
+/// RTM_NEWNETCONF (include/uapi/linux/rtnetlink.h). For IPv6's `force_forwarding` it says no more than
+/// that something changed.
+const NEW_NETCONF: u16 = 80;
 
 /// The sockets that hear of changes.
 #[derive(Debug)]
@@ -70,7 +78,7 @@ impl Watch {
     /// Joins the groups. Open it before the first look, so that nothing falls between.
     pub fn open() -> io::Result<Self> {
         // Kernels before 5.3 have no nexthop group.
-        let route = Events::route(&GROUPS).or_else(|_| Events::route(&GROUPS[..6]))?;
+        let route = Events::route(&GROUPS).or_else(|_| Events::route(&GROUPS[..8]))?;
         Ok(Self { route: registered(route)?, netfilter: registered(Events::netfilter(&[nftset::GROUP])?)? })
     }
 
@@ -131,6 +139,7 @@ fn notice(reply: &Reply) -> Option<Notice> {
                 Notice::NexthopGone(id)
             });
         }
+        NEW_NETCONF => return Some(Notice::Setting),
         _ => {}
     }
     use RouteNetlinkMessage as M;

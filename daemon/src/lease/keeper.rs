@@ -23,7 +23,7 @@ use loden_core::mac;
 use loden_core::underlay::Underlay;
 use loden_proto::config::{Backend, NetworkConfig};
 use loden_proto::lease::{LeaseKey, LeaseValue};
-use loden_proto::{Family, Mac};
+use loden_proto::{Family, Mac, Subnet};
 use tokio::sync::watch;
 
 use super::{LeaseState, OwnLease, liveness, value};
@@ -77,6 +77,8 @@ enum Departure {
     Fenced(String),
     /// An operator wanted us to move, and no container is left.
     Released,
+    /// It was confirmed by a remembered config, and the one in etcd is of another network.
+    Misfit,
 }
 
 impl Keeper {
@@ -97,6 +99,9 @@ impl Keeper {
                 Departure::Gone => {
                     tracing::warn!(subnet = %key, "our lease vanished from etcd; claiming the same subnet again");
                     self.waiting("it vanished from etcd".into());
+                }
+                Departure::Misfit => {
+                    tracing::info!(subnet = %key, "our lease does not fit the network config; taking one that does");
                 }
                 Departure::Lost(holder) => {
                     self.disown(&mut last);
@@ -214,7 +219,13 @@ impl Keeper {
                 Step::Release { key, mod_revision } => {
                     tracing::info!(subnet = %key, "releasing our former subnet, which the network config no longer allows");
                     match self.writer.delete(&key, mod_revision).await {
-                        Ok(_) => ahead = Some(without(table, &key)),
+                        Ok(_) => {
+                            // What the config still allows of it is taken again.
+                            if !previous.contains(&key) {
+                                previous.push(key);
+                            }
+                            ahead = Some(without(table, &key));
+                        }
                         Err(error) => self.failed(&error, &mut backoff).await,
                     }
                     continue;
@@ -326,6 +337,9 @@ impl Keeper {
                 // An address seldom comes alone, and the connection to etcd is made anew meanwhile.
                 _ = self.facts.changed() => tokio::time::sleep(SETTLE).await,
                 _ = self.configs.changed() => {}
+            }
+            if self.configs.borrow().as_ref().is_some_and(|c| !claim::of_network(&held.key, c)) {
+                return Departure::Misfit;
             }
             let view = self.views.borrow_and_update().clone();
             if view.epoch != epoch {
@@ -443,12 +457,14 @@ impl Keeper {
         }
     }
 
-    /// The subnet in use, if it is another than this one and containers use it.
+    /// The key in use, if containers use a subnet of it that this one lacks, and who holds it.
     fn in_use_elsewhere(&self, key: &LeaseKey, table: &LeaseTable) -> Option<(LeaseKey, String)> {
-        let old = self.own.borrow().key.filter(|old| old != key)?;
+        let old = self.own.borrow().key?;
+        let missing = |s: &Subnet| key.subnet(s.family()) != Some(*s);
         let holder =
             table.get(&old).map_or_else(|| "nobody; the network config forbids it".to_owned(), claim::holder);
-        (endpoints::count_in(&self.options.allocations, &old) > 0).then_some((old, holder))
+        let used = |s: Subnet| endpoints::count_in(&self.options.allocations, &LeaseKey::single(s)) > 0;
+        old.subnets().filter(missing).any(used).then_some((old, holder))
     }
 
     /// Stops writing for good, as long as the other keeps the key.
@@ -474,6 +490,7 @@ impl Keeper {
             let facts = self.facts.borrow_and_update().clone();
             let reason = match (view.synced, config, facts) {
                 (true, Some(config), Some(facts)) => match facts.underlay.clone() {
+                    // Chosen before the config was known, or by a former one.
                     Ok(underlay) if !value::complete(&config, &underlay) => "looking at the host".to_owned(),
                     Ok(underlay) => match underlay
                         .endpoints

@@ -96,7 +96,8 @@ pub(super) fn absorb(observed: &mut Observed, notice: Notice, networks: &[(Subne
                 Need::Changes
             }
         }
-        Notice::Rules => Need::Base,
+        // A base pass reads rules and settings anew.
+        Notice::Rules | Notice::Setting => Need::Base,
         Notice::Overrun => Need::Full,
     }
 }

@@ -134,9 +134,38 @@ impl Keys {
         }
     }
 
-    /// The lease's name in a key, if it is one.
+    /// The lease's name in a key, if it is one. In the other folder it is none: with its folder's name
+    /// it is listed as malformed.
     fn lease_name<'a>(&self, key: &'a str) -> Option<&'a str> {
-        let rest = key.strip_prefix(&self.prefix)?;
-        rest.strip_prefix("/subnets/").or_else(|| rest.strip_prefix("/loden/subnets/"))
+        let rest = key.strip_prefix(&self.prefix)?.strip_prefix('/')?;
+        let name = rest.strip_prefix("subnets/").or_else(|| rest.strip_prefix("loden/subnets/"))?;
+        match LeaseKey::parse(name) {
+            Ok(lease) if self.lease(&lease) != key => Some(rest),
+            _ => Some(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_in_the_wrong_folder_is_none_and_does_not_hide_the_right_one() {
+        let keys = Keys::new("/coreos.com/network/");
+        let name = |key: &str| keys.lease_name(&format!("/coreos.com/network/{key}")).map(str::to_owned);
+        for right in ["subnets/10.5.1.0-24", "subnets/10.5.1.0-24&fd00::-64", "loden/subnets/fd00::-64"] {
+            let name = name(right).expect(right);
+            assert_eq!(
+                LeaseKey::parse(&name).map(|k| keys.lease(&k)),
+                Ok(format!("/coreos.com/network/{right}"))
+            );
+        }
+        for wrong in ["subnets/fd00::-64", "loden/subnets/10.5.1.0-24"] {
+            let error = LeaseKey::parse(&name(wrong).expect(wrong)).expect_err(wrong).to_string();
+            assert!(error.contains("loden/subnets/"), "{error}");
+        }
+        assert_eq!(name("config"), None);
+        assert_eq!(keys.lease_name("/coreos.com/network2/subnets/10.5.1.0-24"), None);
     }
 }

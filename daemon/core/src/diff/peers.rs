@@ -166,6 +166,19 @@ impl<'a> Differ<'a> {
             let route = Route { protocol: ROUTE_PROTOCOL, ..route.clone() };
             self.routes.push(Operation::SetRoute { route, replace: true });
         }
+        // The kernel looks an IPv6 gateway up even if it is `onlink`, and refuses one that another device
+        // leads to (net/ipv6/route.c: ip6_validate_gw). Ours lies inside the very subnet.
+        let goes_first = |route: &Route| {
+            subnet.family() == Family::V6
+                && right.is_none()
+                && target.is_some_and(|(device, _, onlink)| {
+                    onlink && observed.resolve(route.via).is_none_or(|(other, _)| other != device)
+                })
+        };
+        let replaced = ours
+            .iter()
+            .copied()
+            .find(|r| target.is_some() && right.is_none() && r.metric == metric && !goes_first(r));
         if let (Some((device, gateway, onlink)), None) = (target, right) {
             if let Some(other) = foreign.iter().find(|r| r.metric == metric) {
                 self.conflicts.push(Conflict(format!(
@@ -174,16 +187,15 @@ impl<'a> Differ<'a> {
                 )));
             } else {
                 let via = self.via(subnet, device, gateway, onlink);
-                let replace = ours.iter().any(|r| r.metric == metric);
+                let replace = replaced.is_some();
                 let route = Route { subnet: *subnet, via, protocol: ROUTE_PROTOCOL, metric };
                 self.routes.push(Operation::SetRoute { route, replace });
             }
         }
-        let replaced =
-            if target.is_some() && right.is_none() { ours.iter().find(|r| r.metric == metric) } else { None };
         for route in &ours {
-            if right != Some(*route) && replaced != Some(route) {
-                self.removed_routes.push(Operation::DeleteRoute((*route).clone()));
+            if right != Some(*route) && replaced != Some(*route) {
+                let list = if goes_first(route) { &mut self.before_routes } else { &mut self.removed_routes };
+                list.push(Operation::DeleteRoute((*route).clone()));
             }
         }
         // A nexthop object that no route of this subnet uses any more goes after the route.

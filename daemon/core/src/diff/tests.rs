@@ -449,3 +449,49 @@ fn foreign_devices_are_not_removed() {
         "only the leftover with our name"
     );
 }
+
+#[test]
+fn an_ipv6_route_by_another_device_goes_before_the_right_one_comes() {
+    let config = NetworkConfig::parse(
+        r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}}"#,
+    );
+    let subnet: Subnet = "fd00:0:0:2::/64".parse().expect("subnet");
+    let peer = Peer { subnet, public_address: ip("fd77::2"), ..peer(2, 2, 2, false) };
+    let endpoint = Endpoint { local: ip("fd77::1"), public: ip("fd77::1") };
+    let underlay = Underlay {
+        interface: "eth0".into(),
+        index: UNDERLAY,
+        mtu: 1500,
+        endpoints: vec![endpoint],
+        on_link: Vec::new(),
+    };
+    let desired = plan(Inputs {
+        config: &config.expect("config"),
+        own: LeaseKey::parse("fd00:0:0:1::-64").expect("key"),
+        macs: &[(Family::V6, Mac([2, 0, 0, 0, 0, 1]))].into(),
+        underlay: &underlay,
+        options: &options(),
+        adopted: &BTreeMap::new(),
+        bridges: &BTreeSet::new(),
+        peers: [(subnet, peer)].into_iter().collect(),
+    });
+    let mut observed = host(false);
+    add_device(&mut observed, &desired.devices[0]);
+    observed.links.get_mut(&DEVICE).expect("the device").up = true;
+    let via = Via::Gateway { device: UNDERLAY, gateway: ip("fd77::1"), onlink: false };
+    let wrong = Route { subnet, via, protocol: ROUTE_PROTOCOL, metric: 1024 };
+    observed.routes.insert(subnet, vec![wrong.clone()]);
+    let (operations, _) = peers(&desired, &observed, Scope::All);
+    let routes: Vec<&Operation> = operations
+        .iter()
+        .filter(|o| matches!(o, Operation::SetRoute { .. } | Operation::DeleteRoute(_)))
+        .collect();
+    assert!(
+        matches!(routes[..], [Operation::DeleteRoute(first), Operation::SetRoute { replace: false, .. }] if *first == wrong),
+        "{routes:#?}"
+    );
+    for operation in &operations {
+        applied(&mut observed, operation);
+    }
+    assert_eq!(peers(&desired, &observed, Scope::All).0, []);
+}

@@ -17,35 +17,46 @@ pub(super) fn judge(key: &LeaseKey, record: &LeaseRecord, rules: &Rules) -> Verd
     if ours || rules.own == Some(*key) || record.is_reservation() {
         return Verdict::Quiet;
     }
-    match peers_of(key, record, rules) {
-        Ok(peers) => Verdict::Sound(peers),
-        Err(reason) => Verdict::Rejected(reason),
+    let value = match &record.value {
+        Ok(value) => value,
+        Err(reason) => return Verdict::Rejected(reason.clone()),
+    };
+    let enabled: Vec<Subnet> = key.subnets().filter(|s| rules.config.pool(s.family()).is_some()).collect();
+    let (mut peers, mut reasons) = (Vec::new(), Vec::<String>::new());
+    for subnet in &enabled {
+        match half(*subnet, value, rules) {
+            Ok(peer) => peers.extend(peer),
+            // Much of what can be wrong is wrong for both.
+            Err(reason) if reasons.contains(&reason) => {}
+            Err(reason) => reasons.push(reason),
+        }
+    }
+    match (enabled.is_empty(), reasons.is_empty()) {
+        (true, _) => Verdict::Rejected(format!(
+            "{key} has no subnet of an address family that the network config enables"
+        )),
+        (_, true) => Verdict::Sound(peers, None),
+        _ if peers.is_empty() => Verdict::Rejected(reasons.join("; ")),
+        _ => {
+            Verdict::Sound(peers, Some(format!("one of its two subnets is not used: {}", reasons.join("; "))))
+        }
     }
 }
 
-fn peers_of(key: &LeaseKey, record: &LeaseRecord, rules: &Rules) -> Result<Vec<Peer>, String> {
-    let value = record.value.as_ref().map_err(Clone::clone)?;
-    let mut peers = Vec::new();
-    for subnet in key.subnets() {
-        let family = subnet.family();
-        let Some(pool) = rules.config.pool(family) else { continue };
-        if !pool.network.contains_subnet(&subnet) {
-            return Err(format!("{subnet} lies outside the network {}", pool.network));
-        }
-        if subnet.length() != pool.subnet_length {
-            return Err(format!("{subnet} is not a /{} as the network config says", pool.subnet_length));
-        }
-        if let Some(own) = rules.own.and_then(|o| o.subnet(family)).filter(|o| o.overlaps(&subnet)) {
-            return Err(format!("{subnet} overlaps our own subnet {own}"));
-        }
-        if let Some(peer) = peer(subnet, value, rules)? {
-            peers.push(peer);
-        }
+/// One of a key's subnets.
+fn half(subnet: Subnet, value: &LeaseValue, rules: &Rules) -> Result<Option<Peer>, String> {
+    let family = subnet.family();
+    let Some(pool) = rules.config.pool(family) else { return Ok(None) };
+    if !pool.network.contains_subnet(&subnet) {
+        return Err(format!("{subnet} lies outside the network {}", pool.network));
     }
-    if peers.is_empty() {
-        return Err(format!("{key} has no subnet of an address family that the network config enables"));
+    if subnet.length() != pool.subnet_length {
+        return Err(format!("{subnet} is not a /{} as the network config says", pool.subnet_length));
     }
-    Ok(peers)
+    if let Some(own) = rules.own.and_then(|o| o.subnet(family)).filter(|o| o.overlaps(&subnet)) {
+        return Err(format!("{subnet} overlaps our own subnet {own}"));
+    }
+    peer(subnet, value, rules)
 }
 
 fn peer(subnet: Subnet, value: &LeaseValue, rules: &Rules) -> Result<Option<Peer>, String> {
@@ -57,7 +68,6 @@ fn peer(subnet: Subnet, value: &LeaseValue, rules: &Rules) -> Result<Option<Peer
         let theirs = if theirs.is_empty() { "none (udp or alloc)".to_owned() } else { printable(theirs) };
         return Err(format!("its backend type is {theirs}, ours is {backend}"));
     }
-    // flannel leaves the IPv6 part out of what it cannot serve.
     let Some(public_address) = value.public_address(family) else {
         return Err(format!("it has no public {family} address"));
     };
@@ -102,10 +112,17 @@ fn check_endpoint(address: IpAddr, rules: &Rules) -> Result<(), String> {
                 || ip.is_loopback()
                 || ip.octets()[0] == 0)
         }
-        IpAddr::V6(ip) => !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback()),
+        IpAddr::V6(ip) => {
+            !(ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_loopback()
+                // Names a host on one link only, and does not say on which.
+                || ip.is_unicast_link_local()
+                || ip.to_ipv4_mapped().is_some())
+        }
     };
     if !unicast {
-        return Err(format!("its public address {address} is not a unicast address"));
+        return Err(format!("its public address {address} is not a unicast address that peers can reach"));
     }
     if rules.own_addresses.contains(&address) {
         return Err(format!("its public address {address} is our own"));

@@ -91,6 +91,108 @@ fn each_bad_lease_is_refused_with_its_reason_and_harms_no_other() {
     }
 }
 
+/// The same in a dual-stack network: we are fd00:0:0:1::/64 too, at fd77::1.
+fn dual_rules() -> Arc<Rules> {
+    let config = NetworkConfig::parse(
+        r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}}"#,
+    );
+    let mut rules = Rules {
+        config: config.expect("config"),
+        own: Some(key("10.5.1.0-24&fd00:0:0:1::-64")),
+        ..(*rules()).clone()
+    };
+    rules.own_addresses.insert("fd77::1".parse().expect("ip"));
+    Arc::new(rules)
+}
+
+/// A dual-stack value; the MACs end with 01:`mac` and 06:`mac`.
+fn dual_lease(ip: &str, ipv6: &str, mac: u8) -> String {
+    format!(
+        r#"{{"PublicIP":"{ip}","PublicIPv6":{ipv6},"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:01:{mac:02x}"}},"BackendV6Data":{{"VNI":1,"VtepMAC":"02:00:00:00:06:{mac:02x}"}}}}"#
+    )
+}
+
+/// What becomes of one more lease beside the sound 10.5.10.0-24&fd00:0:0:10::-64 and
+/// 10.5.11.0-24&fd00:0:0:11::-64: its peers and why it is refused, or half of it.
+fn beside_two(name: &str, value: &str) -> (Vec<String>, Option<String>) {
+    let mut table = LeaseTable::default();
+    for n in [10, 11] {
+        let name = format!("10.5.{n}.0-24&fd00:0:0:{n}::-64");
+        put(&mut table, &name, n, &dual_lease(&format!("192.168.0.{n}"), &format!("\"fd77::{n}\""), n as u8));
+    }
+    put(&mut table, name, 1000, value);
+    let mut book = PeerBook::default();
+    book.update(table, dual_rules(), 0);
+    let (sound, more): (Vec<String>, Vec<String>) =
+        book.peers().keys().map(Subnet::to_string).partition(|s| {
+            s.contains(".10.0") || s.contains(".11.0") || s.contains(":10::") || s.contains(":11::")
+        });
+    assert_eq!(sound.len(), 4, "{name} {value} harms others: {sound:?}");
+    let reason = book.rejected().into_iter().find(|(k, _)| k == name).map(|(_, r)| r);
+    (more, reason)
+}
+
+#[test]
+fn what_is_wrong_with_one_half_of_a_dual_stack_lease_leaves_the_other_half() {
+    let fine = "\"fd77::20\"";
+    let v4 = ["10.5.20.0/24"].as_slice();
+    let v6 = ["fd00:0:0:20::/64"].as_slice();
+    let both = ["10.5.20.0/24", "fd00:0:0:20::/64"].as_slice();
+    let name = "10.5.20.0-24&fd00:0:0:20::-64";
+    let value = |v6: &str| dual_lease("192.168.0.20", v6, 20);
+    let cases = [
+        (name, value(fine), both, ""),
+        // A host of a flannel cluster that has not been restarted with IPv6 yet.
+        ("10.5.20.0-24", lease("192.168.0.20", 20), v4, ""),
+        ("fd00:0:0:20::-64", value(fine), v6, ""),
+        (name, lease("192.168.0.20", 20), v4, "no public IPv6"),
+        (name, value("null"), v4, "no public IPv6"),
+        (name, value("\"ff02::1\""), v4, "ff02::1 is not a unicast"),
+        (name, value("\"fe80::20\""), v4, "fe80::20 is not a unicast"),
+        (name, value("\"::ffff:192.168.0.20\""), v4, "not a unicast"),
+        (name, value("\"::1\""), v4, "not a unicast"),
+        (name, value("\"fd00::77\""), v4, "inside the overlay"),
+        (name, value("\"fd77::1\""), v4, "our own"),
+        (name, dual_lease("0.0.0.0", fine, 20), v6, "no public IPv4"),
+        (name, dual_lease("239.1.1.1", fine, 20), v6, "239.1.1.1 is not a unicast"),
+        (name, value(fine).replace("06:14", "06:0a"), v4, "belongs since longer to 10.5.10.0"),
+        (name, value(fine).replace(":00:06:14", ":00:00:01"), v4, "our own"),
+        ("10.5.20.0-24&fd01:0:0:20::-64", value(fine), v4, "outside the network"),
+        ("10.5.20.0-24&fd00::-48", value(fine), v4, "not a /64"),
+        ("10.5.20.0-24&fd00:0:0:20:8000::-65", value(fine), v4, "not a /64"),
+        ("10.5.20.0-24&fd00:0:0:1::-64", value(fine), v4, "overlaps our own"),
+        ("10.5.20.0-24&fd00:0:0:10::-64", value(fine), v4, "claimed since longer"),
+        ("10.5.10.0-24&fd00:0:0:20::-64", value(fine), v6, "claimed since longer"),
+        ("10.5.10.0-24&fd00:0:0:11::-64", value(fine), &[], "claimed since longer"),
+        (name, value(fine).replace("\"vxlan\"", "\"wireguard\""), &[], "backend type is wireguard"),
+        ("fd01::-64", value(fine), &[], "outside the network"),
+        ("10.5.20.0-24&FD00:0:0:20::-64", value(fine), &[], "10.5.20.0-24&fd00:0:0:20::-64"),
+        ("10.5.20.0-24&fd00:0000:0:20::-64", value(fine), &[], "10.5.20.0-24&fd00:0:0:20::-64"),
+        // One way to write a key, or two keys would be one lease.
+        ("10.5.10.0-24&FD00:0:0:10::-64", "garbage".into(), &[], "10.5.10.0-24&fd00:0:0:10::-64"),
+    ];
+    for (name, value, peers, reason) in cases {
+        let (more, refused) = beside_two(name, &value);
+        assert_eq!(more, peers, "{name} {value}: {refused:?}");
+        match (reason, &refused) {
+            ("", None) => {}
+            (part, Some(said)) if !part.is_empty() && said.contains(part) => {}
+            _ => panic!("{name} {value}: {refused:?} instead of {reason:?}"),
+        }
+    }
+}
+
+#[test]
+fn other_hosts_of_the_alloc_backend_are_no_peers_and_nothing_is_wrong_with_them() {
+    let config =
+        NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"alloc"}}"#).expect("config");
+    let mut table = LeaseTable::default();
+    put(&mut table, "10.5.2.0-24", 1, r#"{"PublicIP":"192.168.0.2"}"#);
+    let mut book = PeerBook::default();
+    book.update(table, Arc::new(Rules { config, ..(*rules()).clone() }), 0);
+    assert_eq!((book.peers().len(), book.rejected()), (0, Vec::new()));
+}
+
 #[test]
 fn a_younger_claim_gets_its_turn_when_the_older_goes() {
     let mut table = twenty();
@@ -107,25 +209,31 @@ fn a_younger_claim_gets_its_turn_when_the_older_goes() {
 proptest! {
     #[test]
     fn updates_one_by_one_end_where_one_look_at_everything_ends(
-        changes in prop::collection::vec((0u8..6, 0u8..3, 1u8..5, 1u8..5, any::<bool>()), 1..40),
+        changes in prop::collection::vec((0u8..6, 0u8..4, 1u8..5, 1u8..5, any::<bool>()), 1..40),
+        dual in any::<bool>(),
     ) {
+        let rules = if dual { dual_rules() } else { rules() };
         let mut table = LeaseTable::default();
         let mut step_by_step = PeerBook::default();
         for (n, (subnet, form, ip, mac, delete)) in changes.into_iter().enumerate() {
             let name = match form {
                 0 => format!("10.5.{}.0-24", subnet + 2),
                 1 => format!("10.5.{}.0-24&fd00::-64", subnet + 2),
+                2 => format!("10.5.{}.0-24&fd00:0:0:{}::-64", subnet + 2, mac + 1),
                 _ => format!("10.5.{}.0-25", subnet + 2),
             };
             match delete {
                 true => table.delete(&name),
-                false => put(&mut table, &name, n as i64 + 1, &lease(&format!("192.168.0.{}", ip + 1), mac)),
+                false => {
+                    let ipv6 = if ip == 1 { "null".into() } else { format!("\"fd77::{ip}\"") };
+                    put(&mut table, &name, n as i64 + 1, &dual_lease(&format!("192.168.0.{}", ip + 1), &ipv6, mac));
+                }
             }
             // Slow enough that nothing is held.
-            step_by_step.update(table.clone(), rules(), n as u64 * 20_000);
+            step_by_step.update(table.clone(), rules.clone(), n as u64 * 20_000);
             step_by_step.tick(n as u64 * 20_000 + 1000);
             let mut at_once = PeerBook::default();
-            at_once.update(table.clone(), rules(), 0);
+            at_once.update(table.clone(), rules.clone(), 0);
             prop_assert_eq!(step_by_step.peers(), at_once.peers());
             prop_assert_eq!(step_by_step.rejected(), at_once.rejected());
         }
