@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::process::{self, Process, lock};
 use crate::{Container, Host, Output, eventually};
@@ -345,25 +345,18 @@ impl Docker {
         let found: Value = serde_json::from_str(&output.stdout).map_err(|_| output.describe())?;
         let pid = found[0]["State"]["Pid"].as_u64().filter(|pid| *pid != 0);
         let pid = pid.ok_or_else(|| format!("it does not run: {}", found[0]["State"]))?;
-        let mut ips = Vec::new();
-        for network in
-            found[0]["NetworkSettings"]["Networks"].as_object().into_iter().flat_map(|n| n.values())
-        {
-            for (address, length) in
-                [("IPAddress", "IPPrefixLen"), ("GlobalIPv6Address", "GlobalIPv6PrefixLen")]
-            {
-                let address = network[address].as_str().filter(|a| !a.is_empty());
-                ips.extend(address.map(|a| json!({"address": format!("{a}/{}", network[length])})));
-            }
+        let settings = &found[0]["NetworkSettings"];
+        let networks = || settings["Networks"].as_object().into_iter().flat_map(|n| n.values());
+        let of = |key: &'static str| networks().filter_map(move |n| n[key].as_str()?.parse().ok());
+        let addresses: Vec<IpAddr> = of("IPAddress").chain(of("GlobalIPv6Address")).collect();
+        if addresses.is_empty() {
+            return Err(format!("it has no address: {settings}"));
         }
-        let first = ips.first().and_then(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok());
-        let first: IpAddr =
-            first.ok_or_else(|| format!("it has no address: {}", found[0]["NetworkSettings"]))?;
         let dockerd = first_pid(&self.process()).ok_or("dockerd has ended")?;
         // Docker tells the number inside its own PID namespace.
         let path = format!("/proc/{}/root/proc/{pid}/ns/net", dockerd.as_raw_nonzero());
         let ns = crate::Ns::open(Path::new(&path)).map_err(|e| format!("{path}: {e}"))?;
-        Ok(Container::new(&self.host, name, Arc::new(ns), first, None, json!({ "ips": ips })))
+        Ok(Container::new(&self.host, name, Arc::new(ns), addresses, None, Value::Null))
     }
 
     /// `docker rm --force`.

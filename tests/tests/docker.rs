@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
 
+use loden_proto::Family;
 use loden_tests::story::{Cluster, SOON, VXLAN};
 use loden_tests::{Container, Docker, Engine, Host, Lab, eventually, kernel, matrix, probe};
 use serde_json::json;
@@ -368,8 +369,7 @@ fn daemon_json_wires_it_too(engine: Engine) {
     let [a1, b1] = &containers;
     matrix(&[a1, b1]);
     assert_reach(a1, b1);
-    let six = |container: &Container| container.addresses().into_iter().find(IpAddr::is_ipv6);
-    let (from, to) = (six(a1).expect("IPv6"), six(b1).expect("IPv6"));
+    let (from, to) = (a1.address_of(Family::V6), b1.address_of(Family::V6));
     assert_source("TCP by IPv6", from, || probe::tcp_source(a1.ns(), to));
     lab.check_invariants();
 }
