@@ -16,11 +16,17 @@ PEERS := $(CURDIR)/target/peers
 BUILD_PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev
 CHECK_PACKAGES := jq systemd
 TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace \
-	conntrack openssl procps util-linux kmod ethtool iptables \
+	conntrack openssl procps util-linux kmod ethtool iptables libdevmapper1.02.1 \
 	dbus firewalld ufw network-manager
+# Unpacked for the lab, not installed.
+DOCKER_PACKAGES := docker.io containerd runc busybox-static '?docker-cli'
 
 CARGO_DENY_VERSION := 0.20.2
 FLANNEL_VERSION := v0.28.7
+# Docker publishes its module under versions of its own; the second is the release it became.
+MOBY_VERSION := v2.0.0-beta.24
+DOCKER29_VERSION := 29.8.0
+RUNC_VERSION := v1.4.0
 
 PREFIX ?= /usr
 DESTDIR ?=
@@ -29,7 +35,7 @@ CNI_BIN ?= /opt/cni/bin
 .PHONY: help
 help: ## List these commands
 	@echo 'Usage: make COMMAND'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: deps build-deps check-deps
 deps: ## Install the Debian packages that building, testing and the demo need
@@ -55,8 +61,11 @@ HOST_TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-'
 TEST_RUNNER := CARGO_TARGET_$(HOST_TRIPLE)_RUNNER='sudo -E'
 endif
 .PHONY: test
-test: deps build ## Unit tests, property tests and lab scenarios (the lab needs root)
+test: deps docker build ## Unit tests, property tests and lab scenarios (the lab needs root)
 	$(TEST_RUNNER) cargo test --locked --workspace
+.PHONY: test-docker29
+test-docker29: deps docker docker29 build ## The scenarios with Docker again, with Docker 29 (needs Go)
+	$(TEST_RUNNER) cargo test --locked -p loden-tests --test docker -- --ignored docker29
 
 .PHONY: check
 check: check-deps $(TOOLS)/bin/cargo-deny ## Format, lints, documentation, each crate alone, licences, unit hardening
@@ -87,6 +96,21 @@ peers: ## Build the real flanneld that mixed-cluster tests run against (skipped 
 		-ldflags '-s -w -X github.com/flannel-io/flannel/pkg/version.Version=$(FLANNEL_VERSION)' \
 		github.com/flannel-io/flannel@$(FLANNEL_VERSION); \
 	mv '$(PEERS)/flannel' '$(PEERS)/flanneld'
+
+.PHONY: docker docker29
+docker: ## Fetch Debian's Docker for the lab, without installing it
+	@scripts/unpack-debs '$(PEERS)/docker' $(DOCKER_PACKAGES)
+# Debian's runc and docker-proxy are too old for it.
+docker29: ## Build Docker 29 for the lab (needs Go)
+	@if [ -x '$(PEERS)/docker29/dockerd' ] && [ -x '$(PEERS)/docker29/docker-proxy' ] && [ -x '$(PEERS)/docker29/runc' ]; then exit 0; fi; \
+	command -v go >/dev/null || { echo 'docker29: Go is not installed' >&2; exit 1; }; \
+	scripts/install-deps gcc libc6-dev libseccomp-dev pkg-config; \
+	echo 'docker29: building Docker $(DOCKER29_VERSION)'; \
+	export GOBIN='$(PEERS)/docker29' GOFLAGS=-mod=mod; \
+	CGO_ENABLED=0 go install -tags 'netgo osusergo exclude_graphdriver_btrfs' \
+		-ldflags '-s -w -X github.com/moby/moby/v2/dockerversion.Version=$(DOCKER29_VERSION)' \
+		github.com/moby/moby/v2/cmd/dockerd@$(MOBY_VERSION) github.com/moby/moby/v2/cmd/docker-proxy@$(MOBY_VERSION); \
+	CGO_ENABLED=1 go install -tags seccomp -ldflags '-s -w' github.com/opencontainers/runc@$(RUNC_VERSION)
 
 .PHONY: install
 install: ## Install what `make release` built (DESTDIR, PREFIX, CNI_BIN)

@@ -26,7 +26,7 @@ fn all() -> impl Iterator<Item = (u32, Option<String>)> {
     processes.filter_map(move |entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         let folder = entry.path();
-        let named = fs::read(folder.join("comm")).ok()? .starts_with(b"flanneld");
+        let named = fs::read(folder.join("comm")).ok()?.starts_with(b"flanneld");
         (named && namespace(&folder) == own).then_some(())?;
         let words = |file| -> Vec<String> {
             let bytes = fs::read(folder.join(file)).unwrap_or_default();

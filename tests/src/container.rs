@@ -140,7 +140,7 @@ fn cni(host: &Host, command: &str, name: &str, conf: &Value) -> Result<String, S
 }
 
 impl Container {
-    fn new(
+    pub(crate) fn new(
         host: &Host,
         name: &str,
         ns: Arc<Ns>,

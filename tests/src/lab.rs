@@ -13,7 +13,7 @@ use std::time::Duration;
 use loden_proto::Family;
 
 use crate::process::{Process, lock};
-use crate::{Etcd, Host, Ns, Security, invariants, world};
+use crate::{Etcd, Host, Ns, Security, docker, invariants, world};
 
 /// A layer-2 segment of the underlay. The wire's namespace routes between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,7 +114,10 @@ impl Lab {
     pub fn new(name: &str) -> Self {
         static LABS: AtomicU32 = AtomicU32::new(0);
         let base = base_dir();
-        sweep(&base);
+        sweep(&base, world::remove_dir);
+        for root in docker::cgroup_roots() {
+            sweep(&root, docker::remove_cgroup);
+        }
         let short: String = name.chars().take(24).collect();
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let dir = base.join(format!("{FOLDER}{}-{number}-{short}", std::process::id()));
@@ -230,6 +233,10 @@ impl Drop for Lab {
         // These point back at the shared part, which would keep itself alive.
         let _hosts = std::mem::take(&mut *lock(&self.shared.hosts));
         let _etcd = lock(&self.shared.etcd).take();
+        let name = self.shared.dir.file_name().expect("a lab's folder");
+        for root in docker::cgroup_roots() {
+            docker::remove_cgroup(&root.join(name));
+        }
         world::remove_dir(&self.shared.dir);
     }
 }
@@ -269,13 +276,13 @@ fn base_dir() -> PathBuf {
 }
 
 /// Removes folders of runs that were killed.
-fn sweep(base: &Path) {
+fn sweep(base: &Path, remove: fn(&Path)) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(rest) = name.to_str().and_then(|n| n.strip_prefix(FOLDER)) else { continue };
         let pid = rest.split('-').next().unwrap_or_default();
         if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
-            world::remove_dir(&entry.path());
+            remove(&entry.path());
         }
     }
 }

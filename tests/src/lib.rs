@@ -14,11 +14,13 @@
 //!
 //! Everything hangs on file descriptors and children of the test process: namespaces live as
 //! long as the descriptors, children get SIGKILL when the process dies, mounts are private to a
-//! host's mount namespace. So an interrupted run leaves nothing but a folder, which the next
-//! `Lab::new` sweeps. `LODEN_LAB_PAUSE=1` keeps a failed scenario standing, to look around.
+//! host's mount namespace, Docker and its containers to a PID namespace. So an interrupted run
+//! leaves nothing but a folder and Docker's empty cgroups, which the next `Lab::new` sweeps.
+//! `LODEN_LAB_PAUSE=1` keeps a failed scenario standing, to look around.
 
 mod container;
 mod daemon;
+mod docker;
 mod etcd;
 mod foreign;
 mod host;
@@ -36,6 +38,7 @@ mod world;
 
 pub use container::{Container, matrix};
 pub use daemon::Daemon;
+pub use docker::{Docker, Engine};
 pub use etcd::{Etcd, PREFIX};
 pub use host::Host;
 pub use lab::{Lab, Segment};

@@ -1,8 +1,10 @@
 //! Namespaces held by descriptors, and running code and programs inside them.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -24,6 +26,11 @@ impl Ns {
         let ns = Self::build(UnshareFlags::NEWNET, || ());
         ns.ip("link set lo up");
         ns
+    }
+
+    /// An existing network namespace.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { net: File::open(path)?.into(), others: Vec::new() })
     }
 
     /// New namespaces; `prepare` runs inside them on a thread of its own before they are kept.

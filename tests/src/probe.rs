@@ -107,14 +107,23 @@ fn serve_tcp(listener: &TcpListener, stop: &AtomicBool) {
 
 /// The source of a UDP datagram as the echo server at `target` saw it; `None` without an answer.
 pub fn udp_source(from: &Ns, target: IpAddr) -> Option<IpAddr> {
-    udp_source_bound(from, any(target), target)
+    udp_source_at(from, SocketAddr::new(target, ECHO_PORT))
+}
+
+/// The same by another port, which something on the way leads to the server.
+pub fn udp_source_at(from: &Ns, target: SocketAddr) -> Option<IpAddr> {
+    udp_answer(from, any(target.ip()), target)
 }
 
 /// The same, sent from a given address of the sender.
 pub fn udp_source_bound(from: &Ns, source: IpAddr, target: IpAddr) -> Option<IpAddr> {
+    udp_answer(from, source, SocketAddr::new(target, ECHO_PORT))
+}
+
+fn udp_answer(from: &Ns, source: IpAddr, target: SocketAddr) -> Option<IpAddr> {
     let socket = from.within(|| UdpSocket::bind((source, 0))).ok()?;
     socket.set_read_timeout(Some(PATIENCE)).ok()?;
-    socket.send_to(WHO, (target, ECHO_PORT)).ok()?;
+    socket.send_to(WHO, target).ok()?;
     let mut buffer = [0; 64];
     let (length, _) = socket.recv_from(&mut buffer).ok()?;
     std::str::from_utf8(&buffer[..length]).ok()?.parse().ok()
@@ -122,7 +131,11 @@ pub fn udp_source_bound(from: &Ns, source: IpAddr, target: IpAddr) -> Option<IpA
 
 /// The source of a TCP connection as the echo server at `target` saw it.
 pub fn tcp_source(from: &Ns, target: IpAddr) -> Option<IpAddr> {
-    let target = SocketAddr::new(target, ECHO_PORT);
+    tcp_source_at(from, SocketAddr::new(target, ECHO_PORT))
+}
+
+/// The same by another port, which something on the way leads to the server.
+pub fn tcp_source_at(from: &Ns, target: SocketAddr) -> Option<IpAddr> {
     let mut stream = from.within(|| TcpStream::connect_timeout(&target, PATIENCE)).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let mut text = String::new();

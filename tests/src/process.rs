@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -147,6 +148,7 @@ pub struct Process {
     name: String,
     child: Mutex<Child>,
     log: PathBuf,
+    heir: OnceLock<OwnedFd>,
 }
 
 impl Process {
@@ -154,7 +156,12 @@ impl Process {
     pub(crate) fn start(name: &str, mut command: Command, log: &Path) -> io::Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        Ok(Self { name: name.into(), child: Mutex::new(spawn(command)?), log: log.into() })
+        Ok(Self {
+            name: name.into(),
+            child: Mutex::new(spawn(command)?),
+            log: log.into(),
+            heir: OnceLock::new(),
+        })
     }
 
     /// The name it was started under.
@@ -185,12 +192,21 @@ impl Process {
         wait_within(&mut lock(&self.child), limit)
     }
 
+    /// Another process dies when this one does, but takes its time: killing this one waits for it.
+    pub(crate) fn takes_along(&self, heir: OwnedFd) {
+        let _ = self.heir.set(heir);
+    }
+
     /// SIGKILL, and waits.
     pub fn kill9(&self) {
         let mut child = lock(&self.child);
         if let Ok(None) = child.try_wait() {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        if let Some(heir) = self.heir.get() {
+            let limit = Timespec::try_from(COMMAND_LIMIT).expect("a short duration");
+            let _ = poll(&mut [PollFd::new(heir, PollFlags::IN)], Some(&limit));
         }
     }
 

@@ -1,8 +1,10 @@
 //! The lab itself, without Loden: hosts look like machines, etcd behaves, nothing is left behind.
 
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
-use loden_tests::{Lab, PREFIX, Security, eventually, probe};
+use loden_tests::{Engine, Lab, PREFIX, Security, eventually, probe};
 
 #[test]
 fn hosts_look_like_machines_and_keep_their_disk_over_a_reboot() {
@@ -66,12 +68,12 @@ fn a_stream_counts_what_is_lost_and_only_that() {
     let [a, b] = lab.hosts();
     let echo = probe::Echo::start(&b.ns(), b.address());
     let stream = probe::Stream::start(&a.ns(), echo.address(), 10_000);
-    std::thread::sleep(Duration::from_millis(500));
+    thread::sleep(Duration::from_millis(500));
     let losses = stream.stop();
     assert!(losses.sent > 3000 && losses.lost == 0, "{losses:?}");
     b.ns().nft("add table inet losses\nadd chain inet losses input { type filter hook input priority 0; }\nadd rule inet losses input udp dport 7 numgen inc mod 10 0 drop");
     let stream = probe::Stream::start(&a.ns(), echo.address(), 1000);
-    std::thread::sleep(Duration::from_millis(500));
+    thread::sleep(Duration::from_millis(500));
     let losses = stream.stop();
     assert!((losses.sent / 10).abs_diff(losses.lost) <= 2, "one in ten is dropped: {losses:?}");
 }
@@ -117,10 +119,10 @@ fn an_interrupted_run_leaves_no_process_and_its_folder_is_swept() {
     let lab = Lab::new("survivor");
     let told = lab.dir().join("told");
     let exe = std::env::current_exe().expect("this executable").display().to_string();
-    let mut victim = std::process::Command::new(exe)
+    let mut victim = Command::new(exe)
         .args(["--exact", "--ignored", "the_victim_of_an_interrupt"])
         .env("LODEN_LAB_TELL", &told)
-        .stdout(std::process::Stdio::null())
+        .stdout(Stdio::null())
         .spawn()
         .expect("starting this executable again");
     let (pid, dir) = eventually(Duration::from_secs(10), "the victim has its lab", || {
@@ -145,5 +147,57 @@ fn the_victim_of_an_interrupt() {
     let text = format!("{} {}\n", sleeper.pid(), lab.dir().display());
     let part = std::path::Path::new(&told).with_extension("part");
     std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, &told)).expect("telling the survivor");
-    std::thread::sleep(Duration::from_secs(60));
+    thread::sleep(Duration::from_secs(60));
+}
+
+#[test]
+fn a_killed_run_leaves_no_container_behind() {
+    let lab = Lab::new("docker_survivor");
+    let told = lab.dir().join("told");
+    let exe = std::env::current_exe().expect("this executable");
+    let mut victim = Command::new(exe)
+        .args(["--exact", "--ignored", "the_victim_of_a_kill"])
+        .env("LODEN_LAB_TELL", &told)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("starting this executable again");
+    let text = eventually(Duration::from_secs(40), "the victim has a container", || {
+        if let Ok(Some(_)) = victim.try_wait() {
+            return Some("skipped".to_owned());
+        }
+        std::fs::read_to_string(&told).ok().filter(|t| t.ends_with('\n'))
+    });
+    let Some((name, pids)) = text.trim_end().split_once(' ') else { return };
+    let pids: Vec<&str> = pids.split(' ').collect();
+    assert!(pids.len() >= 4, "dockerd, containerd, a shim and a container: {pids:?}");
+    victim.kill().and_then(|()| victim.wait()).expect("an own child");
+    eventually(Duration::from_secs(15), "all processes have ended", || {
+        let alive = |pid: &&&str| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            // One that has ended may wait a little for whom it was left to.
+            status.lines().any(|l| l.starts_with("State:") && !l.contains('Z') && !l.contains('X'))
+        };
+        let left: Vec<&&str> = pids.iter().filter(alive).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+    drop(Lab::new("docker_sweeper"));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("the mounts");
+    assert!(!mounts.contains(name), "{mounts}");
+    let found = Command::new("find").args(["/sys/fs/cgroup", "/dev/shm", "-name", name]).output();
+    let found = String::from_utf8_lossy(&found.expect("running find").stdout).into_owned();
+    assert_eq!(found, "", "folders and cgroups are swept");
+}
+
+#[test]
+#[ignore = "started by a_killed_run_leaves_no_container_behind"]
+fn the_victim_of_a_kill() {
+    let Some(told) = std::env::var_os("LODEN_LAB_TELL") else { return };
+    let lab = Lab::new("docker_victim");
+    let Some(docker) = lab.host("a").docker(Engine::DebianNft) else { return };
+    docker.start("");
+    let _a1 = docker.container("a1");
+    let name = lab.dir().file_name().expect("a lab's folder").display().to_string();
+    let pids: Vec<String> = docker.processes().iter().map(u32::to_string).collect();
+    std::fs::write(told, format!("{name} {}\n", pids.join(" "))).expect("telling the survivor");
+    thread::sleep(Duration::from_secs(60));
 }
