@@ -13,7 +13,8 @@ use serde_json::Value;
 use crate::foreign::Foreign;
 use crate::lab::{Segment, Shared};
 use crate::process::{Process, lock};
-use crate::{Ns, Output, world};
+use crate::story::SOON;
+use crate::{Ns, Output, eventually, world};
 
 /// A host of the lab. Clones are the same host.
 #[derive(Debug, Clone)]
@@ -165,6 +166,25 @@ impl Host {
     #[track_caller]
     pub fn status(&self) -> Status {
         self.try_status(&[]).unwrap_or_else(|e| panic!("status of {}: {e}", self.name()))
+    }
+
+    /// Asserts that `loden status` names a problem in a line that holds all of these texts.
+    #[track_caller]
+    pub fn status_names(&self, words: &[&str]) {
+        eventually(SOON, &format!("status of {} names {words:?}", self.name()), || {
+            let problems = self.try_status(&[])?.problems;
+            let told = problems.iter().any(|p| words.iter().all(|w| p.contains(w)));
+            if told { Ok(()) } else { Err(format!("{problems:#?}")) }
+        });
+    }
+
+    /// Asserts that `loden status` knows of no problem.
+    #[track_caller]
+    pub fn status_is_content(&self) {
+        eventually(SOON, &format!("status of {} has no problem", self.name()), || {
+            let problems = self.try_status(&[])?.problems;
+            if problems.is_empty() { Ok(()) } else { Err(format!("{problems:#?}")) }
+        });
     }
 
     /// `loden status --json` with further flags; the error says what came instead.

@@ -386,8 +386,10 @@ fn docker_left_to_its_defaults_is_cut_off(engine: Engine) {
     let seen =
         eventually(SOON, "a1 is heard", || probe::udp_source(a1.ns(), b1.echo().ip()).ok_or("not yet"));
     assert_ne!(seen, a1.address(), "Docker hides its containers");
+    a.host().status_names(&["Docker", "masquerades", "--ip-masq=false"]);
     if engine.is_29() {
         assert!(!connects(&b1, &a1), "Docker 29 lets nobody in");
+        a.host().status_names(&["Docker", "from loden.1 to docker0", "loden docker-opts"]);
     } else {
         assert!(connects(&b1, &a1), "our rules open Docker's firewall");
     }
@@ -404,13 +406,22 @@ fn docker_left_to_its_defaults_is_cut_off(engine: Engine) {
         a.start(&without(&options, &[left_out]));
         let a1 = a.container("a1");
         assert_eq!(connects(&b1, &a1), enough, "without {left_out}");
+        match enough {
+            true => a.host().status_is_content(),
+            false => a.host().status_names(&["Docker", "from loden.1 to docker0", "loden docker-opts"]),
+        }
         a.remove(a1);
     }
+    // A subnet that another host may have by now.
+    a.stop();
+    a.start("DOCKER_OPTS=\"--bip=10.5.250.1/24 --ip-masq=false\"");
+    a.host().status_names(&["docker0 holds 10.5.250.1", "loden docker-opts"]);
     // The right options, but nobody to open Docker's firewall.
     a.stop();
     a.start(&a.options(&[]));
     let a1 = a.container("a1");
     matrix(&[&a1, &b1]);
+    a.host().status_is_content();
     scene.cluster.daemons[0].terminate();
     if engine.by_iptables() {
         a.run(&["iptables", "-F", "DOCKER-USER"]);

@@ -99,16 +99,8 @@ impl Scene {
         for words in
             ["drops VXLAN packets (UDP port 8472)", "from loden.1 to loden0", "from loden0 to loden6.1"]
         {
-            status_names(&self.a, &[manager, words]);
+            self.a.status_names(&[manager, words]);
         }
-    }
-
-    #[track_caller]
-    fn status_is_content(&self) {
-        eventually(SOON, "status has no problem", || {
-            let problems = self.a.try_status(&[])?.problems;
-            if problems.is_empty() { Ok(()) } else { Err(format!("{problems:#?}")) }
-        });
     }
 
     #[track_caller]
@@ -127,15 +119,6 @@ impl Scene {
         assert!(self.a.status().repairs.is_empty(), "{:?}", self.a.status().repairs);
         self.lab.check_invariants();
     }
-}
-
-#[track_caller]
-fn status_names(host: &Host, words: &[&str]) {
-    eventually(SOON, &format!("status names {words:?}"), || {
-        let problems = host.try_status(&[])?.problems;
-        let told = problems.iter().any(|p| words.iter().all(|w| p.contains(w)));
-        if told { Ok(()) } else { Err(format!("{problems:#?}")) }
-    });
 }
 
 /// Tries connections all at once: a firewall that drops costs the patience of each.
@@ -168,7 +151,7 @@ fn firewalld_opens_by_files_and_lines(backend: &str) {
     scene.a.install_firewalld_files();
     type_on(&scene.a, &documented("firewalld")[0]);
     scene.overlay_is_open("with our zones and the port, after reloads");
-    scene.status_is_content();
+    scene.a.status_is_content();
     scene.the_rest_is_closed();
     firewalld.restart();
     scene.overlay_is_open("after a restart of firewalld");
@@ -195,7 +178,7 @@ fn ufw_opens_by_lines(scene: &Scene) {
     scene.a.install_ufw_profile();
     type_on(&scene.a, &documented("ufw")[0]);
     scene.overlay_is_open("with the lines of the documentation");
-    scene.status_is_content();
+    scene.a.status_is_content();
     scene.the_rest_is_closed();
     scene.a.run(&["ufw", "reload"]);
     scene.overlay_is_open("after a reload");
@@ -234,7 +217,7 @@ fn rules_of_ones_own() {
         scene.a.ns().nft(&format!("add rule inet mine {hook} {rule}"));
     }
     scene.overlay_is_open("with the rules of the documentation");
-    scene.status_is_content();
+    scene.a.status_is_content();
     scene.the_rest_is_closed();
     scene.nothing_of_ours_was_touched(&table);
 }
@@ -254,8 +237,8 @@ fn packets_without_encapsulation_need_one_more_rule() {
     type_on(b, &documented("ufw")[0]);
     let ways = [(a1.ns(), b1.echo().ip(), None), (b1.ns(), a1.echo().ip(), None)];
     assert!(tried(&ways).iter().all(|(_, open)| !open), "{:?}", tried(&ways));
-    status_names(a, &["firewalld", "from eth0 to loden0"]);
-    status_names(b, &["ufw", "from eth0 to loden0"]);
+    a.status_names(&["firewalld", "from eth0 to loden0"]);
+    b.status_names(&["ufw", "from eth0 to loden0"]);
     type_on(a, &documented("firewalld")[1]);
     a.run(&["firewall-cmd", "--reload"]);
     type_on(b, &documented("ufw")[1]);

@@ -1,26 +1,7 @@
 //! Other people's rules that break the overlay are named in `status`, with their mend.
 
-use std::time::Instant;
-
-use loden_tests::story::{Cluster, SOON, VXLAN};
-use loden_tests::{Host, eventually, matrix};
-
-#[track_caller]
-fn tells(host: &Host, words: &[&str]) {
-    eventually(SOON, &format!("status tells of {words:?}"), || {
-        let status = host.try_status(&[])?;
-        let told = |line: &String| words.iter().all(|w| line.contains(w));
-        if status.problems.iter().any(told) { Ok(()) } else { Err(format!("{:#?}", status.problems)) }
-    });
-}
-
-#[track_caller]
-fn is_content(host: &Host) {
-    eventually(SOON, "status has no problem", || {
-        let status = host.try_status(&[])?;
-        if status.problems.is_empty() { Ok(()) } else { Err(format!("{:#?}", status.problems)) }
-    });
-}
+use loden_tests::story::{Cluster, VXLAN};
+use loden_tests::{Host, matrix};
 
 fn rules(host: &Host, lines: &[&str]) {
     for line in lines {
@@ -34,7 +15,7 @@ fn a_firewall_that_drops_vxlan_is_named_and_believed_when_opened() {
     let [a, b] = &cluster.hosts;
     let (a1, b1) = (a.container("a1"), b.container("b1"));
     matrix(&[&a1, &b1]);
-    is_content(a);
+    a.status_is_content();
     a.ns().nft(
         "table inet guard {
              chain in {
@@ -46,16 +27,16 @@ fn a_firewall_that_drops_vxlan_is_named_and_believed_when_opened() {
          }",
     );
     assert!(!b1.pings(a1.address()), "the model is right: nothing gets in");
-    tells(a, &["chain in of inet guard", "8472", "eth0"]);
+    a.status_names(&["chain in of inet guard", "8472", "eth0"]);
     a.ns().nft("add rule inet guard in ip saddr 192.168.77.0/24 udp dport 8472 accept");
     matrix(&[&a1, &b1]);
-    is_content(a);
+    a.status_is_content();
     // The same by the older iptables.
     rules(a, &["iptables-legacy -P INPUT DROP"]);
-    tells(a, &["chain INPUT of iptables-legacy filter", "8472"]);
+    a.status_names(&["chain INPUT of iptables-legacy filter", "8472"]);
     rules(a, &["iptables-legacy -A INPUT -p udp -m udp --dport 8472 -j ACCEPT"]);
     matrix(&[&a1, &b1]);
-    is_content(a);
+    a.status_is_content();
     cluster.lab.check_invariants();
 }
 
@@ -67,21 +48,18 @@ fn a_forwarding_policy_and_a_masquerade_are_named() {
     matrix(&[&a1, &b1]);
     rules(a, &["iptables-nft -P FORWARD DROP"]);
     assert!(!a1.pings(b1.address()));
-    tells(a, &["chain FORWARD of ip filter", "from loden0 to loden.1"]);
+    a.status_names(&["chain FORWARD of ip filter", "from loden0 to loden.1"]);
     rules(a, &["iptables-nft -A FORWARD -i loden0 -j ACCEPT", "iptables-nft -A FORWARD -o loden0 -j ACCEPT"]);
     matrix(&[&a1, &b1]);
-    is_content(a);
+    a.status_is_content();
     // As Docker or a CNI plugin with ipMasq would.
     let own = a.subnet().to_string();
     rules(a, &[&format!("iptables-nft -t nat -A POSTROUTING -s {own} ! -o loden0 -j MASQUERADE")]);
-    tells(a, &["chain POSTROUTING of ip nat", "masquerades", "ip-masq=false"]);
+    a.status_names(&["chain POSTROUTING of ip nat", "masquerades", "ip-masq=false"]);
     // As Docker 28 does for each container.
     let container = a1.address().to_string();
     rules(a, &[&format!("iptables-nft -t raw -A PREROUTING -d {container} ! -i loden0 -j DROP")]);
-    tells(a, &["chain PREROUTING of ip raw", "from loden.1 to loden0"]);
-    let started = Instant::now();
-    let _ = a.status();
-    eprintln!("status took {:?}", started.elapsed());
+    a.status_names(&["chain PREROUTING of ip raw", "from loden.1 to loden0"]);
 }
 
 #[test]
