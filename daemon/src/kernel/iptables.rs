@@ -6,7 +6,7 @@
 
 use std::io::ErrorKind;
 
-use loden_core::docker::user_chain::{BackEnd, CHAIN, Change, UserChains};
+use loden_core::docker::user_chain::{self, BackEnd, CHAIN, Change, UserChains};
 use loden_netlink::{Socket, nftset};
 use loden_proto::Family;
 
@@ -25,30 +25,25 @@ pub(super) async fn user_chains(socket: &mut Socket, families: &[Family]) -> Use
             if !there {
                 continue;
             }
-            let program = name(back_end, *family, "");
-            match program::run(&[&program], &["-w", "5", "-S", CHAIN], "", "iptables").await {
-                Ok(text) => {
-                    let rules = text.lines().filter(|l| l.starts_with("-A ")).map(str::to_owned);
-                    all.insert((back_end, *family), rules.collect());
-                }
-                // The legacy table may well be there without Docker's chain.
-                Err(error) if back_end == BackEnd::Nft => tracing::warn!("cannot read {CHAIN}: {error}"),
-                Err(_) => {}
+            match save(back_end, *family, &["-t", "filter"]).await {
+                Ok(text) => all.extend(user_chain::read(&text).map(|rules| ((back_end, *family), rules))),
+                Err(error) => tracing::warn!("cannot read {CHAIN}: {error}"),
             }
         }
     }
     all
 }
 
-/// Carries a change out in one transaction.
+/// Carries a change out in one transaction. Does not wait for the lock of the older iptables, which
+/// somebody may hold for long: the loop tries again.
 pub(super) async fn restore(change: &Change) -> Result<(), String> {
     let program = name(change.back_end, change.family, "-restore");
-    program::run(&[&program], &["-w", "5", "--noflush"], &change.script, "iptables").await.map(drop)
+    program::run(&[&program], &["--noflush"], &change.script, "iptables").await.map(drop)
 }
 
-/// All rules, as `iptables-save` prints them.
-pub(super) async fn save(back_end: BackEnd, family: Family) -> Result<String, String> {
-    program::run(&[&name(back_end, family, "-save")], &[], "", "iptables").await
+/// Rules as `iptables-save` prints them. It takes no lock, unlike `iptables -S`.
+pub(super) async fn save(back_end: BackEnd, family: Family, arguments: &[&str]) -> Result<String, String> {
+    program::run(&[&name(back_end, family, "-save")], arguments, "", "iptables").await
 }
 
 /// Whether somebody uses the older iptables' filter table in this namespace.

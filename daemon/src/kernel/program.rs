@@ -1,8 +1,12 @@
 //! Programs that speak for us to the kernel: `nft`, and for Docker's own chains `iptables`.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
+
+/// No program here takes a tenth of it; one that hangs must not hold up the data plane for ever.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where Debian keeps what only root used to run; the search path of a user may lack it.
 const FOLDERS: [&str; 2] = ["", "/usr/sbin/"];
@@ -17,7 +21,11 @@ pub(super) async fn run(
 ) -> Result<String, String> {
     let mut missing = String::new();
     for path in programs.iter().flat_map(|p| FOLDERS.map(|folder| format!("{folder}{p}"))) {
-        match started(&path, arguments, input).await {
+        let ended = match tokio::time::timeout(PATIENCE, started(&path, arguments, input)).await {
+            Ok(ended) => ended,
+            Err(_) => return Err(format!("{path} did not end within {} s", PATIENCE.as_secs())),
+        };
+        match ended {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => missing = e.to_string(),
             Err(e) => return Err(format!("cannot run {path}: {e}")),
             Ok(output) if output.status.success() => {

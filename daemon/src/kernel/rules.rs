@@ -30,7 +30,7 @@ pub async fn rule_set() -> (RuleSet, Vec<String>) {
             if !there {
                 continue;
             }
-            match iptables::save(back_end, family).await {
+            match iptables::save(back_end, family, &[]).await {
                 Ok(text) => rules.add_iptables(&text, back_end, family),
                 Err(error) => failures.push(error),
             }

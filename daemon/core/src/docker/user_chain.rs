@@ -33,10 +33,19 @@ impl fmt::Display for BackEnd {
     }
 }
 
-/// The rules of each `DOCKER-USER` that exists, as `iptables -S DOCKER-USER` prints them.
+/// The rules of each `DOCKER-USER` that exists, as `iptables-save` prints them.
 pub type UserChains = BTreeMap<(BackEnd, Family), Vec<String>>;
 
-/// The rules that should stand in the chain of a family, in the form of `iptables -S` without
+/// The chain's rules in the output of `iptables-save -t filter`; `None` without the chain.
+pub fn read(save: &str) -> Option<Vec<String>> {
+    let declared = format!(":{CHAIN} ");
+    save.lines().any(|line| line.starts_with(&declared)).then(|| {
+        let head = format!("-A {CHAIN} ");
+        save.lines().filter(|line| line.starts_with(&head)).map(str::to_owned).collect()
+    })
+}
+
+/// The rules that should stand in the chain of a family, in the form of `iptables-save` without
 /// `-A DOCKER-USER`.
 pub fn rules(network: Subnet, own: Subnet, options: &Options) -> Vec<String> {
     let bridge = options.bridge();
@@ -148,6 +157,13 @@ mod tests {
 
     fn brought(present: &[String]) -> Change {
         change(PLACE, present, &wanted(), &options()).expect("a change")
+    }
+
+    #[test]
+    fn the_chain_is_found_in_a_listing() {
+        let save = include_str!("../firewall/fixtures/docker-20.save");
+        assert_eq!(read(save), Some(lines(&[CLOSING])));
+        assert_eq!(read("*filter\n:FORWARD DROP [0:0]\n-A FORWARD -j DOCKER-USER\nCOMMIT\n"), None);
     }
 
     #[test]
