@@ -48,6 +48,8 @@ pub struct Sources {
 const MANY_RESERVATIONS: usize = 10;
 const REQUEST_LIMIT: u64 = 64 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// For other people's rules, of which there can be very many; the rest of the status needs little.
+const RULES_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Sources {
     /// Everything, now.
@@ -133,13 +135,17 @@ impl Sources {
 
 /// What other people's rules do to the overlay.
 async fn foreign_rules(surroundings: Surroundings) -> Findings {
-    let (rules, failures) = kernel::rule_set().await;
-    // As reading them, judging many takes its time.
-    let judged = tokio::task::spawn_blocking(move || firewall::findings(&rules, &surroundings)).await;
-    let mut found = judged.unwrap_or_default();
-    found
-        .notes
-        .extend(failures.into_iter().map(|f| format!("not all rules of this host were looked at: {f}")));
+    let looked = async {
+        let (rules, failures) = kernel::rule_set().await;
+        // As reading them, judging many takes its time.
+        let judged = tokio::task::spawn_blocking(move || firewall::findings(&rules, &surroundings)).await;
+        (judged.unwrap_or_default(), failures)
+    };
+    let (mut found, failures) = tokio::time::timeout(RULES_TIMEOUT, looked).await.unwrap_or_else(|_| {
+        (Findings::default(), vec![format!("it takes longer than {} s", RULES_TIMEOUT.as_secs())])
+    });
+    let unseen = failures.iter().map(|f| format!("not all rules of this host were looked at: {f}"));
+    found.notes.extend(unseen);
     found.notes.extend(kernel::unseen_legacy());
     found
 }
