@@ -202,6 +202,16 @@ pub fn of_network(key: &LeaseKey, config: &NetworkConfig) -> bool {
     })
 }
 
+/// An older key that holds a subnet of this one, in a table that has this one. Two hosts that create
+/// `10.5.7.0-24&fd00:7::-64` and `10.5.7.0-24&fd00:9::-64` write different keys, so that etcd sees no
+/// conflict: the younger gives way.
+pub fn outrun(table: &LeaseTable, key: &LeaseKey) -> Option<LeaseKey> {
+    let created = table.get(key)?.create_revision;
+    let older =
+        |other: &LeaseKey| other != key && table.get(other).is_some_and(|r| r.create_revision < created);
+    key.subnets().find_map(|subnet| table.all_inside(subnet).find(older))
+}
+
 /// Who holds a lease, for people.
 pub fn holder(record: &LeaseRecord) -> String {
     let Ok(value) = &record.value else { return "an unreadable lease".into() };
@@ -425,6 +435,17 @@ mod tests {
             panic!("both pools are free");
         };
         assert!(allowed(&key, &config) && key.subnets().count() == 2);
+    }
+
+    #[test]
+    fn of_two_keys_that_share_a_subnet_the_younger_gives_way() {
+        let names = ["10.5.12.0-24&fd00:7::-64", "10.5.12.0-24&fd00:9::-64", "10.5.13.0-24&fd00:9::-64"];
+        let table = table(&names.map(|name| (name, 6, OTHER)));
+        let [first, second, third] = names.map(key);
+        assert_eq!(outrun(&table, &first), None);
+        assert_eq!(outrun(&table, &second), Some(first));
+        assert_eq!(outrun(&table, &third), Some(second));
+        assert_eq!(outrun(&table, &key("10.5.14.0-24")), None, "not ours any more");
     }
 
     #[test]

@@ -118,6 +118,14 @@ impl LeaseTable {
         self.first_at(*subnet).filter(|(found, _)| subnet.contains_subnet(found)).map(|(_, key)| key)
     }
 
+    /// Every key of this subnet or of a part of it.
+    pub fn all_inside(&self, subnet: Subnet) -> impl Iterator<Item = LeaseKey> {
+        self.subnets
+            .range((subnet, LeaseKey::single(subnet))..)
+            .take_while(move |(found, _)| subnet.contains_subnet(found))
+            .map(|(_, key)| *key)
+    }
+
     /// The first key that shares an address with the subnet, wider ones among them.
     pub fn overlapping(&self, subnet: &Subnet) -> Option<LeaseKey> {
         let wider = (0..subnet.length()).filter_map(|l| Subnet::containing(subnet.address(), l).ok());

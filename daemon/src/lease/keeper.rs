@@ -278,6 +278,17 @@ impl Keeper {
             };
             match written {
                 Ok(Outcome::Written(revision)) => {
+                    if mod_revision == 0
+                        && let Some(other) = self.outrun(&key, revision).await
+                    {
+                        tracing::info!(subnet = %key, %other, "somebody took a part of it first; trying another");
+                        while let Err(error) = self.writer.delete(&key, revision).await {
+                            self.failed(&error, &mut backoff).await;
+                        }
+                        previous.retain(|k| *k != key);
+                        ahead = Some(without(self.views.borrow().table.clone(), &key));
+                        continue;
+                    }
                     tracing::info!(subnet = %key, why, "lease is ours");
                     let held =
                         Held { key, etcd_lease: lease, mod_revision: revision, value, attempted: None };
@@ -302,6 +313,20 @@ impl Keeper {
                     }
                     self.failed(&error, &mut backoff).await;
                 }
+            }
+        }
+    }
+
+    /// Who created a key with a part of ours before us, once everything up to our own write is seen.
+    async fn outrun(&mut self, key: &LeaseKey, revision: i64) -> Option<LeaseKey> {
+        let epoch = self.views.borrow().epoch;
+        loop {
+            let view = self.views.borrow_and_update().clone();
+            if view.table.revision >= revision || view.epoch != epoch {
+                return claim::outrun(&view.table, key);
+            }
+            if self.views.changed().await.is_err() {
+                std::future::pending::<()>().await;
             }
         }
     }
