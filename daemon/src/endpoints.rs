@@ -1,5 +1,6 @@
 //! Containers that hold an address: read from the plugin's allocation files, never written.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use loden_proto::allocation::Allocation;
@@ -20,7 +21,14 @@ pub fn all(folder: &Path) -> Vec<Allocation> {
         .collect()
 }
 
-/// How many containers use an address of this lease.
+/// How many containers hold an address; one of two families is one container.
+pub fn count(folder: &Path) -> usize {
+    let containers: BTreeSet<(String, String)> =
+        all(folder).into_iter().map(|a| (a.container_id, a.ifname)).collect();
+    containers.len()
+}
+
+/// How many addresses of this lease are in use.
 pub fn count_in(folder: &Path, key: &LeaseKey) -> usize {
     all(folder).iter().filter(|a| key.subnets().any(|s| s.contains(a.address))).count()
 }

@@ -72,7 +72,7 @@ impl Sources {
             pid: Some(std::process::id()),
             repairs: report.repairs.clone(),
             rejected_vxlan,
-            endpoints: endpoints::all(&self.allocations).len(),
+            endpoints: endpoints::count(&self.allocations),
             ..Status::default()
         };
         status.config = news.in_force.as_ref().map(|config| ConfigStatus {

@@ -83,7 +83,7 @@ async fn without_daemon(place: &PlaceArgs) -> anyhow::Result<Status> {
             expires_in_seconds: Some(last.deadline.saturating_sub(clock::unix_seconds())),
         });
     }
-    status.endpoints = endpoints::all(&place.run_dir().join("ipam")).len();
+    status.endpoints = endpoints::count(&place.run_dir().join("ipam"));
     let Some(config) = config else { return Ok(status) };
     let interest = Interest { networks: config.pools().map(|p| p.network).collect(), ..Interest::default() };
     let observed = Kernel::open(place.run_dir())?.observe(&interest).await?;
