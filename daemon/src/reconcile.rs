@@ -425,7 +425,7 @@ impl Loop {
             networks: desired.networks.iter().map(|(network, _)| *network).collect(),
             forwarding: desired.forwarding.clone(),
             table: desired.filters.table.clone(),
-            has_peer_sets: desired.filters.has_peer_sets,
+            peer_sets: desired.filters.peer_sets.clone(),
             docker_user: desired.docker_user.keys().copied().collect(),
         }
     }

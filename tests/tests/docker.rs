@@ -8,7 +8,7 @@ use std::thread;
 
 use loden_proto::Family;
 use loden_tests::story::{Cluster, SOON, VXLAN};
-use loden_tests::{Container, Docker, Engine, Host, Lab, eventually, kernel, matrix, probe};
+use loden_tests::{Container, Docker, Engine, Host, Lab, Ns, eventually, kernel, matrix, probe};
 use serde_json::json;
 
 /// Each scenario once for each engine.
@@ -40,6 +40,7 @@ scenarios! {
     a_docker_network_of_the_printed_line
     daemon_json_wires_it_too
     docker_left_to_its_defaults_is_cut_off
+    outsiders_do_not_pass_for_peers
 }
 
 /// Hosts a and b, with ready daemons and Docker.
@@ -372,6 +373,28 @@ fn daemon_json_wires_it_too(engine: Engine) {
     let (from, to) = (a1.address_of(Family::V6), b1.address_of(Family::V6));
     assert_source("TCP by IPv6", from, || probe::tcp_source(a1.ns(), to));
     lab.check_invariants();
+}
+
+/// Docker keeps unpublished ports from the outside, also from one who claims to be of the overlay.
+fn outsiders_do_not_pass_for_peers(engine: Engine) {
+    let Some(scene) = Scene::start("docker_spoof", engine) else { return };
+    let [a, b] = &scene.dockers;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    let port = SocketAddr::new(a1.address(), 99);
+    let arrives = |ns: &Ns, from: IpAddr| {
+        probe::datagram_source(a1.ns(), port, || probe::send_datagram(ns, from, port, from)).is_some()
+    };
+    assert!(arrives(b1.ns(), b1.address()), "what a peer's container sends does arrive");
+    let machine = scene.cluster.lab.outside();
+    machine.ip(&format!("route add {} via {}", a.host().subnet(), a.host().address()));
+    assert!(!arrives(&machine, outside()), "the outside under its own address");
+    // A subnet that nobody leases, and a peer's.
+    for source in ["10.5.250.5".parse().expect("an address"), b1.address()] {
+        machine.ip(&format!("addr add {source}/32 dev eth0"));
+        assert!(!arrives(&machine, source), "the outside as {source}");
+    }
+    scene.cluster.lab.check_invariants();
 }
 
 /// The other scenarios fail without what they show.

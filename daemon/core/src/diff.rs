@@ -15,6 +15,7 @@ use imbl::OrdMap;
 use loden_proto::{Family, Subnet};
 
 use crate::docker::user_chain;
+use crate::filters::PeerSet;
 use crate::observed::{Address, Link, Observed};
 use crate::ownership;
 use crate::peers::Peer;
@@ -43,12 +44,12 @@ pub fn base(desired: &Desired, observed: &Observed) -> (Vec<Operation>, Vec<Conf
     let mut operations = Vec::new();
     let mut conflicts = Vec::new();
     if observed.filters.as_ref() != Some(&desired.filters.digest()) {
-        let wanted = admitted(&desired.peers);
+        let wanted = admitted(&desired.peers, &desired.filters.peer_sets);
         // Where packets flow already, nobody is shut out for a moment. On a fresh host the sets are
         // filled over netlink, which is cheaper than as text.
-        let flowing =
-            desired.devices.iter().any(|d| observed.vxlan(d.vni, d.port, d.family).is_some_and(|l| l.up));
-        let keep = wanted.keys().filter(|a| flowing || observed.admitted.contains(*a)).copied().collect();
+        let up = |d: &Device| observed.vxlan(d.vni, d.port, d.family).is_some_and(|l| l.up);
+        let flowing = desired.devices.iter().any(up) || wanted.iter().any(|(set, _)| *set == PeerSet::Direct);
+        let keep = wanted.into_iter().filter(|m| flowing || observed.admitted.contains(m)).collect();
         operations.push(Operation::ReplaceFilters(Box::new(desired.filters.clone()), keep));
     }
     for link in observed.links.values().filter(|l| ownership::leftover(l, desired)) {

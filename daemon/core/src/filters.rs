@@ -7,9 +7,9 @@
 //! not be masqueraded; then network to outside is masqueraded, and outside to a remote host's
 //! subnet leaves under our VTEP address, so that replies find back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use loden_proto::config::{Backend, NetworkConfig, Vxlan};
 use loden_proto::lease::LeaseKey;
@@ -17,6 +17,7 @@ use loden_proto::{Family, Subnet};
 
 use crate::mac::Fnv;
 use crate::options::Options;
+use crate::peers::{Path, Peer};
 
 /// kube-proxy's and flannel's mark for packets that they will masquerade themselves.
 const KUBE_MARK: u32 = 0x4000;
@@ -31,16 +32,46 @@ pub struct Filters {
     pub table: String,
     /// The table's contents without the elements of its peer sets.
     body: String,
-    /// Whether there are peer sets.
-    pub has_peer_sets: bool,
+    /// The sets in it that follow the peers.
+    pub peer_sets: Vec<PeerSet>,
 }
 
-/// Name of the set of a family's peers.
-pub fn peer_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "peers4",
-        Family::V6 => "peers6",
+/// A set of our table that follows the peers; there is one for each family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PeerSet {
+    /// Addresses that VXLAN is accepted from.
+    Sources,
+    /// Network addresses of the subnets whose packets come unencapsulated.
+    Direct,
+}
+
+impl PeerSet {
+    /// Its name in the table.
+    pub fn name(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::Sources, Family::V4) => "peers4",
+            (Self::Sources, Family::V6) => "peers6",
+            (Self::Direct, Family::V4) => "direct4",
+            (Self::Direct, Family::V6) => "direct6",
+        }
     }
+}
+
+/// An element of a peer set.
+pub type Member = (PeerSet, IpAddr);
+
+/// The elements that a peer adds to these sets.
+pub fn members_of<'a>(peer: &'a Peer, sets: &'a [PeerSet]) -> impl Iterator<Item = Member> + 'a {
+    sets.iter().flat_map(move |set| {
+        let addresses: Vec<IpAddr> = match set {
+            PeerSet::Sources => {
+                [peer.public_address].into_iter().chain(peer.sources.iter().copied()).collect()
+            }
+            PeerSet::Direct if peer.path == Path::Direct => vec![peer.subnet.address()],
+            PeerSet::Direct => Vec::new(),
+        };
+        addresses.into_iter().map(|address| (*set, address))
+    })
 }
 
 /// Name of the set that counts VXLAN packets from addresses that are no peers.
@@ -62,21 +93,23 @@ impl Filters {
 
     /// The transaction that puts the table in place of whatever is there under its name. The peer
     /// sets hold `keep` from the first moment, so that no peer is shut out in between.
-    pub fn script(&self, keep: &BTreeSet<IpAddr>) -> String {
+    pub fn script(&self, keep: &BTreeSet<Member>) -> String {
         let mut sets = String::new();
-        if self.has_peer_sets {
-            for (family, kind) in [(Family::V4, "ipv4_addr"), (Family::V6, "ipv6_addr")] {
-                let (peers, rejected) = (peer_set(family), rejected_set(family));
-                let members: Vec<String> =
-                    keep.iter().filter(|a| Family::of(**a) == family).map(IpAddr::to_string).collect();
+        for (family, kind) in [(Family::V4, "ipv4_addr"), (Family::V6, "ipv6_addr")] {
+            for set in &self.peer_sets {
+                let of_set = keep.iter().filter(|(s, a)| s == set && Family::of(*a) == family);
+                let members: Vec<String> = of_set.map(|(_, address)| address.to_string()).collect();
                 let elements = match members.is_empty() {
                     true => String::new(),
                     false => format!(" elements = {{ {} }};", members.join(", ")),
                 };
-                let _ = writeln!(sets, "    set {peers} {{ type {kind};{elements} }}");
+                let _ = writeln!(sets, "    set {} {{ type {kind};{elements} }}", set.name(family));
+            }
+            if self.peer_sets.contains(&PeerSet::Sources) {
                 let _ = writeln!(
                     sets,
-                    "    set {rejected} {{ type {kind}; size 1024; flags dynamic,timeout; timeout 1h; }}"
+                    "    set {} {{ type {kind}; size 1024; flags dynamic,timeout; timeout 1h; }}",
+                    rejected_set(family)
                 );
             }
         }
@@ -102,8 +135,13 @@ impl Filters {
     }
 }
 
-/// The table for this config and lease.
-pub fn filters(config: &NetworkConfig, own: LeaseKey, options: &Options) -> Filters {
+/// The table for this config and lease; `devices` are the names of our VXLAN devices.
+pub fn filters(
+    config: &NetworkConfig,
+    own: LeaseKey,
+    options: &Options,
+    devices: &BTreeMap<Family, String>,
+) -> Filters {
     let mut body = String::new();
     let vxlan = match &config.backend {
         Backend::Vxlan(vxlan) => Some(vxlan),
@@ -117,14 +155,15 @@ pub fn filters(config: &NetworkConfig, own: LeaseKey, options: &Options) -> Filt
         })
         .collect();
     if config.backend == Backend::Alloc {
-        return Filters { table: options.network.clone(), body, has_peer_sets: false };
+        return Filters { table: options.network.clone(), body, peer_sets: Vec::new() };
     }
+    let direct = vxlan.is_none_or(|vxlan| vxlan.direct_routing);
     if let Some(vxlan) = vxlan {
         vxlan_chains(&mut body, vxlan, &families, options);
     }
     chain(&mut body, "overlay_mark", "filter hook prerouting priority mangle", |out| {
         for rules in &families {
-            rules.mark(out);
+            rules.mark(out, devices.get(&rules.family), direct);
         }
     });
     if options.masquerade {
@@ -135,7 +174,9 @@ pub fn filters(config: &NetworkConfig, own: LeaseKey, options: &Options) -> Filt
             }
         });
     }
-    Filters { table: options.network.clone(), body, has_peer_sets: vxlan.is_some() }
+    let sets = [(PeerSet::Sources, vxlan.is_some()), (PeerSet::Direct, direct)];
+    let peer_sets = sets.into_iter().filter(|(_, used)| *used).map(|(set, _)| set).collect();
+    Filters { table: options.network.clone(), body, peer_sets }
 }
 
 fn chain(out: &mut String, name: &str, hook: &str, rules: impl FnOnce(&mut String)) {
@@ -156,12 +197,26 @@ fn vxlan_chains(out: &mut String, vxlan: &Vxlan, families: &[Rules<'_>], options
     // A conntrack entry per outer flow would cost two look-ups per packet and prove nothing.
     chain(out, "untracked_in", "filter hook prerouting priority raw", |out| {
         for rules in families {
-            rule(out, &format!("udp dport {port} {} saddr @{} notrack", rules.ip(), peer_set(rules.family)));
+            rule(
+                out,
+                &format!(
+                    "udp dport {port} {} saddr @{} notrack",
+                    rules.ip(),
+                    PeerSet::Sources.name(rules.family)
+                ),
+            );
         }
     });
     chain(out, "untracked_out", "filter hook output priority raw", |out| {
         for rules in families {
-            rule(out, &format!("udp dport {port} {} daddr @{} notrack", rules.ip(), peer_set(rules.family)));
+            rule(
+                out,
+                &format!(
+                    "udp dport {port} {} daddr @{} notrack",
+                    rules.ip(),
+                    PeerSet::Sources.name(rules.family)
+                ),
+            );
         }
     });
     let bridge = options.bridge();
@@ -175,7 +230,7 @@ fn vxlan_chains(out: &mut String, vxlan: &Vxlan, families: &[Rules<'_>], options
         if options.check_sources {
             for rules in families {
                 let (ip, family) = (rules.ip(), rules.family);
-                let (peers, rejected) = (peer_set(family), rejected_set(family));
+                let (peers, rejected) = (PeerSet::Sources.name(family), rejected_set(family));
                 rule(out, &format!("{ours} {ip} saddr @{peers} accept"));
                 let of_family = format!("{ours} meta nfproto {}", rules.nfproto());
                 // A full set must not let the packet pass: the drop is a rule of its own.
@@ -188,7 +243,7 @@ fn vxlan_chains(out: &mut String, vxlan: &Vxlan, families: &[Rules<'_>], options
     // it hangs on. Sources are not yet translated here.
     chain(out, "vxlan_forward", "filter hook forward priority filter - 10", |out| {
         for rules in families {
-            let (ip, network, peers) = (rules.ip(), rules.network, peer_set(rules.family));
+            let (ip, network, peers) = (rules.ip(), rules.network, PeerSet::Sources.name(rules.family));
             rule(out, &format!("udp dport {port} {ip} daddr @{peers} {ip} saddr != @{peers} counter drop"));
             rule(out, &format!("udp dport {port} iifname \"{bridge}\" {ip} daddr != {network} counter drop"));
         }
@@ -199,6 +254,15 @@ fn ip_keyword(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
         Family::V6 => "ip6",
+    }
+}
+
+/// The mask of a subnet's length; all leases of a network have one length.
+fn prefix_mask(subnet: Subnet) -> IpAddr {
+    let host_bits = u32::from(subnet.family().bits() - subnet.length());
+    match subnet.family() {
+        Family::V4 => Ipv4Addr::from(u32::MAX.checked_shl(host_bits).unwrap_or(0)).into(),
+        Family::V6 => Ipv6Addr::from(u128::MAX.checked_shl(host_bits).unwrap_or(0)).into(),
     }
 }
 
@@ -221,17 +285,24 @@ impl Rules<'_> {
         }
     }
 
-    /// From the overlay by the interface that leads back to the sender, for local containers.
-    fn mark(&self, out: &mut String) {
+    /// From the overlay for local containers: by our VXLAN device, which takes packets from peers
+    /// alone; or from the subnet of a directly routed peer, by the interface that leads back to it.
+    /// That there is a way back says nothing by itself: for a subnet that nobody leases it is the
+    /// default route's.
+    fn mark(&self, out: &mut String, device: Option<&String>, direct: bool) {
         let (ip, network, own) = (self.ip(), self.network, self.own);
         let (value, mask) = self.options.fwmark;
-        rule(
-            out,
-            &format!(
-                "{ip} saddr {network} {ip} saddr != {own} {ip} daddr {own} fib saddr . iif oif exists meta mark set meta mark & {:#x} | {value:#x}",
-                !mask
-            ),
-        );
+        let set = format!("meta mark set meta mark & {:#x} | {value:#x}", !mask);
+        if let Some(device) = device {
+            let from = format!("{ip} saddr {network} {ip} saddr != {own}");
+            rule(out, &format!("iifname \"{device}\" {from} {ip} daddr {own} {set}"));
+        }
+        if direct {
+            let prefix = prefix_mask(own);
+            let peers = PeerSet::Direct.name(self.family);
+            let from = format!("{ip} saddr & {prefix} @{peers} {ip} daddr {own} fib saddr . iif oif exists");
+            rule(out, &format!("{from} {set}"));
+        }
     }
 
     fn masquerade(&self, out: &mut String) {
@@ -277,7 +348,9 @@ mod tests {
             config.v4.map(|_| "10.5.1.0/24".parse().expect("subnet")),
             config.v6.map(|_| "fd00:0:0:1::/64".parse().expect("subnet")),
         );
-        filters(&config, own.expect("a family"), options).script(&["192.168.0.2".parse().expect("ip")].into())
+        let devices = [(Family::V4, "loden.1".to_owned()), (Family::V6, "loden6.1".to_owned())].into();
+        let member = (PeerSet::Sources, "192.168.0.2".parse().expect("ip"));
+        filters(&config, own.expect("a family"), options, &devices).script(&[member].into())
     }
 
     #[test]
@@ -298,6 +371,26 @@ mod tests {
                 "ip daddr 10.5.0.0/16 snat ip to 10.5.1.0 fully-random",
             ]
         );
+    }
+
+    #[test]
+    fn the_mark_is_for_what_peers_send_alone() {
+        let marks = |config: &str| -> Vec<String> {
+            let script = script(config, &options());
+            let lines = script.lines().filter(|l| l.contains("mark set")).map(str::trim);
+            lines.map(|l| l.replace(" meta mark set meta mark & 0xbfffffff | 0x40000000", "")).collect()
+        };
+        let by_device = |ip: &str, device: &str, network: &str, own: &str| {
+            format!("iifname \"{device}\" {ip} saddr {network} {ip} saddr != {own} {ip} daddr {own}")
+        };
+        let four = by_device("ip", "loden.1", "10.5.0.0/16", "10.5.1.0/24");
+        let direct = "ip saddr & 255.255.255.0 @direct4 ip daddr 10.5.1.0/24 fib saddr . iif oif exists";
+        assert_eq!(marks(r#"{"Network":"10.5.0.0/16"}"#), std::slice::from_ref(&four));
+        let both = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+        assert_eq!(marks(both), [four.as_str(), direct]);
+        let host_gw = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"host-gw"}}"#;
+        let marks = marks(host_gw);
+        assert!(marks[1].contains("ip6 saddr & ffff:ffff:ffff:ffff:: @direct6"), "{marks:?}");
     }
 
     #[test]
@@ -334,7 +427,7 @@ mod tests {
     fn a_digest_changes_with_the_rules_alone() {
         let config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).expect("config");
         let own = |text: &str| LeaseKey::parse(text).expect(text);
-        let digest = |own, options: &Options| filters(&config, own, options).digest();
+        let digest = |own, options: &Options| filters(&config, own, options, &BTreeMap::new()).digest();
         let base = digest(own("10.5.1.0-24"), &options());
         assert_eq!(base, digest(own("10.5.1.0-24"), &options()));
         assert_ne!(base, digest(own("10.5.2.0-24"), &options()));

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use loden_proto::{Family, Mac, Subnet};
 
 use crate::docker::user_chain::UserChains;
+use crate::filters::Member;
 
 /// The kernel's state.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,8 +34,8 @@ pub struct Observed {
     /// Digest of the rules that our table was last seen to hold as we wrote them; `None`: it is
     /// missing or was changed.
     pub filters: Option<String>,
-    /// Addresses in our table's peer sets.
-    pub admitted: BTreeSet<IpAddr>,
+    /// What our table's peer sets hold.
+    pub admitted: BTreeSet<Member>,
     /// Docker's chains for others, where there are any.
     pub docker_user: UserChains,
 }

@@ -173,7 +173,12 @@ pub fn plan(inputs: Inputs<'_>) -> Desired {
         })
         .collect();
     Desired {
-        filters: filters::filters(config, own, options),
+        filters: filters::filters(
+            config,
+            own,
+            options,
+            &devices.iter().map(|d| (d.family, d.name.clone())).collect(),
+        ),
         docker_user,
         devices,
         forwarding,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use loden_core::filters::{Filters, peer_set, rejected_set};
+use loden_core::filters::{Filters, Member, PeerSet, rejected_set};
 use loden_netlink::Socket;
 use loden_netlink::nftset::{self, FAMILY_INET, Set};
 use loden_proto::Family;
@@ -63,7 +63,7 @@ impl Ledger {
         &mut self,
         socket: &mut Socket,
         filters: &Filters,
-        keep: &BTreeSet<IpAddr>,
+        keep: &BTreeSet<Member>,
     ) -> Result<(), String> {
         self.intact_at = None;
         nft(&["-f", "-"], &filters.script(keep)).await?;
@@ -79,21 +79,24 @@ impl Ledger {
         Ok(())
     }
 
-    /// Adds addresses to the peer sets or removes them.
+    /// Adds to the peer sets or removes from them.
     pub(super) fn change(
         &mut self,
         socket: &mut Socket,
         table: &str,
-        addresses: &[IpAddr],
+        members: &[Member],
         add: bool,
     ) -> Result<(), KernelError> {
         let before = nftset::generation(socket).ok();
-        for family in Family::ALL {
-            let of: Vec<IpAddr> = addresses.iter().copied().filter(|a| Family::of(*a) == family).collect();
-            let set = Set { family: FAMILY_INET, table, set: peer_set(family) };
+        let mut by_set: BTreeMap<&'static str, Vec<IpAddr>> = BTreeMap::new();
+        for (set, address) in members {
+            by_set.entry(set.name(Family::of(*address))).or_default().push(*address);
+        }
+        for (name, addresses) in by_set {
+            let set = Set { family: FAMILY_INET, table, set: name };
             match add {
-                true => set.add(socket, &of)?,
-                false => set.remove(socket, &of)?,
+                true => set.add(socket, &addresses)?,
+                false => set.remove(socket, &addresses)?,
             }
         }
         // Our own change does not make the table suspect.
@@ -104,11 +107,18 @@ impl Ledger {
     }
 }
 
-/// The addresses in the peer sets.
-pub(super) fn admitted(socket: &mut Socket, table: &str) -> Result<BTreeSet<IpAddr>, KernelError> {
+/// What the peer sets hold.
+pub(super) fn admitted(
+    socket: &mut Socket,
+    table: &str,
+    sets: &[PeerSet],
+) -> Result<BTreeSet<Member>, KernelError> {
     let mut all = BTreeSet::new();
     for family in Family::ALL {
-        all.extend(Set { family: FAMILY_INET, table, set: peer_set(family) }.list(socket)?);
+        for set in sets {
+            let elements = Set { family: FAMILY_INET, table, set: set.name(family) }.list(socket)?;
+            all.extend(elements.into_iter().map(|address| (*set, address)));
+        }
     }
     Ok(all)
 }

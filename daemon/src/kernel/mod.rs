@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use loden_core::diff::Operation;
+use loden_core::filters::PeerSet;
 use loden_core::observed::Observed;
 use loden_netlink::{KernelError as Refusal, Request, Socket};
 use loden_proto::{Family, Subnet};
@@ -37,8 +38,8 @@ pub struct Interest {
     pub forwarding: BTreeSet<(Family, String)>,
     /// Our nftables table.
     pub table: String,
-    /// Whether the table has peer sets.
-    pub has_peer_sets: bool,
+    /// The table's peer sets.
+    pub peer_sets: Vec<PeerSet>,
     /// Families whose `DOCKER-USER` matters.
     pub docker_user: Vec<Family>,
 }
@@ -103,8 +104,8 @@ impl Kernel {
         observed.forwarding = interest.forwarding.iter().filter(forwards).cloned().collect();
         if !interest.table.is_empty() {
             observed.filters = self.filters.digest(&mut self.netfilter, &interest.table).await;
-            observed.admitted = match observed.filters.is_some() && interest.has_peer_sets {
-                true => filters::admitted(&mut self.netfilter, &interest.table)?,
+            observed.admitted = match observed.filters.is_some() {
+                true => filters::admitted(&mut self.netfilter, &interest.table, &interest.peer_sets)?,
                 false => BTreeSet::new(),
             };
         }

@@ -1,8 +1,6 @@
 //! The model of the kernel: what it holds after an operation. The reconciler keeps its belief
 //! current with it, and the tests prove the diff against it.
 
-use std::collections::BTreeSet;
-
 use loden_proto::Family;
 
 use super::Operation;
@@ -15,7 +13,7 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
     match operation {
         O::ReplaceFilters(filters, keep) => {
             observed.filters = Some(filters.digest());
-            observed.admitted = if filters.has_peer_sets { keep.clone() } else { BTreeSet::new() };
+            observed.admitted = keep.iter().filter(|(s, _)| filters.peer_sets.contains(s)).copied().collect();
         }
         O::Admit(all) => observed.admitted.extend(all),
         O::Dismiss(all) => observed.admitted.retain(|a| !all.contains(a)),

@@ -7,19 +7,19 @@ use std::net::IpAddr;
 use loden_proto::{Family, Mac};
 
 use crate::docker::user_chain;
-use crate::filters::Filters;
+use crate::filters::{Filters, Member};
 use crate::observed::{Nexthop, Route};
 use crate::plan::Device;
 
 /// One change of the kernel's state. Each is safe to repeat.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Operation {
-    /// Put our table in place, in one transaction, its peer sets holding these addresses.
-    ReplaceFilters(Box<Filters>, BTreeSet<IpAddr>),
-    /// Admit addresses to the peer sets.
-    Admit(Vec<IpAddr>),
-    /// Remove addresses from the peer sets.
-    Dismiss(Vec<IpAddr>),
+    /// Put our table in place, in one transaction, its peer sets holding these.
+    ReplaceFilters(Box<Filters>, BTreeSet<Member>),
+    /// Admit to the peer sets.
+    Admit(Vec<Member>),
+    /// Remove from the peer sets.
+    Dismiss(Vec<Member>),
     /// Make a VXLAN device, down.
     AddDevice(Device),
     /// Change what differs of an existing one, without losing its peers.
@@ -169,8 +169,8 @@ impl fmt::Display for Operation {
         use Operation as O;
         match self {
             O::ReplaceFilters(filters, _) => write!(f, "put nftables table inet {} in place", filters.table),
-            O::Admit(all) => write!(f, "admit {} peer address(es) to the VXLAN filter", all.len()),
-            O::Dismiss(all) => write!(f, "dismiss {} address(es) from the VXLAN filter", all.len()),
+            O::Admit(all) => write!(f, "admit {} address(es) to the peer sets", all.len()),
+            O::Dismiss(all) => write!(f, "dismiss {} address(es) from the peer sets", all.len()),
             O::AddDevice(d) => {
                 write!(f, "create VXLAN device {} (VNI {}, port {}, MAC {})", d.name, d.vni, d.port, d.mac)
             }

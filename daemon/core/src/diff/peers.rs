@@ -8,23 +8,16 @@ use imbl::OrdMap;
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL, Subnet};
 
 use super::{Conflict, Operation, Scope};
+use crate::filters::{Member, PeerSet, members_of};
 use crate::mac::Fnv;
 use crate::observed::{Nexthop, Observed, Route, Via};
 use crate::ownership;
 use crate::peers::Peer;
 use crate::plan::{Desired, PeerObjects};
 
-/// Addresses that VXLAN is accepted from, with the number of peers that use each.
-pub fn admitted(peers: &OrdMap<Subnet, Peer>) -> BTreeMap<IpAddr, u32> {
-    let mut all = BTreeMap::new();
-    for address in peers.values().flat_map(admitted_of) {
-        *all.entry(address).or_default() += 1;
-    }
-    all
-}
-
-fn admitted_of(peer: &Peer) -> impl Iterator<Item = IpAddr> {
-    std::iter::once(peer.public_address).chain(peer.sources.iter().copied())
+/// What the peer sets should hold.
+pub fn admitted(peers: &OrdMap<Subnet, Peer>, sets: &[PeerSet]) -> BTreeSet<Member> {
+    peers.values().flat_map(|peer| members_of(peer, sets)).collect()
 }
 
 /// Operations for the peers in scope. Expects the devices to be in place; a family whose device
@@ -282,9 +275,9 @@ impl<'a> Differ<'a> {
                 self.after_routes.push(delete);
             }
         }
-        let wanted = admitted(&self.desired.peers);
-        let missing = wanted.keys().filter(|a| !self.observed.admitted.contains(*a)).copied().collect();
-        let extra = self.observed.admitted.iter().filter(|a| !wanted.contains_key(*a)).copied().collect();
+        let wanted = admitted(&self.desired.peers, &self.desired.filters.peer_sets);
+        let missing = wanted.difference(&self.observed.admitted).copied().collect();
+        let extra = self.observed.admitted.difference(&wanted).copied().collect();
         self.change_sets(missing, extra);
     }
 
@@ -292,22 +285,20 @@ impl<'a> Differ<'a> {
     /// checked against all of them; arrivals, by far the more frequent, cost nothing extra.
     fn admit(&mut self, changes: &[(Option<&Peer>, Option<&Peer>)]) {
         let admitted = &self.observed.admitted;
-        let arriving = changes.iter().filter_map(|(_, new)| *new).flat_map(admitted_of);
-        let missing: BTreeSet<IpAddr> = arriving.filter(|a| !admitted.contains(a)).collect();
-        let leaving = changes.iter().filter_map(|(old, _)| *old).flat_map(admitted_of);
-        let mut extra: BTreeSet<IpAddr> = leaving.filter(|a| admitted.contains(a)).collect();
+        let members = |peer| members_of(peer, &self.desired.filters.peer_sets);
+        let arriving = changes.iter().filter_map(|(_, new)| *new).flat_map(members);
+        let missing: BTreeSet<Member> = arriving.filter(|m| !admitted.contains(m)).collect();
+        let leaving = changes.iter().filter_map(|(old, _)| *old).flat_map(members);
+        let mut extra: BTreeSet<Member> = leaving.filter(|m| admitted.contains(m)).collect();
         if !extra.is_empty() {
-            for address in self.desired.peers.values().flat_map(admitted_of) {
-                extra.remove(&address);
+            for member in self.desired.peers.values().flat_map(members) {
+                extra.remove(&member);
             }
         }
         self.change_sets(missing.into_iter().collect(), extra.into_iter().collect());
     }
 
-    fn change_sets(&mut self, missing: Vec<IpAddr>, extra: Vec<IpAddr>) {
-        if !self.desired.filters.has_peer_sets {
-            return;
-        }
+    fn change_sets(&mut self, missing: Vec<Member>, extra: Vec<Member>) {
         if !missing.is_empty() {
             self.sets.push(Operation::Admit(missing));
         }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::peers::nexthop_ids;
 use super::*;
+use crate::filters::PeerSet;
 use crate::observed::{Nexthop, Route, Via, VxlanLink};
 use crate::options::Options;
 use crate::peers::{HostLabel, Path};
@@ -237,7 +238,7 @@ fn soil(observed: &mut Observed, clutter: &[(u8, u8)]) {
                     protocol: 4,
                 });
             }
-            _ => drop(observed.admitted.insert([192, 168, 0, *n].into())),
+            _ => drop(observed.admitted.insert((PeerSet::Sources, [192, 168, 0, *n].into()))),
         }
     }
 }
@@ -309,7 +310,7 @@ fn a_flannel_host_is_taken_over_without_touching_its_routes() {
     );
     applied(&mut observed, &Operation::SetUp { device: DEVICE, name: String::new(), port: 8472 });
     let (operations, _) = peers(&desired, &observed, Scope::All);
-    assert_eq!(operations, [Operation::Admit(vec![ip("192.168.0.2")])]);
+    assert_eq!(operations, [Operation::Admit(vec![(PeerSet::Sources, ip("192.168.0.2"))])]);
 }
 
 #[test]
