@@ -12,8 +12,9 @@
 //!                        │      └────────────┘   └─────┬─────┘
 //!                        │            OwnLease   facts │ report
 //!                        │      ┌────────────┐         │
-//!                        └─────►│   status   │◄────────┘    subnet.env, READY
-//!                               └────────────┘
+//!                        └─────►│   status   │◄────────┤    subnet.env, READY
+//!                               └────────────┘         ▼
+//!                                               DOCKER-USER
 //! ```
 //!
 //! Every arrow is a `watch` channel of whole values, the latest wins; `report` alone is asked for.
@@ -32,6 +33,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::docker_user::DockerUser;
 use crate::files::make_folder;
 use crate::flanneld;
 use crate::kernel::{Kernel, Watch};
@@ -98,6 +100,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (facts_sender, facts) = watch::channel(None);
     let (in_place_sender, in_place) = watch::channel(false);
     let (questions, asked) = mpsc::channel(4);
+    let (docker_user_sender, docker_user) = watch::channel(None);
+    let (standing_sender, standing) = watch::channel(Default::default());
+    let rules_changed = Arc::new(Notify::new());
 
     let remembered = NetworkConfig::parse(&last.config).ok();
     let keeper = Keeper {
@@ -123,6 +128,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         own: own.clone(),
         facts: facts_sender,
         moved,
+        docker_user: docker_user_sender,
+        rules_changed: Arc::clone(&rules_changed),
         in_place: in_place_sender,
         questions: asked,
         state,
@@ -135,8 +142,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         news,
         own: own.clone(),
         facts: facts.clone(),
+        docker_user: standing,
         questions,
     };
+    let docker_user = DockerUser { wanted: docker_user, rules_changed, standing: standing_sender };
 
     let mut tasks = JoinSet::new();
     tasks.spawn(async {
@@ -149,6 +158,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     });
     tasks.spawn(keeper.run(host_id));
     tasks.spawn(reconciler.run());
+    tasks.spawn(docker_user.run());
     tasks.spawn(async { status::serve(listener, sources, socket).await });
     tasks.spawn(announce(options, configs, own, facts, in_place));
 

@@ -9,6 +9,7 @@
 pub mod app;
 pub mod cli;
 pub mod clock;
+pub mod docker_user;
 pub mod endpoints;
 pub mod files;
 pub mod flanneld;

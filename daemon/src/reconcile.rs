@@ -29,7 +29,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::kernel::{self, Interest, Kernel, Notice, Watch};
+use crate::docker_user;
+use crate::kernel::{Interest, Kernel, Notice, Watch};
 use crate::lease::OwnLease;
 use crate::lock;
 use crate::state::StateDir;
@@ -86,6 +87,10 @@ pub struct Reconciler {
     pub facts: watch::Sender<Option<HostFacts>>,
     /// Told when the underlay's addresses changed.
     pub moved: Arc<Notify>,
+    /// Our rules in Docker's chain, which another task keeps.
+    pub docker_user: watch::Sender<docker_user::Wanted>,
+    /// Told when somebody changed the rule set.
+    pub rules_changed: Arc<Notify>,
     /// Whether a first pass has brought the data plane in place.
     pub in_place: watch::Sender<bool>,
     /// Who wants to know.
@@ -113,8 +118,6 @@ struct Loop {
     /// How much of what is believed was contradicted, or failed to be done.
     wrong: Need,
     next_full: Instant,
-    /// When it is looked next whether somebody uses the older iptables, which has no notices.
-    legacy_poll: Instant,
     /// Waits between passes that repair or fail, so that two managers never fight in a hot loop.
     calm: Backoff,
     /// No repair before this.
@@ -132,8 +135,6 @@ struct Loop {
 const COALESCE: Duration = Duration::from_millis(5);
 /// After this long without trouble, the next trouble is met at once again.
 const PEACE: Duration = Duration::from_secs(10);
-/// How often the older iptables is looked at, where its tables exist.
-const LEGACY_POLL: Duration = Duration::from_secs(3);
 /// Peers are remembered at most this often.
 const SAVE_PEERS: Duration = Duration::from_secs(10);
 
@@ -154,7 +155,6 @@ impl Reconciler {
             need: Need::Full,
             wrong: Need::Changes,
             next_full: Instant::now() + self.settings.full_pass,
-            legacy_poll: Instant::now() + LEGACY_POLL,
             calm: Backoff::new(20, 1000),
             quiet_until: Instant::now(),
             last_trouble: Instant::now(),
@@ -185,7 +185,7 @@ impl Loop {
             deadline = deadline.min(self.quiet_until);
         }
         deadline = held.map_or(deadline, |wait| deadline.min(Instant::now() + wait + COALESCE));
-        deadline = self.save_peers_at.map_or(deadline, |at| deadline.min(at)).min(self.legacy_poll);
+        deadline = self.save_peers_at.map_or(deadline, |at| deadline.min(at));
         tokio::select! {
             notices = self.io.notices.next() => {
                 for notice in notices? {
@@ -216,12 +216,6 @@ impl Loop {
         if self.next_full <= Instant::now() {
             self.need = Need::Full;
         }
-        if self.legacy_poll <= Instant::now() {
-            self.legacy_poll = Instant::now() + LEGACY_POLL;
-            if kernel::has_legacy_filter() {
-                self.need = self.need.max(Need::Base);
-            }
-        }
         if self.save_peers_at.is_some_and(|at| at <= Instant::now()) {
             self.save_peers_at = None;
             self.saved_peers_at = Instant::now();
@@ -233,6 +227,9 @@ impl Loop {
     }
 
     fn absorb(&mut self, notice: Notice) {
+        if matches!(notice, Notice::Rules | Notice::Overrun) {
+            self.io.rules_changed.notify_one();
+        }
         let networks = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
         self.wrong = self.wrong.max(belief::absorb(&mut self.observed, notice, networks));
     }
@@ -241,6 +238,8 @@ impl Loop {
     async fn pass(&mut self) -> anyhow::Result<()> {
         if self.need == Need::Full {
             self.observe().await?;
+            // In case a notice was lost.
+            self.io.rules_changed.notify_one();
         }
         let underlay = self.choose_underlay();
         let inputs = (self.io.configs.borrow_and_update().clone(), self.io.own.borrow_and_update().clone());
@@ -274,11 +273,16 @@ impl Loop {
         let base_changed = self.desired.as_ref().is_none_or(|old| {
             old.devices != desired.devices
                 || old.filters != desired.filters
-                || old.docker_user != desired.docker_user
                 || old.forwarding != desired.forwarding
                 || old.underlay != desired.underlay
         });
         self.desired = Some(desired.clone());
+        self.io.docker_user.send_if_modified(|wanted| {
+            let now = Some((desired.options.clone(), desired.docker_user.clone()));
+            let news = *wanted != now;
+            *wanted = now;
+            news
+        });
         if first || base_changed {
             // What concerns us was not known when the kernel was last read.
             self.observe().await?;
@@ -426,7 +430,6 @@ impl Loop {
             forwarding: desired.forwarding.clone(),
             table: desired.filters.table.clone(),
             peer_sets: desired.filters.peer_sets.clone(),
-            docker_user: desired.docker_user.keys().copied().collect(),
         }
     }
 

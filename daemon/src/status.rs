@@ -15,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock;
+use crate::docker_user;
 use crate::endpoints;
 use crate::flanneld;
 use crate::kernel;
@@ -40,6 +41,8 @@ pub struct Sources {
     pub own: watch::Receiver<OwnLease>,
     /// The host.
     pub facts: watch::Receiver<Option<HostFacts>>,
+    /// How our rules in Docker's chain stand.
+    pub docker_user: watch::Receiver<docker_user::Standing>,
     /// Where the reconciler is asked.
     pub questions: mpsc::Sender<oneshot::Sender<Report>>,
 }
@@ -116,6 +119,11 @@ impl Sources {
                 "flanneld (process {pid}) has started on this host below {}: both keep one lease and one device; stop one of the two",
                 self.etcd.1
             ));
+        }
+        let docker_user = self.docker_user.borrow().clone();
+        status.problems.extend(docker_user.failure);
+        if docker_user.repairs > 0 {
+            status.repairs.insert("docker_user".into(), docker_user.repairs);
         }
         status.notes = notes(&news, &report, &status);
         if let Some(surroundings) = report.surroundings {

@@ -14,7 +14,6 @@ mod removal;
 use imbl::OrdMap;
 use loden_proto::{Family, Subnet};
 
-use crate::docker::user_chain;
 use crate::filters::PeerSet;
 use crate::observed::{Address, Link, Observed};
 use crate::ownership;
@@ -72,11 +71,6 @@ pub fn base(desired: &Desired, observed: &Observed) -> (Vec<Operation>, Vec<Conf
         if observed.link(name).is_some() && !observed.forwarding.contains(&(*family, name.clone())) {
             operations.push(Operation::Forward(*family, name.clone()));
         }
-    }
-    for (place, present) in &observed.docker_user {
-        let Some(wanted) = desired.docker_user.get(&place.1) else { continue };
-        let change = user_chain::change(*place, present, wanted, &desired.options);
-        operations.extend(change.map(Operation::SetDockerUser));
     }
     (operations, conflicts)
 }

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 
 use loden_proto::{Family, Mac, Subnet};
 
-use crate::docker::user_chain::UserChains;
 use crate::filters::Member;
 
 /// The kernel's state.
@@ -36,8 +35,6 @@ pub struct Observed {
     pub filters: Option<String>,
     /// What our table's peer sets hold.
     pub admitted: BTreeSet<Member>,
-    /// Docker's chains for others, where there are any.
-    pub docker_user: UserChains,
 }
 
 /// One interface.

@@ -7,8 +7,10 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use clap::Args;
 use loden_core::diff::{self, Operation};
+use loden_core::docker::user_chain::{self, Change};
 use loden_core::observed::Observed;
 use loden_core::options::Options;
+use loden_netlink::Socket;
 use loden_proto::config::NetworkConfig;
 use loden_proto::{Family, Subnet};
 
@@ -58,8 +60,7 @@ impl Look {
             .flat_map(|c| c.pools().map(|p| p.network).collect::<Vec<_>>())
             .collect();
         let mut kernel = Kernel::open(place.run_dir())?;
-        let interest =
-            Interest { networks: networks.clone(), docker_user: Family::ALL.to_vec(), ..Interest::default() };
+        let interest = Interest { networks: networks.clone(), ..Interest::default() };
         let observed = kernel.observe(&interest).await?;
         Ok(Self { kernel, observed, options: Options::named(&place.network), networks })
     }
@@ -161,9 +162,12 @@ async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
         operations.extend(look.flannel_devices(&[]));
         rules = flannel::rules();
     }
-    let line = format!("delete nftables table inet {}", look.options.network);
-    let tables = if table { vec![line] } else { Vec::new() };
-    print(&report(&operations, &rules, &tables, args.dry_run, "Loden's"))?;
+    let chains = user_chain_changes(&look.options).await?;
+    let mut others: Vec<String> = chains.iter().map(ToString::to_string).collect();
+    if table {
+        others.push(format!("delete nftables table inet {}", look.options.network));
+    }
+    print(&report(&operations, &rules, &others, args.dry_run, "Loden's"))?;
     if bridge_stays {
         print(&format!("left {bridge}: containers hang on it\n"))?;
     }
@@ -172,6 +176,9 @@ async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
     }
     let applied = look.apply(&operations).await;
     remove(&rules);
+    for change in &chains {
+        kernel::change_user_chain(change).await.map_err(|e| anyhow::anyhow!("{change}: {e}"))?;
+    }
     if table {
         kernel::remove_table(&look.options.network).await.map_err(anyhow::Error::msg)?;
     }
@@ -185,6 +192,14 @@ async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
         }
     }
     applied
+}
+
+/// What takes our rules out of Docker's chain.
+async fn user_chain_changes(options: &Options) -> anyhow::Result<Vec<Change>> {
+    let mut socket = Socket::netfilter().context("cannot open a netfilter socket")?;
+    let chains = kernel::user_chains(&mut socket, &Family::ALL).await.map_err(anyhow::Error::msg)?;
+    let change = |(place, present): (&_, &Vec<String>)| user_chain::change(*place, present, &[], options);
+    Ok(chains.iter().filter_map(change).collect())
 }
 
 fn remove(rules: &[flannel::Command]) {

@@ -12,8 +12,8 @@ use loden_proto::Family;
 
 use super::program;
 
-/// The rules of each `DOCKER-USER` there is.
-pub(super) async fn user_chains(socket: &mut Socket, families: &[Family]) -> UserChains {
+/// The rules of each `DOCKER-USER` there is. `socket` is a netfilter socket.
+pub async fn user_chains(socket: &mut Socket, families: &[Family]) -> Result<UserChains, String> {
     let mut all = UserChains::new();
     for family in families {
         for back_end in [BackEnd::Nft, BackEnd::Legacy] {
@@ -25,18 +25,17 @@ pub(super) async fn user_chains(socket: &mut Socket, families: &[Family]) -> Use
             if !there {
                 continue;
             }
-            match save(back_end, *family, &["-t", "filter"]).await {
-                Ok(text) => all.extend(user_chain::read(&text).map(|rules| ((back_end, *family), rules))),
-                Err(error) => tracing::warn!("cannot read {CHAIN}: {error}"),
-            }
+            let text = save(back_end, *family, &["-t", "filter"]).await;
+            let text = text.map_err(|error| format!("cannot read {CHAIN}: {error}"))?;
+            all.extend(user_chain::read(&text).map(|rules| ((back_end, *family), rules)));
         }
     }
-    all
+    Ok(all)
 }
 
 /// Carries a change out in one transaction. Does not wait for the lock of the older iptables, which
-/// somebody may hold for long: the loop tries again.
-pub(super) async fn restore(change: &Change) -> Result<(), String> {
+/// somebody may hold for long.
+pub async fn change_user_chain(change: &Change) -> Result<(), String> {
     let program = name(change.back_end, change.family, "-restore");
     program::run(&[&program], &["--noflush"], &change.script, "iptables").await.map(drop)
 }

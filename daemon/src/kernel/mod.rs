@@ -25,7 +25,7 @@ use loden_netlink::{KernelError as Refusal, Request, Socket};
 use loden_proto::{Family, Subnet};
 
 pub use filters::{rejected_sources, remove_table, remove_vxlan_filter, table_exists};
-pub use iptables::{has_legacy_filter, unseen_legacy};
+pub use iptables::{change_user_chain, has_legacy_filter, unseen_legacy, user_chains};
 pub use rules::rule_set;
 pub use watch::{Notice, Watch};
 
@@ -40,8 +40,6 @@ pub struct Interest {
     pub table: String,
     /// The table's peer sets.
     pub peer_sets: Vec<PeerSet>,
-    /// Families whose `DOCKER-USER` matters.
-    pub docker_user: Vec<Family>,
 }
 
 /// What went wrong with the kernel.
@@ -109,7 +107,6 @@ impl Kernel {
                 false => BTreeSet::new(),
             };
         }
-        observed.docker_user = iptables::user_chains(&mut self.netfilter, &interest.docker_user).await;
         Ok(())
     }
 
@@ -165,7 +162,6 @@ impl Kernel {
                 let _ = sysctl::write(Family::V6, &device.name, "addr_gen_mode", "1");
                 Ok(())
             }
-            Operation::SetDockerUser(change) => iptables::restore(change).await.map_err(|e| refused(e, "")),
             Operation::Rename { index, to, .. } => {
                 let mut result = self.route.batch(&[write::rename(*index, to)])?.remove(0);
                 let up = |r: &Refusal| r.errno == rustix::io::Errno::BUSY.raw_os_error();

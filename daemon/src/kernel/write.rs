@@ -32,8 +32,7 @@ pub(super) fn request(operation: &Operation) -> Option<Request> {
         | O::Dismiss(_)
         | O::AddDevice(_)
         | O::Rename { .. }
-        | O::Forward(..)
-        | O::SetDockerUser(_) => return None,
+        | O::Forward(..) => return None,
         O::ChangeDevice { index, device, what } => {
             Request::route(&Message::NewLink(changed(*index, device, what)), 0)
         }

@@ -53,9 +53,6 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
         O::Forward(family, name) => {
             observed.forwarding.insert((*family, name.clone()));
         }
-        O::SetDockerUser(change) => {
-            observed.docker_user.insert((change.back_end, change.family), change.after.clone());
-        }
         O::SetNeighbour { device, address, mac } => {
             observed.neighbours.insert((*device, *address), *mac);
         }

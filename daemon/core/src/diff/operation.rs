@@ -6,7 +6,6 @@ use std::net::IpAddr;
 
 use loden_proto::{Family, Mac};
 
-use crate::docker::user_chain;
 use crate::filters::{Filters, Member};
 use crate::observed::{Nexthop, Route};
 use crate::plan::Device;
@@ -75,8 +74,6 @@ pub enum Operation {
     },
     /// Let an interface forward.
     Forward(Family, String),
-    /// Put our rules into Docker's chain for others.
-    SetDockerUser(user_chain::Change),
     /// Add or replace a permanent neighbour.
     SetNeighbour {
         /// Device index.
@@ -155,7 +152,6 @@ impl Operation {
             | O::Rename { .. } => "device",
             O::AddAddress { .. } | O::DeleteAddress { .. } => "address",
             O::Forward(..) => "forwarding",
-            O::SetDockerUser(_) => "docker_user",
             O::SetNeighbour { .. } | O::DeleteNeighbour { .. } => "neighbour",
             O::SetFdb { .. } | O::DeleteFdb { .. } => "fdb",
             O::AddNexthop(..) | O::DeleteNexthop(_) => "nexthop",
@@ -185,11 +181,6 @@ impl fmt::Display for Operation {
             O::SetUp { name, port, .. } => write!(f, "set device {name} (UDP port {port}) up"),
             O::Rename { name, to, .. } => write!(f, "give device {name} the name {to}"),
             O::Forward(family, name) => write!(f, "turn {family} forwarding on for {name}"),
-            O::SetDockerUser(change) => {
-                let (verb, place) = if change.removes { ("remove", "from") } else { ("set", "in") };
-                let user_chain::Change { family, back_end, .. } = change;
-                write!(f, "{verb} our {family} rules {place} {} by {back_end}", user_chain::CHAIN)
-            }
             O::SetNeighbour { address, mac, .. } => write!(f, "set neighbour {address} at {mac}"),
             O::DeleteNeighbour { address, .. } => write!(f, "delete neighbour {address}"),
             O::SetFdb { mac, endpoint, .. } => write!(f, "set FDB entry {mac} to {endpoint}"),

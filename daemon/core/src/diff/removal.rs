@@ -3,23 +3,16 @@
 use loden_proto::{Family, ROUTE_PROTOCOL, Subnet};
 
 use super::Operation;
-use crate::docker::user_chain;
 use crate::observed::{Link, Nexthop, Observed, Route, Via};
 use crate::options::Options;
 use crate::ownership::BOOT;
 
-/// What takes everything of ours out of the kernel, our table apart: rules in Docker's chain, routes,
-/// nexthops, devices with our names, and the bridge if no container hangs on it. An adopted device is not ours, nor is one
+/// What takes everything of ours out of the kernel, rules apart: routes, nexthops, devices with our
+/// names, and the bridge if no container hangs on it. An adopted device is not ours, nor is one
 /// that was handed to flannel.
 pub fn removal(observed: &Observed, options: &Options, networks: &[Subnet]) -> Vec<Operation> {
     let routes = our_routes(observed, options, networks);
     let mut operations: Vec<Operation> = routes.cloned().map(Operation::DeleteRoute).collect();
-    let chains = observed.docker_user.iter();
-    operations.extend(
-        chains
-            .filter_map(|(place, present)| user_chain::change(*place, present, &[], options))
-            .map(Operation::SetDockerUser),
-    );
     operations.extend(our_nexthops(observed, options, networks).map(|(id, _)| Operation::DeleteNexthop(*id)));
     let has_ports = |bridge: u32| observed.links.values().any(|l| l.controller == bridge);
     let devices = observed

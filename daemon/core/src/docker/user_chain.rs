@@ -91,6 +91,13 @@ pub struct Change {
     pub removes: bool,
 }
 
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (verb, place) = if self.removes { ("remove", "from") } else { ("set", "in") };
+        write!(f, "{verb} our {} rules {place} {CHAIN} by {}", self.family, self.back_end)
+    }
+}
+
 /// The change that a chain needs; `None` if our rules stand where they should. Without `wanted`
 /// rules ours are taken out.
 pub fn change(
