@@ -41,6 +41,8 @@ struct Table {
     name: String,
     families: Vec<Family>,
     chains: BTreeMap<String, Chain>,
+    /// Whether a rule of it sets marks.
+    sets_marks: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -81,7 +83,8 @@ enum Verdict {
     Return,
     Jump(String),
     Goto(String),
-    Masquerade,
+    /// `masquerade`, `snat`: the packet leaves under another source.
+    NewSource,
     /// Something that we cannot judge and that may end the chain.
     Unknown,
 }
@@ -133,6 +136,11 @@ impl RuleSet {
         let tables = iptables::read(save, back_end, family);
         self.tables.retain(|old| !tables.iter().any(|new| new.name == old.name));
         self.tables.extend(tables);
+    }
+
+    /// Whether anybody but the owner of this table sets marks.
+    fn sets_marks(&self, except: &str) -> bool {
+        self.tables.iter().any(|t| t.sets_marks && t.name != except)
     }
 
     fn has_chain(&self, name: &str) -> bool {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use loden_proto::{Family, Subnet};
 
-use super::walk::{Packet, Place, drops, masquerades};
+use super::walk::{Packet, Place, drops, translations};
 use super::{Hook, RuleSet, Test};
 use crate::docker::user_chain;
 use crate::options::Options;
@@ -127,6 +127,7 @@ impl Finder<'_> {
                     protocol: "udp",
                     port: Some(port),
                     mark: 0,
+                    mark_known: self.mark_known(),
                     state: "untracked",
                 };
                 for hook in [Hook::Prerouting, Hook::Input] {
@@ -177,6 +178,7 @@ impl Finder<'_> {
                     protocol: "tcp",
                     port: None,
                     mark,
+                    mark_known: self.mark_known(),
                     state: "new",
                 };
                 let early = Packet { out_interface: "", mark: 0, ..packet };
@@ -202,6 +204,11 @@ impl Finder<'_> {
             };
             list.push(told);
         }
+    }
+
+    /// Bits of a packet's mark that we can tell: where others set marks, ours alone.
+    fn mark_known(&self) -> u32 {
+        if self.rules.sets_marks(&self.own_table) { self.around.options.fwmark.1 } else { u32::MAX }
     }
 
     /// Every pair of a container here and one elsewhere that rules could treat differently.
@@ -256,9 +263,10 @@ impl Finder<'_> {
                 protocol: "tcp",
                 port: None,
                 mark: 0,
+                mark_known: self.mark_known(),
                 state: "new",
             };
-            places.extend(masquerades(self.rules, &packet, &self.own_table));
+            places.extend(translations(self.rules, &packet, &self.own_table));
         }
         let told = |place: Place| {
             let mend = match self.manager(&place) {
@@ -269,7 +277,7 @@ impl Finder<'_> {
                 _ => "turn that off: for Docker --ip-masq=false, as loden docker-opts prints it; for a CNI plugin \"ipMasq\": false".to_owned(),
             };
             format!(
-                "{} masquerades what containers here send to other hosts, which then see this host instead of the container: {mend}",
+                "{} masquerades or translates what containers here send to other hosts, which then see this host instead of the container: {mend}",
                 self.named(&place)
             )
         };

@@ -23,7 +23,7 @@ pub(super) fn read(save: &str, back_end: BackEnd, family: Family) -> Vec<Table> 
     for line in save.lines() {
         if let Some(name) = line.strip_prefix('*') {
             let name = table_name(back_end, family, name);
-            tables.push(Table { name, families: vec![family], chains: BTreeMap::new() });
+            tables.push(Table { name, families: vec![family], chains: BTreeMap::new(), sets_marks: false });
             continue;
         }
         let Some(table) = tables.last_mut() else { continue };
@@ -34,6 +34,7 @@ pub(super) fn read(save: &str, back_end: BackEnd, family: Family) -> Vec<Table> 
             table.chains.insert(name.to_owned(), chain);
         } else if let Some(rule) = line.strip_prefix("-A ") {
             let words = words(rule);
+            table.sets_marks |= words.iter().any(|w| w == "MARK" || w == "CONNMARK");
             let Some((chain, rest)) = words.split_first() else { continue };
             let rule = self::rule(rest);
             table.chains.entry(chain.clone()).or_default().rules.extend(rule);
@@ -62,6 +63,9 @@ fn base(table: &str, chain: &str, policy: &str) -> Option<Base> {
     Some(Base { hook, priority, nat: kind == "nat", drops_by_policy: policy == "DROP" })
 }
 
+/// A test whose words are not understood may or may not hold.
+const UNKNOWN: Test = Test::Unknown(None);
+
 /// `None` for a rule that decides nothing.
 fn rule(words: &[String]) -> Option<Rule> {
     let mut conditions = Vec::new();
@@ -81,33 +85,33 @@ fn rule(words: &[String]) -> Option<Rule> {
             "-m" => match words.next()? {
                 // Modules whose options are all known here.
                 "tcp" | "udp" | "comment" | "mark" | "conntrack" | "state" | "multiport" => continue,
-                _ => Test::Unknown(None),
+                _ => UNKNOWN,
             },
             "--comment" => {
                 words.next();
                 continue;
             }
-            "-i" => Test::InInterface(vec![interface(words.next()?)]),
-            "-o" => Test::OutInterface(vec![interface(words.next()?)]),
-            "-s" => Test::Source(vec![addresses(words.next()?)?]),
-            "-d" => Test::Destination(vec![addresses(words.next()?)?]),
+            "-i" => Test::InInterface(vec![interface(words.next().unwrap_or_default())]),
+            "-o" => Test::OutInterface(vec![interface(words.next().unwrap_or_default())]),
+            "-s" => words.next().and_then(addresses).map_or(UNKNOWN, |range| Test::Source(vec![range])),
+            "-d" => words.next().and_then(addresses).map_or(UNKNOWN, |range| Test::Destination(vec![range])),
             "-p" => {
                 protocol = words.next().map(str::to_owned);
                 Test::Protocol(protocol.iter().cloned().collect())
             }
-            "--dport" | "--dports" => match ports(words.next()?) {
+            "--dport" | "--dports" => match words.next().and_then(ports) {
                 Some(ports) => Test::DestinationPort(protocol.clone(), ports),
-                None => Test::Unknown(None),
+                None => UNKNOWN,
             },
-            "--mark" => match mark(words.next()?) {
+            "--mark" => match words.next().and_then(mark) {
                 Some((value, mask)) => Test::Mark(mask, vec![value]),
-                None => Test::Unknown(None),
+                None => UNKNOWN,
             },
             "--ctstate" | "--state" => {
-                let states = words.next()?.to_ascii_lowercase();
+                let states = words.next().unwrap_or_default().to_ascii_lowercase();
                 Test::State(states.split(',').map(str::to_owned).collect())
             }
-            option if option.starts_with('-') => Test::Unknown(None),
+            option if option.starts_with('-') => UNKNOWN,
             // The value of such an option.
             _ => continue,
         };
@@ -122,9 +126,9 @@ pub(super) fn verdict(target: &str, goto: bool) -> Option<Verdict> {
         "ACCEPT" => Verdict::Accept,
         "DROP" | "REJECT" => Verdict::Drop,
         "RETURN" => Verdict::Return,
-        "MASQUERADE" => Verdict::Masquerade,
+        "MASQUERADE" | "SNAT" | "NETMAP" => Verdict::NewSource,
         "LOG" | "NFLOG" | "MARK" | "CONNMARK" | "CT" | "NOTRACK" | "TCPMSS" | "CHECKSUM" => return None,
-        "SNAT" | "DNAT" | "REDIRECT" | "NETMAP" | "NFQUEUE" | "TPROXY" => Verdict::Unknown,
+        "DNAT" | "REDIRECT" | "NFQUEUE" | "TPROXY" => Verdict::Unknown,
         chain if goto => Verdict::Goto(chain.to_owned()),
         chain => Verdict::Jump(chain.to_owned()),
     })

@@ -36,8 +36,12 @@ pub(super) fn read(json: &str) -> Result<Vec<Table>, Unreadable> {
                 // bridge, arp, netdev: not our packets' way.
                 _ => continue,
             };
+            if is_dormant(&table["flags"]) {
+                continue;
+            }
             let name = format!("{family} {name}");
-            tables.insert(name.clone(), Table { name, families, chains: BTreeMap::new() });
+            let table = Table { name: name.clone(), families, chains: BTreeMap::new(), sets_marks: false };
+            tables.insert(name, table);
         } else if let Some(chain) = object.get("chain") {
             let Some(table) = table_of(chain).and_then(|t| tables.get_mut(&t)) else { continue };
             let Some(name) = chain["name"].as_str() else { continue };
@@ -47,11 +51,23 @@ pub(super) fn read(json: &str) -> Result<Vec<Table>, Unreadable> {
             let Some(table) = tables.get_mut(&table_name) else { continue };
             let Some(chain) = rule["chain"].as_str() else { continue };
             let expressions = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
+            table.sets_marks |= expressions.iter().any(|e| {
+                let sets = |key: &str| e["mangle"]["key"]["meta"]["key"] == key;
+                // iptables' own targets; nft does not say what they are set to.
+                let target = e["xt"]["name"].as_str().is_some_and(|name| name.ends_with("MARK"));
+                sets("mark") || target
+            });
             let rules = rules(expressions, &table_name, &maps);
             table.chains.entry(chain.to_owned()).or_default().rules.extend(rules);
         }
     }
     Ok(tables.into_values().collect())
+}
+
+/// A dormant table does nothing. nft 1.0.6 shows only the flag's last letter.
+fn is_dormant(flags: &Value) -> bool {
+    let dormant = |flag: &Value| flag == "dormant" || flag == "t";
+    dormant(flags) || flags.as_array().is_some_and(|all| all.iter().any(dormant))
 }
 
 fn table_of(object: &Value) -> Option<String> {
@@ -117,8 +133,8 @@ fn verdict(kind: &str, body: &Value) -> Option<Verdict> {
         "return" => Verdict::Return,
         "jump" => Verdict::Jump(target()?),
         "goto" => Verdict::Goto(target()?),
-        "masquerade" => Verdict::Masquerade,
-        "snat" | "dnat" | "redirect" | "queue" | "tproxy" => Verdict::Unknown,
+        "masquerade" | "snat" => Verdict::NewSource,
+        "dnat" | "redirect" | "queue" | "tproxy" => Verdict::Unknown,
         _ => return None,
     })
 }

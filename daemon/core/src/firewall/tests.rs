@@ -155,6 +155,7 @@ fn what_the_model_does_not_know_is_taken_to_pass() {
         "-A INPUT -m set ! --match-set bad src -j ACCEPT",
         "-A INPUT -i eth+ -p udp -m multiport --dports 8000:9000,99 -m comment --comment \"a \\\"b\\\" c\" -j ACCEPT",
         "-A INPUT -j NFQUEUE --queue-num 1",
+        "-A INPUT -s 192.168.0.12/255.255.0.255 -j ACCEPT",
     ] {
         let rules = legacy(&format!("*filter\n:INPUT DROP [0:0]\n{rule}\nCOMMIT\n"));
         expect(&problems(&rules, &around()), &[]);
@@ -182,6 +183,52 @@ fn that_containers_may_not_go_outside_is_worth_a_note_alone() {
     let rules = legacy("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -i loden0 -o eth0 -j REJECT\nCOMMIT\n");
     let found = findings(&rules, &around());
     assert!(found.problems.is_empty() && found.notes[0].contains("from loden0 to eth0"), "{found:?}");
+}
+
+#[test]
+fn a_test_of_one_family_says_nothing_of_the_other() {
+    let json = r#"{"nftables": [
+        {"table": {"family": "inet", "name": "t"}},
+        {"chain": {"family": "inet", "table": "t", "name": "f", "type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}},
+        {"rule": {"family": "inet", "table": "t", "chain": "f", "expr": [
+            {"match": {"op": "!=", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": {"prefix": {"addr": "10.0.0.0", "len": 8}}}},
+            {"drop": null}]}}]}"#;
+    let mut six = around();
+    six.families = vec![("fd00:5::/48".parse().expect("subnet"), "fd00:5:0:7::/64".parse().expect("subnet"))];
+    six.overlay = vec![(Family::V6, "loden6.1".into())];
+    expect(&problems(&nft(json), &six), &[]);
+}
+
+#[test]
+fn where_others_set_marks_only_ours_is_known() {
+    let rule = "-A FORWARD -m mark --mark 0x1/0x1 -j ACCEPT\n";
+    let marking =
+        "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -i loden+ -j MARK --set-xmark 0x1/0x1\nCOMMIT\n";
+    let filter = format!("*filter\n:FORWARD DROP [0:0]\n{rule}COMMIT\n");
+    assert_eq!(problems(&legacy(&filter), &around()).len(), 1);
+    expect(&problems(&legacy(&format!("{marking}{filter}")), &around()), &[]);
+}
+
+#[test]
+fn a_dormant_table_does_nothing() {
+    let table = |flags: &str| {
+        nft(&format!(
+            r#"{{"nftables": [{{"table": {{"family": "inet", "name": "t"{flags}}}}},
+            {{"chain": {{"family": "inet", "table": "t", "name": "f", "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}}}}]}}"#
+        ))
+    };
+    assert_eq!(problems(&table(""), &around()).len(), 1);
+    for flags in [r#", "flags": "t""#, r#", "flags": "dormant""#, r#", "flags": ["dormant"]"#] {
+        expect(&problems(&table(flags), &around()), &[]);
+    }
+}
+
+#[test]
+fn a_fixed_source_is_as_wrong_as_a_masquerade() {
+    let rules = legacy(
+        "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 10.5.7.0/24 ! -o loden0 -j SNAT --to-source 192.168.77.11\nCOMMIT\n",
+    );
+    expect(&problems(&rules, &around()), &[&["chain POSTROUTING", "translates"]]);
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub(super) struct Packet<'a> {
     /// `None` stands for any: a rule for some ports may or may not hold.
     pub(super) port: Option<u16>,
     pub(super) mark: u32,
+    /// Its bits that nobody else may have set on the way.
+    pub(super) mark_known: u32,
     /// Its state in connection tracking.
     pub(super) state: &'static str,
 }
@@ -42,7 +44,7 @@ enum Truth {
 enum End {
     /// Accepted, or perhaps so.
     Accepted,
-    /// Dropped or masqueraded by a rule of this chain, for certain.
+    /// Dropped or given another source by a rule of this chain, for certain.
     Ended(Verdict, String),
     /// The chain has nothing more to say.
     Through,
@@ -69,12 +71,12 @@ pub(super) fn drops(rules: &RuleSet, hook: Hook, packet: &Packet<'_>, except: &s
     places
 }
 
-/// The chains that masquerade the packet for certain.
-pub(super) fn masquerades(rules: &RuleSet, packet: &Packet<'_>, except: &str) -> Vec<Place> {
+/// The chains that give the packet another source for certain.
+pub(super) fn translations(rules: &RuleSet, packet: &Packet<'_>, except: &str) -> Vec<Place> {
     let mut places = Vec::new();
     for (table, name, chain, base) in bases(rules, Hook::Postrouting, packet, except) {
         if base.nat
-            && let End::Ended(Verdict::Masquerade, chain) = through(table, chain, name, packet, false, 0)
+            && let End::Ended(Verdict::NewSource, chain) = through(table, chain, name, packet, false, 0)
         {
             places.push(Place { table: table.name.clone(), chain });
         }
@@ -114,8 +116,8 @@ fn through(table: &Table, chain: &Chain, name: &str, packet: &Packet<'_>, unsure
         let unsure_here = unsure || truth == Truth::Maybe;
         match &rule.verdict {
             Verdict::Accept | Verdict::Unknown => return End::Accepted,
-            Verdict::Drop | Verdict::Masquerade if unsure_here => {}
-            ended @ (Verdict::Drop | Verdict::Masquerade) => {
+            Verdict::Drop | Verdict::NewSource if unsure_here => {}
+            ended @ (Verdict::Drop | Verdict::NewSource) => {
                 return End::Ended(ended.clone(), name.to_owned());
             }
             Verdict::Return if unsure_here => unsure = true,
@@ -145,13 +147,19 @@ fn both(a: Truth, b: Truth) -> Truth {
 
 fn holds(condition: &Condition, packet: &Packet<'_>) -> Truth {
     let inside = |ranges: &[(IpAddr, IpAddr)], address: IpAddr| {
-        let family = Family::of(address);
-        ranges.iter().any(|(from, to)| Family::of(*from) == family && (*from..=*to).contains(&address))
+        ranges.iter().any(|(from, to)| (*from..=*to).contains(&address))
+    };
+    // A test of an address holds for packets of its family alone, negated or not.
+    let of_family = |ranges: &[(IpAddr, IpAddr)], address: IpAddr| {
+        ranges.iter().any(|(from, _)| Family::of(*from) == Family::of(address))
     };
     let found = match &condition.test {
         Test::Unknown(Some(protocol)) if protocol != packet.protocol => return Truth::No,
         Test::Unknown(_) => return Truth::Maybe,
         Test::OutInterface(_) if packet.out_interface.is_empty() => return Truth::Maybe,
+        Test::Source(ranges) if !of_family(ranges, packet.source) => return Truth::No,
+        Test::Destination(ranges) if !of_family(ranges, packet.destination) => return Truth::No,
+        Test::Mark(mask, _) if mask & !packet.mark_known != 0 => return Truth::Maybe,
         Test::InInterface(names) => names.iter().any(|n| named(n, packet.in_interface)),
         Test::OutInterface(names) => names.iter().any(|n| named(n, packet.out_interface)),
         Test::Source(ranges) => inside(ranges, packet.source),
