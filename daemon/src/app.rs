@@ -41,7 +41,7 @@ use crate::lease::{Keeper, KeeperOptions, LeaseState};
 use crate::lock;
 use crate::network_config;
 use crate::reconcile::{Reconciler, Settings};
-use crate::state::StateDir;
+use crate::state::{DOCKER_SHARES, StateDir};
 use crate::status::{self, Sources};
 use crate::store::{EtcdOptions, Sync, Writer};
 use crate::subnet_file;
@@ -85,7 +85,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let last = state.last();
 
     // Notices first, then the first look: nothing falls between.
-    let notices = Watch::open().context(
+    let notices = Watch::open(&options.settings.options.network).context(
         "cannot listen to the kernel; the daemon needs CAP_NET_ADMIN (run it as root or by its systemd unit)",
     )?;
     let kernel = Kernel::open(options.run_dir.clone())?;
@@ -144,6 +144,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         facts: facts.clone(),
         docker_user: standing,
         questions,
+        judged: Default::default(),
     };
     let docker_user = DockerUser { wanted: docker_user, rules_changed, standing: standing_sender };
 
@@ -207,7 +208,7 @@ async fn announce(
         let lease = own.borrow_and_update().clone();
         let underlay = facts.borrow_and_update().as_ref().and_then(|f| f.underlay.clone().ok());
         if let (Some(config), Some(underlay)) = (config, underlay) {
-            let docker_shares = options.state_dir.join(subnet_file::DOCKER_SHARES).exists();
+            let docker_shares = options.state_dir.join(DOCKER_SHARES).exists();
             let env = subnet_file::contents(
                 &config,
                 &lease,

@@ -227,7 +227,7 @@ impl Loop {
     }
 
     fn absorb(&mut self, notice: Notice) {
-        if matches!(notice, Notice::Rules | Notice::Overrun) {
+        if matches!(notice, Notice::DockerRules | Notice::Overrun) {
             self.io.rules_changed.notify_one();
         }
         let networks = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
@@ -267,6 +267,7 @@ impl Loop {
             options: &self.io.settings.options,
             adopted: &adopted,
             bridges: &self.bridges,
+            docker_shares: self.io.state.docker_shares(),
             peers: self.book.peers(),
         });
         let first = self.desired.is_none();

@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::files::{make_folder, write_atomically};
 
+/// A file in the folder whose presence says that Docker uses the plugin's bridge, and with it the upper
+/// half of the subnet. `loden docker-opts --shared` makes it.
+pub const DOCKER_SHARES: &str = "docker-shares";
+
 /// The folder of one network's lasting state.
 #[derive(Debug, Clone)]
 pub struct StateDir {
@@ -75,6 +79,11 @@ impl StateDir {
         for name in ["last.json", "peers.json"] {
             let _ = std::fs::remove_file(self.folder.join(name));
         }
+    }
+
+    /// Whether Docker uses the plugin's bridge.
+    pub fn docker_shares(&self) -> bool {
+        self.folder.join(DOCKER_SHARES).exists()
     }
 
     /// What the host held last.

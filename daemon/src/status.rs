@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use loden_core::firewall::{self, Findings, Surroundings};
+use loden_core::firewall::{Findings, Surroundings};
 use loden_proto::status::{
     ConfigStatus, DeviceStatus, EtcdStatus, LeaseStatus, PeerStatus, RejectedStatus, Request, Status,
     UnderlayStatus,
@@ -13,6 +13,7 @@ use loden_proto::status::{
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::clock;
 use crate::docker_user;
@@ -45,7 +46,12 @@ pub struct Sources {
     pub docker_user: watch::Receiver<docker_user::Standing>,
     /// Where the reconciler is asked.
     pub questions: mpsc::Sender<oneshot::Sender<Report>>,
+    /// When other people's rules were judged last, and how.
+    pub judged: Judged,
 }
+
+/// When other people's rules were judged last, and how; locked while that goes on.
+pub type Judged = Arc<tokio::sync::Mutex<Option<(Instant, Findings)>>>;
 
 /// More reservations than this look like a restore that lost the leases.
 const MANY_RESERVATIONS: usize = 10;
@@ -53,6 +59,8 @@ const REQUEST_LIMIT: u64 = 64 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// For other people's rules, of which there can be very many; the rest of the status needs little.
 const RULES_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a judgement is given to others who ask.
+const RULES_FRESH: Duration = Duration::from_secs(1);
 
 impl Sources {
     /// Everything, now.
@@ -127,7 +135,7 @@ impl Sources {
         }
         status.notes = notes(&news, &report, &status);
         if let Some(surroundings) = report.surroundings {
-            let found = foreign_rules(surroundings).await;
+            let found = foreign_rules(&surroundings, &self.judged).await;
             status.problems.extend(found.problems);
             status.notes.extend(found.notes);
         }
@@ -141,21 +149,26 @@ impl Sources {
     }
 }
 
-/// What other people's rules do to the overlay.
-async fn foreign_rules(surroundings: Surroundings) -> Findings {
-    let looked = async {
-        let (rules, failures) = kernel::rule_set().await;
-        // As reading them, judging many takes its time.
-        let judged = tokio::task::spawn_blocking(move || firewall::findings(&rules, &surroundings)).await;
-        (judged.unwrap_or_default(), failures)
+/// What other people's rules do to the overlay. One look at a time serves all who ask meanwhile.
+async fn foreign_rules(surroundings: &Surroundings, known: &Judged) -> Findings {
+    let mut known = known.lock().await;
+    if let Some((at, found)) = known.as_ref().filter(|(at, _)| at.elapsed() < RULES_FRESH) {
+        tracing::trace!(age = ?at.elapsed(), "rules were judged just now");
+        return found.clone();
+    }
+    let found = tokio::time::timeout(RULES_TIMEOUT, kernel::judge(surroundings)).await;
+    let found = match found {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => unjudged(&error),
+        Err(_) => unjudged(&format!("it takes longer than {} s", RULES_TIMEOUT.as_secs())),
     };
-    let (mut found, failures) = tokio::time::timeout(RULES_TIMEOUT, looked).await.unwrap_or_else(|_| {
-        (Findings::default(), vec![format!("it takes longer than {} s", RULES_TIMEOUT.as_secs())])
-    });
-    let unseen = failures.iter().map(|f| format!("not all rules of this host were looked at: {f}"));
-    found.notes.extend(unseen);
-    found.notes.extend(kernel::unseen_legacy());
+    *known = Some((Instant::now(), found.clone()));
     found
+}
+
+fn unjudged(reason: &str) -> Findings {
+    let note = format!("the rules of this host could not be judged: {reason}");
+    Findings { notes: vec![note], ..Findings::default() }
 }
 
 /// What an operator must know, worst first.

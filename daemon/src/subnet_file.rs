@@ -41,10 +41,6 @@ pub fn contents(
     })
 }
 
-/// A file in the folder of lasting state whose presence says that Docker uses the plugin's bridge, and
-/// with it the upper half of the subnet. `loden docker-opts --shared` makes it.
-pub const DOCKER_SHARES: &str = "docker-shares";
-
 /// Whether the file holds just this.
 pub fn stands(path: &Path, env: &SubnetEnv) -> bool {
     std::fs::read_to_string(path).is_ok_and(|text| text == env.to_text(true))

@@ -128,6 +128,19 @@ pub fn generation_of(reply: &Reply) -> Option<(u32, u32)> {
     Some((word(GEN_ID)?, word(GEN_PROC_PID).unwrap_or(0)))
 }
 
+/// The table that a notice is about, by family (`NFPROTO_…`) and name; `None` for those of a new
+/// generation, which come after all that belong to it.
+pub fn table_of(reply: &Reply) -> Option<(u8, &str)> {
+    if reply.message_type >> 8 != SUBSYSTEM || reply.message_type & 0xff == MSG_NEWGEN {
+        return None;
+    }
+    // The first attribute of every kind of object names its table: NFTA_TABLE_NAME, NFTA_CHAIN_TABLE,
+    // NFTA_RULE_TABLE, NFTA_SET_TABLE, NFTA_SET_ELEM_LIST_TABLE, ….
+    let name = nested(reply.payload.get(4..)?, CHAIN_TABLE).into_iter().next()?;
+    let name = std::str::from_utf8(name.strip_suffix(&[0]).unwrap_or(name)).ok()?;
+    Some((*reply.payload.first()?, name))
+}
+
 /// Whether a table has a chain of this name. `family` is an `NFPROTO_…`.
 pub fn has_chain(socket: &mut Socket, family: u8, table: &str, chain: &str) -> bool {
     let mut payload = generic_header(family, 0);

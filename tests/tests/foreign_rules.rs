@@ -1,7 +1,7 @@
 //! Other people's rules that break the overlay are named in `status`, with their mend.
 
-use loden_tests::story::{Cluster, VXLAN};
-use loden_tests::{Host, matrix};
+use loden_tests::story::{Cluster, SOON, VXLAN};
+use loden_tests::{Host, eventually, matrix};
 
 fn rules(host: &Host, lines: &[&str]) {
     for line in lines {
@@ -74,12 +74,13 @@ fn what_flannel_left_is_noted() {
             "nft add table ip flannel-ipv4",
         ],
     );
-    let status = a.status();
-    let note = status.notes.iter().find(|n| n.contains("loden cleanup --flannel"));
-    let note = note.unwrap_or_else(|| panic!("{:#?}", status.notes));
+    let note = eventually(SOON, "status notes it", || {
+        let notes = a.try_status(&[])?.notes;
+        notes.iter().find(|n| n.contains("loden cleanup --flannel")).cloned().ok_or(format!("{notes:?}"))
+    });
     for left in ["FLANNEL-POSTRTG", "FLANNEL-FWD of iptables-legacy filter", "ip flannel-ipv4"] {
         assert!(note.contains(left), "{note}");
     }
-    assert!(status.problems.is_empty(), "{:#?}", status.problems);
+    a.status_is_content();
     cluster.lab.check_invariants();
 }

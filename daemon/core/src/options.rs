@@ -1,9 +1,10 @@
 //! The operator's choices for the kernel's objects, and the names that follow from them.
 
 use loden_proto::{Family, Subnet};
+use serde::{Deserialize, Serialize};
 
 /// The operator's choices that shape the kernel's objects.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Options {
     /// `--network`: names devices, bridge and table.
     pub network: String,

@@ -42,6 +42,8 @@ pub struct Inputs<'a> {
     pub adopted: &'a BTreeMap<Family, String>,
     /// Interfaces that hold our subnet's gateway address.
     pub bridges: &'a BTreeSet<String>,
+    /// Whether Docker uses the plugin's bridge, and with it the upper half of our subnets.
+    pub docker_shares: bool,
     /// The peers.
     pub peers: OrdMap<Subnet, Peer>,
 }
@@ -130,7 +132,7 @@ impl PeerObjects {
 
 /// Makes the plan.
 pub fn plan(inputs: Inputs<'_>) -> Desired {
-    let Inputs { config, own, macs, underlay, options, adopted, bridges, peers } = inputs;
+    let Inputs { config, own, macs, underlay, options, adopted, bridges, docker_shares, peers } = inputs;
     let mut devices = Vec::new();
     if let Backend::Vxlan(vxlan) = &config.backend {
         for subnet in own.subnets() {
@@ -169,7 +171,9 @@ pub fn plan(inputs: Inputs<'_>) -> Desired {
         .filter(|_| config.backend != Backend::Alloc)
         .filter_map(|pool| {
             let family = pool.network.family();
-            Some((family, user_chain::rules(pool.network, own.subnet(family)?, options)))
+            let own = own.subnet(family)?;
+            let dockers = own.upper_half().filter(|_| docker_shares);
+            Some((family, user_chain::rules(pool.network, own, options, dockers)))
         })
         .collect();
     Desired {

@@ -16,7 +16,7 @@ use super::daemon::{MarkArgs, duration};
 use super::output::print;
 use crate::endpoints;
 use crate::files::write_atomically;
-use crate::subnet_file::DOCKER_SHARES;
+use crate::state::DOCKER_SHARES;
 
 /// Print the options that make Docker's containers members of the overlay.
 #[derive(Debug, Args)]

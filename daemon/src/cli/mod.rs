@@ -7,6 +7,7 @@ mod cleanup;
 mod config;
 mod daemon;
 mod docker_opts;
+mod judge_rules;
 mod lease;
 mod output;
 mod settings;
@@ -48,6 +49,9 @@ enum Command {
     DockerOpts(docker_opts::DockerOptsArgs),
     /// Remove from this host's kernel what Loden made
     Cleanup(cleanup::CleanupArgs),
+    /// Judge other people's rules; the daemon asks it
+    #[command(hide = true)]
+    JudgeRules,
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -99,6 +103,7 @@ async fn run(command: Command, sources: &settings::Sources) -> anyhow::Result<()
         Command::Status(args) => status::run(args).await,
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
+        Command::JudgeRules => judge_rules::run().await,
         Command::DockerOpts(args) => docker_opts::run(args).await,
         Command::Cleanup(args) => cleanup::run(args).await,
         Command::Completions { shell } => {

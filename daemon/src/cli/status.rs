@@ -17,7 +17,7 @@ use super::daemon::PlaceArgs;
 use super::output::{duration, print, print_json, table};
 use crate::kernel::{self, Interest, Kernel};
 use crate::state::StateDir;
-use crate::{clock, endpoints};
+use crate::{clock, endpoints, lock};
 
 /// Show what this host knows.
 #[derive(Debug, Args)]
@@ -40,7 +40,18 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<()> {
         }
         Err(error) => {
             let mut status = without_daemon(&args.place).await?;
-            status.problems.insert(0, format!("the daemon does not answer on {} ({error:#}); this is what kernel and files tell (systemctl status loden)", socket.display()));
+            let (who, state) = match lock::runs(&args.place.run_dir()) {
+                true => ("the daemon runs, but does", "not answering"),
+                false => ("the daemon does", "stopped"),
+            };
+            status.state = state.into();
+            status.problems.insert(
+                0,
+                format!(
+                    "{who} not answer on {} ({error:#}); this is what kernel and files tell (systemctl status loden)",
+                    socket.display()
+                ),
+            );
             status
         }
     };

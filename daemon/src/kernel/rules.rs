@@ -1,20 +1,25 @@
-//! Everybody's rules, for `status`: read on demand, never kept.
+//! Everybody's rules, for `status`: read on demand, in a process of their own, never kept.
 
 use loden_core::docker::user_chain::BackEnd;
-use loden_core::firewall::RuleSet;
+use loden_core::firewall::{Findings, RuleSet, Surroundings};
 use loden_proto::Family;
 
 use super::{iptables, program};
+
+/// What everybody's rules do to the overlay, by a child that ends with the future.
+pub async fn judge(surroundings: &Surroundings) -> Result<Findings, String> {
+    let question = serde_json::to_string(surroundings).map_err(|e| e.to_string())?;
+    // Ourselves, also while the file is being replaced.
+    let answer = program::run(&["/proc/self/exe"], &["judge-rules"], &question, "loden").await?;
+    serde_json::from_str(&answer).map_err(|e| format!("no judgement ({e}): {answer}"))
+}
 
 /// All rules of this namespace. The error says which program failed; what could be read is judged
 /// all the same.
 pub async fn rule_set() -> (RuleSet, Vec<String>) {
     let mut failures = Vec::new();
     let read = match program::run(&["nft"], &["-j", "list", "ruleset"], "", "nftables").await {
-        // Some hosts have tens of thousands of rules; the data plane does not wait for them.
-        Ok(json) => tokio::task::spawn_blocking(move || RuleSet::from_nft(&json).map_err(|e| e.to_string()))
-            .await
-            .unwrap_or_else(|e| Err(e.to_string())),
+        Ok(json) => RuleSet::from_nft(&json).map_err(|e| e.to_string()),
         Err(error) => Err(error),
     };
     let mut rules = read.unwrap_or_else(|error| {

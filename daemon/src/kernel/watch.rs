@@ -2,6 +2,7 @@
 //! believes, and looks again where the two disagree.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use loden_core::observed::{Address, Link, Nexthop, Route};
 use loden_netlink::route::neighbour::NeighbourMessage;
@@ -44,8 +45,10 @@ pub enum Notice {
     NexthopGone(u32),
     /// Forwarding or the like was set for some interface.
     Setting,
-    /// Somebody else changed the rule set.
+    /// Somebody else changed our table.
     Rules,
+    /// Somebody else changed a table in which Docker's chain for others can be.
+    DockerRules,
     /// Notices were lost: everything must be looked at again.
     Overrun,
 }
@@ -72,14 +75,30 @@ const NEW_NETCONF: u16 = 80;
 pub struct Watch {
     route: AsyncFd<Events>,
     netfilter: AsyncFd<Events>,
+    /// Name of our table.
+    table: String,
+    /// What the generation that is under way has changed so far.
+    touched: Mutex<Touched>,
+}
+
+/// Which tables that concern us a generation changes.
+#[derive(Debug, Default)]
+struct Touched {
+    ours: bool,
+    filter: bool,
 }
 
 impl Watch {
     /// Joins the groups. Open it before the first look, so that nothing falls between.
-    pub fn open() -> io::Result<Self> {
+    pub fn open(table: &str) -> io::Result<Self> {
         // Kernels before 5.3 have no nexthop group.
         let route = Events::route(&GROUPS).or_else(|_| Events::route(&GROUPS[..8]))?;
-        Ok(Self { route: registered(route)?, netfilter: registered(Events::netfilter(&[nftset::GROUP])?)? })
+        Ok(Self {
+            route: registered(route)?,
+            netfilter: registered(Events::netfilter(&[nftset::GROUP])?)?,
+            table: table.to_owned(),
+            touched: Mutex::default(),
+        })
     }
 
     /// The next notices, at least one. Safe to cancel.
@@ -99,13 +118,32 @@ impl Watch {
                 Err(_would_block) => continue,
             };
             let notices: Vec<Notice> = match rules {
-                true => replies.iter().filter_map(rule_notice).collect(),
+                true => replies.iter().flat_map(|reply| self.rule_notices(reply)).collect(),
                 false => replies.iter().filter_map(notice).collect(),
             };
             if !notices.is_empty() {
                 return Ok(notices);
             }
         }
+    }
+}
+
+impl Watch {
+    /// A generation's changes come one by one, then the generation with the process that made it.
+    fn rule_notices(&self, reply: &Reply) -> Vec<Notice> {
+        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((family, table)) = nftset::table_of(reply) {
+            touched.ours |= family == nftset::FAMILY_INET && table == self.table;
+            touched.filter |= family != nftset::FAMILY_INET && table == "filter";
+            return Vec::new();
+        }
+        let Some((_, process)) = nftset::generation_of(reply) else { return Vec::new() };
+        let Touched { ours, filter } = std::mem::take(&mut *touched);
+        if process == std::process::id() {
+            return Vec::new();
+        }
+        let notices = [(ours, Notice::Rules), (filter, Notice::DockerRules)];
+        notices.into_iter().filter(|(touched, _)| *touched).map(|(_, notice)| notice).collect()
     }
 }
 
@@ -122,11 +160,6 @@ fn registered(socket: Events) -> io::Result<AsyncFd<Events>> {
     // SAFETY: the socket owns its descriptor, shows the same one for its whole life, and closes it
     // only when it is dropped, which is after AsyncFd has taken it out of epoll.
     Ok(unsafe { AsyncFd::register(socket) }?)
-}
-
-fn rule_notice(reply: &Reply) -> Option<Notice> {
-    let (_, process) = nftset::generation_of(reply)?;
-    (process != std::process::id()).then_some(Notice::Rules)
 }
 
 fn notice(reply: &Reply) -> Option<Notice> {

@@ -46,6 +46,7 @@ fn desired(peers: OrdMap<Subnet, Peer>) -> Desired {
         options: &options(),
         adopted: &BTreeMap::new(),
         bridges: &BTreeSet::new(),
+        docker_shares: false,
         peers,
     })
 }
@@ -474,6 +475,7 @@ fn an_ipv6_route_by_another_device_goes_before_the_right_one_comes() {
         options: &options(),
         adopted: &BTreeMap::new(),
         bridges: &BTreeSet::new(),
+        docker_shares: false,
         peers: [(subnet, peer)].into_iter().collect(),
     });
     let mut observed = host(false);

@@ -47,7 +47,9 @@ pub fn read(save: &str) -> Option<Vec<String>> {
 
 /// The rules that should stand in the chain of a family, in the form of `iptables-save` without
 /// `-A DOCKER-USER`.
-pub fn rules(network: Subnet, own: Subnet, options: &Options) -> Vec<String> {
+///
+/// `dockers` is the range of Docker's own containers on our bridge, if they share it.
+pub fn rules(network: Subnet, own: Subnet, options: &Options, dockers: Option<Subnet>) -> Vec<String> {
     let bridge = options.bridge();
     let mark = match options.fwmark {
         (value, u32::MAX) => format!("{value:#x}"),
@@ -56,9 +58,10 @@ pub fn rules(network: Subnet, own: Subnet, options: &Options) -> Vec<String> {
     [
         // From the overlay to containers here, on whatever bridge.
         (format!("-m mark --mark {mark}"), "ACCEPT"),
-        // The plugin's containers, which Docker's rules do not know.
+        // The plugin's containers, which Docker's rules do not know. Docker's own keep its protection of
+        // ports that are not published.
         (format!("-i {bridge}"), "ACCEPT"),
-        (format!("-o {bridge}"), "ACCEPT"),
+        (format!("{}-o {bridge}", dockers.map_or(String::new(), |d| format!("! -d {d} "))), "ACCEPT"),
         // Outsiders that use this host as their way to a remote container, and the answers. Docker's
         // own containers stay behind Docker's own rules.
         (format!("-s {network} -m conntrack --ctstate RELATED,ESTABLISHED"), "ACCEPT"),
@@ -112,22 +115,22 @@ pub fn change(
     // Networks on one host do not fight over who stands last.
     let is_loden = |rule: &String| rule.contains("--comment \"loden ");
     let closing = format!("{head}-j RETURN");
-    let open = match present.split_last() {
-        Some((last, before)) if *last == closing => before,
-        _ => present,
-    };
+    // Nothing behind it is ever asked.
+    let end = present.iter().position(|rule| *rule == closing).unwrap_or(present.len());
+    let (open, dead) = present.split_at(end);
     let own: Vec<&String> = open.iter().filter(is_mine).collect();
     let last_of_others = open.iter().rposition(|r| !is_loden(r));
     let behind =
         open.iter().position(|r| is_mine(&r)).is_none_or(|first| last_of_others.is_none_or(|o| o < first));
     let removes = wanted.is_empty();
     let wanted: Vec<String> = wanted.iter().map(|rule| format!("{head}{rule}")).collect();
-    if behind && own.iter().copied().eq(&wanted) {
+    let stray: Vec<&String> = dead.iter().filter(is_mine).collect();
+    if behind && stray.is_empty() && own.iter().copied().eq(&wanted) {
         return None;
     }
     let kept: Vec<String> = open.iter().filter(|r| !is_mine(r)).cloned().collect();
     let mut script = String::from("*filter\n");
-    for rule in own {
+    for rule in own.into_iter().chain(stray) {
         script.push_str(&format!("-D{}\n", rule.trim_start_matches("-A")));
     }
     for (i, rule) in wanted.iter().enumerate() {
@@ -137,7 +140,7 @@ pub fn change(
     script.push_str("COMMIT\n");
     let mut after = kept;
     after.extend(wanted);
-    after.extend(present[open.len()..].iter().cloned());
+    after.extend(dead.iter().filter(|r| !is_mine(r)).cloned());
     Some(Change { back_end, family, script, after, removes })
 }
 
@@ -155,7 +158,7 @@ mod tests {
 
     fn wanted() -> Vec<String> {
         let subnet = |text: &str| text.parse().expect(text);
-        rules(subnet("10.5.0.0/16"), subnet("10.5.7.0/24"), &options())
+        rules(subnet("10.5.0.0/16"), subnet("10.5.7.0/24"), &options(), None)
     }
 
     fn lines(rules: &[&str]) -> Vec<String> {
@@ -206,10 +209,35 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_behind_a_return_counts_for_nothing() {
+        let ours = brought(&[]).after;
+        let with = |before: &[&str], after: &[&str], ours: &[String]| {
+            [lines(before), ours.to_vec(), lines(after)].concat()
+        };
+        // The owner appends behind Docker's closing rule: harmless, and nothing of ours moves.
+        assert_eq!(change(PLACE, &with(&[], &[CLOSING, USERS], &ours), &wanted(), &options()), None);
+        // Ours behind it are brought before it.
+        for misplaced in [with(&[CLOSING], &[], &ours), with(&[CLOSING, USERS], &[], &ours)] {
+            let mended = brought(&misplaced);
+            assert_eq!(mended.script.matches("-D DOCKER-USER ").count(), ours.len());
+            assert_eq!(mended.after[..ours.len()], ours);
+            assert_eq!(mended.after[ours.len()], CLOSING);
+        }
+    }
+
+    #[test]
+    fn dockers_half_of_a_shared_bridge_keeps_dockers_protection() {
+        let subnet = |text: &str| text.parse().expect(text);
+        let half = Some(subnet("10.5.7.128/25"));
+        let shared = rules(subnet("10.5.0.0/16"), subnet("10.5.7.0/24"), &options(), half);
+        assert!(shared[2].starts_with("! -d 10.5.7.128/25 -o loden0 -m comment"), "{}", shared[2]);
+    }
+
+    #[test]
     fn two_networks_do_not_fight() {
         let blue = Options::named("blue");
         let subnet = |text: &str| text.parse().expect(text);
-        let of_blue = rules(subnet("10.6.0.0/16"), subnet("10.6.7.0/24"), &blue);
+        let of_blue = rules(subnet("10.6.0.0/16"), subnet("10.6.7.0/24"), &blue, None);
         let first = brought(&lines(&[CLOSING])).after;
         let second = change(PLACE, &first, &of_blue, &blue).expect("its own").after;
         assert_eq!(change(PLACE, &second, &wanted(), &options()), None);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use loden_proto::{Family, Subnet};
+use serde::{Deserialize, Serialize};
 
 use super::walk::{Packet, Place, drops, translations};
 use super::{Hook, RuleSet, Test};
@@ -11,7 +12,7 @@ use crate::docker::user_chain;
 use crate::options::Options;
 
 /// What the overlay looks like on this host.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Surroundings {
     /// The operator's choices.
     pub options: Options,
@@ -30,7 +31,7 @@ pub struct Surroundings {
 }
 
 /// A bridge with an address inside the overlay.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bridge {
     /// Its name.
     pub name: String,
@@ -39,7 +40,7 @@ pub struct Bridge {
 }
 
 /// What an operator is told.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Findings {
     /// What breaks the overlay, each with its mend.
     pub problems: Vec<String>,
@@ -233,8 +234,9 @@ impl Finder<'_> {
         let each = |text: &dyn Fn(&str) -> String| devices.iter().map(|d| text(d)).collect::<Vec<_>>();
         match self.manager(place) {
             Manager::Docker if place.chain == "FORWARD" => format!(
-                "our rules should stand in {}; the daemon's log says why they do not",
-                user_chain::CHAIN
+                "see iptables -S {}: our rules (comment loden {}) are missing there, for which the daemon's log has the reason, or a rule before them takes these packets",
+                user_chain::CHAIN,
+                self.around.options.network
             ),
             Manager::Docker => "give dockerd what loden docker-opts prints, and restart it".into(),
             Manager::Firewalld => format!(

@@ -96,8 +96,12 @@ fn docker_up_to_27_masquerades_and_drops_by_policy() {
         ],
     );
     // With our rules in DOCKER-USER and Docker's masquerading off, nothing is left.
-    let own =
-        crate::docker::user_chain::rules(around().families[0].0, around().families[0].1, &around().options);
+    let own = crate::docker::user_chain::rules(
+        around().families[0].0,
+        around().families[0].1,
+        &around().options,
+        None,
+    );
     let ours: String = own.iter().map(|rule| format!("-A DOCKER-USER {rule}\n")).collect();
     let mended = include_str!("fixtures/docker-20.save")
         .replace("-A DOCKER-USER -j RETURN\n", &format!("{ours}-A DOCKER-USER -j RETURN\n"))
