@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use loden_tests::story::{Cluster, SOON, VXLAN};
-use loden_tests::{Host, Lab, eventually, matrix};
+use loden_tests::{Host, Lab, eventually, kernel, matrix};
 
 /// What Docker up to 27 leaves behind at its start.
 fn play_docker(host: &Host, iptables: &str) {
@@ -37,6 +37,15 @@ fn story(name: &str, iptables: &str) {
         if rules.len() == 6 { Ok(()) } else { Err(format!("{rules:?}")) }
     });
     matrix(&[&a1, &b1]);
+    // What the owner appends stands behind Docker's closing rule, where nothing is ever asked.
+    let before = ours(a, iptables);
+    let appended = ["DOCKER-USER", "-s", "198.51.100.0/24", "-j", "DROP"];
+    for command in ["-A", "-D"] {
+        a.run(&[&[iptables, command], appended.as_slice()].concat());
+        std::thread::sleep(Duration::from_secs(if iptables.ends_with("legacy") { 4 } else { 1 }));
+        assert_eq!(ours(a, iptables), before);
+        matrix(&[&a1, &b1]);
+    }
     // Somebody flushes the chain; the owner adds a rule behind ours, which must come first.
     a.run(&[iptables, "-F", "DOCKER-USER"]);
     let refuse = ["-A", "DOCKER-USER", "-p", "icmp", "-j", "DROP"];
@@ -55,6 +64,24 @@ fn story(name: &str, iptables: &str) {
     std::thread::sleep(limit(iptables));
     assert_eq!(a.status().repairs, repairs);
     a.run(&[iptables, "-D", "DOCKER-USER", "-p", "icmp", "-j", "DROP"]);
+    cluster.lab.check_invariants();
+}
+
+#[test]
+fn peers_do_not_wait_for_the_lock_of_iptables() {
+    let cluster = Cluster::<1>::start("docker_user_lock", VXLAN, &[]);
+    let [a] = &cluster.hosts;
+    play_docker(a, "iptables-legacy");
+    eventually(limit("iptables-legacy"), "our rules are there", || ours(a, "iptables-legacy").len() == 6);
+    let holder = a.spawn("holder", &["flock", "/run/xtables.lock", "sleep", "60"]);
+    std::thread::sleep(Duration::from_secs(4));
+    for n in 200..205 {
+        let peer = cluster.etcd.put_peer(n);
+        eventually(Duration::from_secs(2), "a peer is programmed", || kernel::route(a, &peer.to_string()));
+    }
+    a.status_is_content();
+    assert!(holder.exited().is_none(), "the lock was held all the time");
+    holder.kill9();
     cluster.lab.check_invariants();
 }
 
