@@ -130,13 +130,15 @@ install: ## Install what `make release` built (DESTDIR, PREFIX, CNI_BIN)
 	install -D -m 644 packaging/networkd/10-loden.network '$(DESTDIR)$(PREFIX)/lib/systemd/network/10-loden.network'
 	install -D -m 644 packaging/networkd/10-loden.link '$(DESTDIR)$(PREFIX)/lib/systemd/network/10-loden.link'
 	install -D -m 644 packaging/networkd/90-loden.conf '$(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d/90-loden.conf'
-	install -D -m 644 packaging/NetworkManager/90-loden.conf '$(DESTDIR)$(PREFIX)/lib/NetworkManager/conf.d/90-loden.conf'
+	install -D -m 644 packaging/NetworkManager/90-loden.conf '$(DESTDIR)/usr/lib/NetworkManager/conf.d/90-loden.conf'
+	@# These two look nowhere else, whatever the PREFIX.
 	@for f in $$(cd packaging && find firewalld -type f); do \
-		install -D -m 644 packaging/$$f '$(DESTDIR)$(PREFIX)'/lib/$$f; done
+		install -D -m 644 packaging/$$f '$(DESTDIR)'/usr/lib/$$f; done
 	install -D -m 644 packaging/ufw/loden '$(DESTDIR)/etc/ufw/applications.d/loden'
 	install -D -m 644 packaging/rt_protos.d/loden.conf '$(DESTDIR)/etc/iproute2/rt_protos.d/loden.conf'
 	install -D -m 644 packaging/loden.toml '$(DESTDIR)$(PREFIX)/share/loden/loden.toml'
-	install -D -m 644 packaging/docker/loden.conf '$(DESTDIR)$(PREFIX)/share/loden/docker/loden.conf'
+	install -d '$(DESTDIR)$(PREFIX)/share/loden/docker'
+	sed 's|/usr/bin/loden|$(PREFIX)/bin/loden|' packaging/docker/loden.conf > '$(DESTDIR)$(PREFIX)/share/loden/docker/loden.conf'
 	install -D -m 644 packaging/loden.service.d/iptables-legacy.conf '$(DESTDIR)$(PREFIX)/share/loden/loden.service.d/iptables-legacy.conf'
 	install -D -m 644 packaging/10-loden.conflist '$(DESTDIR)$(PREFIX)/share/loden/10-loden.conflist'
 

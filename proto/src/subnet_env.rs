@@ -43,7 +43,7 @@ pub enum SubnetEnvError {
     #[error("is missing {}", .0.join(", "))]
     Missing(Vec<&'static str>),
     /// A key has a value that cannot be right.
-    #[error("{key} is {value:?}, but must be {expected}")]
+    #[error("has {key}={value:?}, but that must be {expected}")]
     Value {
         /// The key.
         key: String,
@@ -218,7 +218,7 @@ mod tests {
         let error = SubnetEnv::parse(&FLANNEL.replace("10.5.52.1/24", "10.5.52.1"))
             .expect_err("no length")
             .to_string();
-        assert!(error.contains("FLANNEL_SUBNET is \"10.5.52.1\""), "{error}");
+        assert!(error.contains("has FLANNEL_SUBNET=\"10.5.52.1\""), "{error}");
         for wrong in ["FLANNEL_MTU=x", "FLANNEL_MTU=0", "FLANNEL_MTU=99999"] {
             assert!(SubnetEnv::parse(&FLANNEL.replace("FLANNEL_MTU=1450", wrong)).is_err());
         }

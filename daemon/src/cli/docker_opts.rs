@@ -9,8 +9,8 @@ use loden_cni::bridge;
 use loden_cni::ifname::IfName;
 use loden_core::docker::{self, DaemonOptions, Told, Version};
 use loden_netlink::Socket;
-use loden_proto::DEFAULT_BRIDGE;
 use loden_proto::subnet_env::{LeaseState, SubnetEnv};
+use loden_proto::{DEFAULT_BRIDGE, Subnet};
 
 use super::daemon::{MarkArgs, duration};
 use super::output::print;
@@ -65,16 +65,21 @@ pub(super) async fn run(args: DockerOptsArgs) -> anyhow::Result<()> {
     let mark = args.mark.value_and_mask()?;
     let marker = args.state_dir.join(DOCKER_SHARES);
     if args.shared {
-        std::fs::write(&marker, "").with_context(|| {
-            format!("cannot make {}; be root, and run the daemon of this network first", marker.display())
-        })?;
-    } else if marker.exists() {
+        let new = !marker.exists();
+        let told = shared(&args, &subnet_file, &marker, version, mark).await;
+        if new && told.as_ref().map_or(true, |t| !t.unsaid.is_empty()) {
+            // What was refused leaves nothing behind.
+            let _ = std::fs::remove_file(&marker);
+        }
+        return hand_over(&args, told?);
+    }
+    if marker.exists() {
         eprintln!(
             "loden: the CNI plugin still leaves the upper half of the subnet to Docker; if Docker no longer uses its bridge, remove {}",
             marker.display()
         );
     }
-    let env = subnet_env(&subnet_file, args.wait, args.shared).await?;
+    let env = subnet_env(&subnet_file, args.wait, false).await?;
     if !env.masquerade {
         eprintln!(
             "loden: neither the daemon (--ip-masq=false) nor Docker masquerades: containers reach the outside only where it has a route back"
@@ -83,13 +88,37 @@ pub(super) async fn run(args: DockerOptsArgs) -> anyhow::Result<()> {
     let told = match &args.network {
         Some(name) => docker::network_line(&env, version, name),
         None => {
-            let options = DaemonOptions::new(&env, version, mark, args.shared);
+            let options = DaemonOptions::new(&env, version, mark, false);
             if args.json { options.json() } else { options.environment_file() }
         }
     };
-    if args.shared {
-        share(&args.run_dir, &env)?;
-    }
+    hand_over(&args, told)
+}
+
+/// Docker on the plugin's bridge: the daemon is told of it, which tells the plugin, and the bridge is
+/// made.
+async fn shared(
+    args: &DockerOptsArgs,
+    subnet_file: &Path,
+    marker: &Path,
+    version: Version,
+    mark: (u32, u32),
+) -> anyhow::Result<Told> {
+    let env = subnet_env(subnet_file, args.wait, false).await?;
+    let halves: Vec<Subnet> = env.subnets.iter().filter_map(Subnet::upper_half).collect();
+    refuse_taken(&args.run_dir, &halves)?;
+    std::fs::write(marker, "").with_context(|| {
+        format!("cannot make {}; be root, and run the daemon of this network first", marker.display())
+    })?;
+    let env = subnet_env(subnet_file, args.wait, true).await?;
+    // Handed out before the plugin could know.
+    refuse_taken(&args.run_dir, &halves)?;
+    make_bridge(&env)?;
+    let options = DaemonOptions::new(&env, version, mark, true);
+    Ok(if args.json { options.json() } else { options.environment_file() })
+}
+
+fn hand_over(args: &DockerOptsArgs, told: Told) -> anyhow::Result<()> {
     let Told { text, unsaid } = told;
     match &args.output {
         Some(path) => write_atomically(path, text.as_bytes(), 0o644)?,
@@ -150,18 +179,17 @@ fn read(path: &Path) -> anyhow::Result<SubnetEnv> {
             path.display()
         )
     })?;
-    let env = SubnetEnv::parse(&text).map_err(|e| anyhow::anyhow!("{}: it {e}", path.display()))?;
+    let env = SubnetEnv::parse(&text).map_err(|e| anyhow::anyhow!("{} {e}", path.display()))?;
     if env.lease == LeaseState::Lost {
         bail!("{}: this host's subnet is not surely its own (loden status)", path.display());
     }
     Ok(env)
 }
 
-/// Makes the bridge that dockerd expects to find, as the plugin's first ADD would.
-fn share(run_dir: &Path, env: &SubnetEnv) -> anyhow::Result<()> {
+fn refuse_taken(run_dir: &Path, halves: &[Subnet]) -> anyhow::Result<()> {
     let taken: Vec<String> = endpoints::all(&run_dir.join("ipam"))
         .into_iter()
-        .filter(|a| env.docker_ranges.iter().any(|range| range.contains(a.address)))
+        .filter(|a| halves.iter().any(|half| half.contains(a.address)))
         .map(|a| format!("{} of container {}", a.address, a.container_id))
         .collect();
     if !taken.is_empty() {
@@ -170,6 +198,11 @@ fn share(run_dir: &Path, env: &SubnetEnv) -> anyhow::Result<()> {
             taken.join(", ")
         );
     }
+    Ok(())
+}
+
+/// Makes the bridge that dockerd expects to find, as the plugin's first ADD would.
+fn make_bridge(env: &SubnetEnv) -> anyhow::Result<()> {
     let name = IfName::new(env.bridge.as_deref().unwrap_or(DEFAULT_BRIDGE)).map_err(anyhow::Error::msg)?;
     let mut socket = Socket::route().context("cannot open an rtnetlink socket")?;
     let plan = bridge::Plan { name: &name, subnets: &env.subnets, networks: &env.networks, mtu: env.mtu };
