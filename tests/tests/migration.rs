@@ -108,6 +108,29 @@ fn loden_does_not_start_beside_flanneld_of_the_same_network() {
 }
 
 #[test]
+fn a_flanneld_that_starts_beside_loden_is_named_and_its_end_heals_the_lease() {
+    let lab = Lab::new("beside");
+    let etcd = lab.etcd();
+    etcd.config(VXLAN);
+    let a = lab.host("a");
+    let Some(fa) = flannel(&a) else { return };
+    fa.terminate();
+    let da = a.daemon(&[]).ready();
+    let subnet = a.subnet();
+    a.status_is_content();
+    fa.start();
+    fa.wait_ready();
+    a.status_names(&["flanneld", &format!("process {}", fa.pid()), "stop one of the two"]);
+    eventually(SOON, "flanneld has taken the lease", || a.held_subnet().is_err());
+    fa.terminate();
+    let again = eventually(SOON, "the lease is ours again", || a.held_subnet());
+    assert_eq!(again, subnet);
+    a.status_is_content();
+    assert!(da.exited().is_none());
+    lab.check_invariants();
+}
+
+#[test]
 fn loden_takes_a_flannel_host_over_without_losing_a_packet() {
     for config in [VXLAN, VXLAN_NFT, DUAL, DUAL_NFT, HOST_GW] {
         eprintln!("{config}");

@@ -122,6 +122,9 @@ async fn beside_the_daemon(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result
 
 /// Hands devices and routes to flannel. Nothing is deleted before its successor is in place.
 async fn hand_over(args: &CleanupArgs) -> anyhow::Result<()> {
+    if let Some(pid) = flanneld::any() {
+        bail!("flanneld (process {pid}) runs already; loden cleanup removes what is left of Loden's");
+    }
     let mut look = Look::take(&args.place).await?;
     if look.networks.is_empty() {
         bail!(

@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use super::{LeaseState, OwnLease, liveness, value};
 use crate::clock;
 use crate::endpoints;
+use crate::flanneld;
 use crate::reconcile::HostFacts;
 use crate::state::{self, Last, StateDir};
 use crate::store::{Outcome, StoreError, View, Writer};
@@ -80,6 +81,9 @@ enum Departure {
     /// It was confirmed by a remembered config, and the one in etcd is of another network.
     Misfit,
 }
+
+/// How often it is looked whether the flanneld that took our lease still runs.
+const FLANNELD_POLL: Duration = Duration::from_secs(2);
 
 impl Keeper {
     /// Runs for ever.
@@ -527,17 +531,31 @@ impl Keeper {
         old.subnets().filter(missing).any(used).then_some((old, holder))
     }
 
-    /// Stops writing for good, as long as the other keeps the key.
+    /// Stops writing for good, as long as the other keeps the key; but a flanneld that was seen on this
+    /// host, and has ended, keeps it no more.
     async fn fenced(&mut self, key: LeaseKey, reason: &str) {
         tracing::error!(subnet = %key, "our lease was rewritten: {reason}; this daemon writes no more until the key is gone");
         self.own.send_modify(|own| own.state = LeaseState::Lost(reason.to_owned()));
+        let mut seen = false;
         loop {
-            let gone = {
+            let (gone, flannels) = {
                 let view = self.views.borrow_and_update();
-                view.synced && view.table.get(&key).is_none()
+                let record = view.table.get(&key);
+                let of_flannel = |r: &LeaseRecord| r.value.as_ref().is_ok_and(|v| v.loden.is_none());
+                (view.synced && record.is_none(), record.is_some_and(of_flannel))
             };
-            if gone || self.views.changed().await.is_err() {
+            let runs = flanneld::any().is_some();
+            if flannels && seen && !runs {
+                tracing::info!(subnet = %key, "flanneld has ended on this host; taking its lease over");
                 return;
+            }
+            seen |= runs;
+            if gone {
+                return;
+            }
+            tokio::select! {
+                changed = self.views.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(FLANNELD_POLL) => {}
             }
         }
     }
