@@ -298,6 +298,24 @@ fn flannels_rules(host: &Host) -> String {
 }
 
 #[test]
+fn what_of_flannels_rules_cannot_be_removed_is_named() {
+    let lab = Lab::new("stuck_rules");
+    lab.etcd().config(VXLAN);
+    let a = lab.host("a");
+    let _daemon = a.daemon(&[]).ready();
+    // Somebody else has come to rely on it.
+    for line in ["-N FLANNEL-FWD", "-A INPUT -j FLANNEL-FWD"] {
+        a.run(&[&["iptables-nft"], line.split(' ').collect::<Vec<_>>().as_slice()].concat());
+    }
+    let told = a.loden(&["cleanup", "--flannel"]).expect_failure();
+    assert!(told.contains("not all of flannel's rules went") && told.contains("-X FLANNEL-FWD"), "{told}");
+    a.run(&["iptables-nft", "-F", "INPUT"]);
+    a.loden(&["cleanup", "--flannel"]).expect_success();
+    assert!(!a.run(&["iptables-nft", "-S"]).contains("FLANNEL"));
+    lab.check_invariants();
+}
+
+#[test]
 fn flannels_leftovers_are_removed_while_the_daemon_runs() {
     for config in [DUAL, DUAL_NFT] {
         eprintln!("{config}");

@@ -116,8 +116,9 @@ async fn beside_the_daemon(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result
     if args.dry_run {
         return Ok(());
     }
-    remove(&rules);
-    look.apply(&devices).await
+    let removed = flannel::remove(&rules);
+    look.apply(&devices).await?;
+    removed
 }
 
 /// Hands devices and routes to flannel. Nothing is deleted before its successor is in place.
@@ -170,7 +171,8 @@ async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
     if table {
         others.push(format!("delete nftables table inet {}", look.options.network));
     }
-    print(&report(&operations, &rules, &others, args.dry_run, "Loden's"))?;
+    let whose = if args.flannel { "Loden's or flannel's" } else { "Loden's" };
+    print(&report(&operations, &rules, &others, args.dry_run, whose))?;
     if bridge_stays {
         print(&format!("left {bridge}: containers hang on it\n"))?;
     }
@@ -178,7 +180,7 @@ async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     let applied = look.apply(&operations).await;
-    remove(&rules);
+    let removed = flannel::remove(&rules);
     for change in &chains {
         kernel::change_user_chain(change).await.map_err(|e| anyhow::anyhow!("{change}: {e}"))?;
     }
@@ -194,7 +196,7 @@ async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
             _ => {}
         }
     }
-    applied
+    applied.and(removed)
 }
 
 /// What takes our rules out of Docker's chain.
@@ -203,13 +205,6 @@ async fn user_chain_changes(options: &Options) -> anyhow::Result<Vec<Change>> {
     let chains = kernel::user_chains(&mut socket, &Family::ALL).await.map_err(anyhow::Error::msg)?;
     let change = |(place, present): (&_, &Vec<String>)| user_chain::change(*place, present, &[], options);
     Ok(chains.iter().filter_map(change).collect())
-}
-
-fn remove(rules: &[flannel::Command]) {
-    for command in rules {
-        // Listed just now; what has gone since is as good as removed.
-        let _ = flannel::run(command);
-    }
 }
 
 fn report(

@@ -503,7 +503,7 @@ impl Keeper {
     async fn outgrown(&mut self, key: LeaseKey, etcd_lease: i64) {
         tracing::error!(subnet = %key, "the network config no longer allows our subnet, which containers use; no new ones until they are gone");
         self.own.send_modify(|own| {
-            own.state = LeaseState::Lost("nobody; the network config forbids it".into());
+            own.state = LeaseState::Lost("the network config no longer allows it".into());
             own.expires = None;
         });
         let interval = claim::keep_alive_interval(self.options.ttl);
@@ -525,8 +525,9 @@ impl Keeper {
     fn in_use_elsewhere(&self, key: &LeaseKey, table: &LeaseTable) -> Option<(LeaseKey, String)> {
         let old = self.own.borrow().key?;
         let missing = |s: &Subnet| key.subnet(s.family()) != Some(*s);
-        let holder =
-            table.get(&old).map_or_else(|| "nobody; the network config forbids it".to_owned(), claim::holder);
+        let holder = table
+            .get(&old)
+            .map_or_else(|| "the network config no longer allows it".to_owned(), claim::holder);
         let used = |s: Subnet| endpoints::count_in(&self.options.allocations, &LeaseKey::single(s)) > 0;
         old.subnets().filter(missing).any(used).then_some((old, holder))
     }

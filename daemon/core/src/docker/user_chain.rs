@@ -2,8 +2,9 @@
 //! Docker has set the policy of `FORWARD` to drop, what these accept goes through, and nothing else
 //! can make it: an `accept` in a table of our own ends that table's say alone.
 //!
-//! They stand behind the rules of the host's owner, so that those have the first word, and before
-//! the closing `RETURN` that Docker up to 27 keeps in the chain.
+//! They stand, whole and in order, behind every rule of the host's owner that is ever asked, so that
+//! those have the first word, and before the first unconditional `RETURN` (Docker up to 27 closes the
+//! chain with one), behind which nothing is asked.
 
 use std::collections::BTreeMap;
 use std::fmt;

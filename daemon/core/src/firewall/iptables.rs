@@ -66,7 +66,7 @@ fn base(table: &str, chain: &str, policy: &str) -> Option<Base> {
 /// A test whose words are not understood may or may not hold.
 const UNKNOWN: Test = Test::Unknown(None);
 
-/// `None` for a rule that decides nothing.
+/// `None` for a rule whose target decides nothing, such as LOG.
 fn rule(words: &[String]) -> Option<Rule> {
     let mut conditions = Vec::new();
     let mut negated = false;

@@ -1,4 +1,13 @@
 //! A packet's way through the rules of one hook.
+//!
+//! | the rule's tests | it accepts | it drops | it returns or goes elsewhere |
+//! |---|---|---|---|
+//! | all hold | the packet passes | the packet is dropped | followed |
+//! | one does not | next rule | next rule | next rule |
+//! | one may or may not | the packet passes | next rule | followed, but what drops from there on counts for nothing |
+//!
+//! Not in the model: what a rule makes of the packet (another mark or destination), sets by name, and
+//! what lies below IP.
 
 use std::net::IpAddr;
 

@@ -3,6 +3,8 @@
 
 use std::process::Stdio;
 
+use anyhow::bail;
+
 /// A command that removes a leftover.
 pub(super) type Command = Vec<String>;
 
@@ -46,10 +48,30 @@ fn words(line: &str) -> Command {
     line.split(' ').map(str::to_owned).collect()
 }
 
+/// Carries the commands out. The error names those after which something is still there.
+pub(super) fn remove(commands: &[Command]) -> anyhow::Result<()> {
+    for command in commands {
+        // Most fail only because somebody else was faster; what counts is what is left.
+        run(command);
+    }
+    let left: Vec<String> = match commands.is_empty() {
+        true => Vec::new(),
+        false => rules().iter().map(|c| c.join(" ")).collect(),
+    };
+    if left.is_empty() {
+        Ok(())
+    } else {
+        bail!("not all of flannel's rules went; try by hand: {}", left.join("; "))
+    }
+}
+
 /// Runs a fixed command; whether it succeeded. A program that is missing has left nothing behind.
-pub(super) fn run(command: &Command) -> bool {
+fn run(command: &Command) -> bool {
     let [program, arguments @ ..] = command.as_slice() else { return false };
-    let mut process = std::process::Command::new(program);
-    process.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    process.status().is_ok_and(|s| s.success())
+    // Where Debian keeps what only root used to run; the search path may lack it.
+    [program.clone(), format!("/usr/sbin/{program}")].iter().any(|path| {
+        let mut process = std::process::Command::new(path);
+        process.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        process.status().is_ok_and(|s| s.success())
+    })
 }
