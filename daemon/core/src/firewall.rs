@@ -1,7 +1,7 @@
 //! Other people's rules: would they drop the overlay's packets, and whose are they?
 //!
 //! Instead of knowing each firewall's habits, we send packets that matter through a model of the rule
-//! sets ([`walk`]) and see where they end. In doubt (a test that the model does not know) a packet is
+//! sets (`walk.rs`) and see where they end. In doubt (a test that the model does not know) a packet is
 //! taken to pass: what is reported as dropped is dropped.
 //!
 //! ```text
