@@ -80,11 +80,7 @@ pub(super) async fn run(args: DockerOptsArgs) -> anyhow::Result<()> {
         );
     }
     let env = subnet_env(&subnet_file, args.wait, false).await?;
-    if !env.masquerade {
-        eprintln!(
-            "loden: neither the daemon (--ip-masq=false) nor Docker masquerades: containers reach the outside only where it has a route back"
-        );
-    }
+    warn_of_no_masquerade(&env);
     let told = match &args.network {
         Some(name) => docker::network_line(&env, version, name),
         None => {
@@ -114,8 +110,17 @@ async fn shared(
     // Handed out before the plugin could know.
     refuse_taken(&args.run_dir, &halves)?;
     make_bridge(&env)?;
+    warn_of_no_masquerade(&env);
     let options = DaemonOptions::new(&env, version, mark, true);
     Ok(if args.json { options.json() } else { options.environment_file() })
+}
+
+fn warn_of_no_masquerade(env: &SubnetEnv) {
+    if !env.masquerade {
+        eprintln!(
+            "loden: neither the daemon (--ip-masq=false) nor Docker masquerades: containers reach the outside only where it has a route back"
+        );
+    }
 }
 
 fn hand_over(args: &DockerOptsArgs, told: Told) -> anyhow::Result<()> {
