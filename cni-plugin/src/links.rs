@@ -10,8 +10,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -141,6 +141,21 @@ pub(crate) fn no_link_local(name: &str) -> Request {
     Request::route(&RouteNetlinkMessage::SetLink(message), 0)
 }
 
+/// Sets what a port of a bridge does. It cannot be part of the link's creation.
+pub(crate) fn set_port(name: &str, hairpin: bool, isolated: bool) -> Request {
+    let port = vec![InfoBridgePort::HairpinMode(hairpin), InfoBridgePort::Isolated(isolated)];
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.into()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(port)),
+        ]),
+    ];
+    // Not SetLink: that does not look at what is said of a port.
+    Request::route(&RouteNetlinkMessage::NewLink(message), 0)
+}
+
 /// Removes a link, and with it the other end of a pair; `false` when there was none. Takes
 /// some 20 ms: the kernel waits until no CPU looks at it any more.
 pub(crate) fn delete(socket: &mut Socket, name: &str) -> Result<bool, Error> {
@@ -232,14 +247,18 @@ fn address_message(index: u32, address: IpAddr, length: u8) -> AddressMessage {
     message
 }
 
-/// A default route; refused when there is one of the same metric already.
-pub(crate) fn default_route(index: u32, gateway: IpAddr, metric: Option<u32>) -> Request {
+/// A route; refused when there is one of the same metric already.
+pub(crate) fn add_route(index: u32, to: Subnet, gateway: IpAddr, metric: Option<u32>) -> Request {
     let mut message = route_message(Family::of(gateway));
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
+    message.header.destination_prefix_length = to.length();
     message.attributes = vec![RouteAttribute::Gateway(gateway.into()), RouteAttribute::Oif(index)];
+    if to.length() > 0 {
+        message.attributes.push(RouteAttribute::Destination(to.address().into()));
+    }
     message.attributes.extend(metric.map(RouteAttribute::Priority));
     Request::route(&RouteNetlinkMessage::NewRoute(message), flags::CREATE | flags::EXCL)
 }

@@ -15,7 +15,7 @@ fn without_a_command_it_says_what_it_is() {
         let out = lab.call("ADD", &netns).env("CNI_COMMAND", command).run();
         assert_eq!((out.code, out.stdout.as_str()), (Some(0), ""));
         let expected = format!(
-            "CNI loden plugin v{}\nCNI protocol versions supported: 0.3.0, 0.3.1, 0.4.0, 1.0.0\n",
+            "CNI loden plugin v{}\nCNI protocol versions supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0\n",
             env!("CARGO_PKG_VERSION")
         );
         assert_eq!(out.stderr, expected);
@@ -32,8 +32,8 @@ fn version_needs_nothing_but_its_command() {
         .stdin("this is no JSON");
     for call in [call, bare] {
         let result = call.run().success();
-        assert_eq!(result["cniVersion"], "1.0.0");
-        assert_eq!(result["supportedVersions"], json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0"]));
+        let versions = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+        assert_eq!(result, json!({"cniVersion": "1.1.0", "supportedVersions": versions}));
     }
 }
 
@@ -87,7 +87,7 @@ fn malformed_values_are_refused_in_gos_words() {
     let netns = lab.namespace("c");
     let cases = [
         ("CNI_COMMAND", "add", 4, "unknown CNI_COMMAND: add"),
-        ("CNI_COMMAND", "GC", 4, "unknown CNI_COMMAND: GC"),
+        ("CNI_COMMAND", "UPDATE", 4, "unknown CNI_COMMAND: UPDATE"),
         ("CNI_CONTAINERID", "-x", 4, "invalid characters in containerID"),
         ("CNI_CONTAINERID", "a/b", 4, "invalid characters in containerID"),
         ("CNI_IFNAME", "sixteen-letters-", 4, "interface name is too long"),
@@ -117,11 +117,10 @@ fn malformed_configurations_are_refused_in_gos_words() {
         (text(json!({"cniVersion": "1.0.0", "name": "../x"})), 7, "invalid characters found in network name"),
         (text(json!({"cniVersion": "1.0.0", "name": 5})), 6, "error unmarshall network config: "),
         (
-            text(json!({"name": "n"})),
+            text(json!({"name": "n", "cniVersion": "0.5.0"})),
             1,
-            "config is \"0.1.0\", plugin supports [\"0.3.0\" \"0.3.1\" \"0.4.0\" \"1.0.0\"]",
+            "config is \"0.5.0\", plugin supports [\"0.1.0\" \"0.2.0\" \"0.3.0\" \"0.3.1\" \"0.4.0\" \"1.0.0\" \"1.1.0\"]",
         ),
-        (text(json!({"name": "n", "cniVersion": "0.2.0"})), 1, "incompatible CNI versions"),
         (text(json!({"name": "n", "cniVersion": "9.0.0"})), 1, "incompatible CNI versions"),
         (text(json!({"name": "n", "cniVersion": 1})), 6, "decoding version from network config"),
         (
@@ -162,9 +161,10 @@ fn check_needs_a_configuration_of_0_4_0_and_a_previous_result() {
     let version = |v: &'static str| lab.call("CHECK", &netns).config(|c| c["cniVersion"] = json!(v)).run();
     version("0.3.1").failure(1, &["config version does not allow CHECK"]);
     version("0.2.0").failure(1, &["config version does not allow CHECK"]);
-    version("1.9.0").failure(1, &["incompatible CNI versions"]);
+    version("1.9.0").failure(1, &["plugin version does not allow CHECK"]);
+    version("0.5.0").failure(1, &["incompatible CNI versions"]);
     version("x").failure(6, &["invalid version"]);
-    for v in ["0.4.0", "1.0.0"] {
+    for v in ["0.4.0", "1.0.0", "1.1.0"] {
         version(v).failure(7, &["Required prevResult missing"]);
     }
 }
