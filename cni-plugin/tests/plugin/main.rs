@@ -5,4 +5,6 @@ mod addresses;
 mod failures;
 mod lab;
 mod protocol;
+mod requests;
+mod status;
 mod wiring;

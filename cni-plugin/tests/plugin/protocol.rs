@@ -37,47 +37,75 @@ fn version_needs_nothing_but_its_command() {
     }
 }
 
-/// What is unset, and which error that is for ADD, DEL and CHECK; `None`: no error of the environment.
+/// Every command with every set of variables missing, against the specification's table.
 #[test]
 fn missing_variables_are_named_all_at_once() {
+    const VARIABLES: [&str; 4] = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"];
+    let required: [(&str, &[&str]); 5] = [
+        ("ADD", &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]),
+        ("DEL", &["CNI_CONTAINERID", "CNI_IFNAME"]),
+        ("CHECK", &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]),
+        ("GC", &["CNI_PATH"]),
+        ("STATUS", &[]),
+    ];
     let lab = Lab::new();
     let netns = lab.namespace("c");
-    let cases: [(&[&str], [Option<&str>; 3]); 6] = [
-        (&["CNI_CONTAINERID"], [Some("CNI_CONTAINERID"); 3]),
-        (&["CNI_IFNAME"], [Some("CNI_IFNAME"); 3]),
-        (&["CNI_NETNS"], [Some("CNI_NETNS"), None, Some("CNI_NETNS")]),
-        (
-            &["CNI_NETNS", "CNI_IFNAME"],
-            [Some("CNI_NETNS,CNI_IFNAME"), Some("CNI_IFNAME"), Some("CNI_NETNS,CNI_IFNAME")],
-        ),
-        (
-            &["CNI_IFNAME", "CNI_NETNS", "CNI_CONTAINERID", "CNI_PATH"],
-            [
-                Some("CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME"),
-                Some("CNI_CONTAINERID,CNI_IFNAME"),
-                Some("CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME"),
-            ],
-        ),
-        (&["CNI_PATH", "CNI_ARGS"], [None; 3]),
-    ];
-    for (unset, expected) in cases {
-        for (command, missing) in ["ADD", "DEL", "CHECK"].into_iter().zip(expected) {
-            let call = unset.iter().fold(lab.call(command, &netns), |call, name| call.env(name, None));
-            match missing {
-                Some(names) => {
-                    let text = call.stdin("").run().failure(4, &[]);
-                    assert_eq!(
-                        text.trim_end(),
-                        format!("required env variables [{names}] missing"),
-                        "{command}"
-                    );
-                }
+    for (command, required) in required {
+        for set in 0..1 << VARIABLES.len() {
+            let unset: Vec<&str> = VARIABLES
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| set >> i & 1 == 1)
+                .map(|(_, name)| *name)
+                .collect();
+            // One is not set at all, the next is empty: the same.
+            let call =
+                unset.iter().enumerate().fold(lab.call(command, &netns).stdin(""), |call, (i, name)| {
+                    call.env(name, if i % 2 == 0 { None } else { Some("") })
+                });
+            let missing: Vec<&str> = unset.into_iter().filter(|name| required.contains(name)).collect();
+            let out = call.env("CNI_ARGS", None).run();
+            if missing.is_empty() {
                 // The environment passes; the empty configuration is the next thing to refuse.
-                None => {
-                    call.stdin("").run().failure(6, &["error unmarshall network config: "]);
-                }
+                out.failure(6, &["error unmarshall network config: "]);
+            } else {
+                let text = out.failure(4, &[]);
+                let expected = format!("required env variables [{}] missing", missing.join(","));
+                assert_eq!(text.trim_end(), expected, "{command}");
             }
         }
+    }
+}
+
+/// Every command with every version: what is refused, and in which words.
+#[test]
+fn every_command_has_its_versions() {
+    let lab = Lab::new();
+    let netns = lab.namespace("c");
+    let versions = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+    for (command, since) in
+        [("ADD", "0.1.0"), ("CHECK", "0.4.0"), ("DEL", "0.1.0"), ("GC", "1.1.0"), ("STATUS", "1.1.0")]
+    {
+        let call =
+            |version: &str| lab.call(command, &netns).config(|c| c["cniVersion"] = json!(version)).run();
+        for version in versions {
+            let out = call(version);
+            if version < since {
+                let text = out.failure(1, &[&format!("config version does not allow {command}")]);
+                assert!(out.stdout.contains(&format!("\"cniVersion\":\"{version}\"")), "{text}");
+            } else if command == "CHECK" {
+                out.failure(7, &["Required prevResult missing"]);
+            } else {
+                out.success();
+                lab.del(&netns);
+            }
+        }
+        let has_least = !matches!(command, "ADD" | "DEL");
+        let newer = format!("plugin version does not allow {command}");
+        let newer = if has_least { newer.as_str() } else { "incompatible CNI versions" };
+        call("1.2.0").failure(1, &[newer]);
+        let (code, words) = if has_least { (6, "invalid version") } else { (1, "incompatible CNI versions") };
+        call("x").failure(code, &[words]);
     }
 }
 
@@ -132,6 +160,13 @@ fn malformed_configurations_are_refused_in_gos_words() {
     for (config, code, words) in cases {
         for command in ["ADD", "DEL"] {
             lab.call(command, &netns).stdin(config.clone()).run().failure(code, &[words]);
+        }
+        // GC and STATUS begin with 1.1.0; what is before the version is the same.
+        if config.contains("1.0.0") || !config.contains("cniVersion") {
+            for command in ["GC", "STATUS"] {
+                let config = config.replace("1.0.0", "1.1.0");
+                lab.call(command, &netns).stdin(config).run().failure(code, &[words]);
+            }
         }
     }
     assert!(lab.links(&lab.host()).is_empty(), "a refused request leaves no trace");
@@ -233,17 +268,24 @@ fn keys_match_in_any_case() {
 #[test]
 fn the_packaged_configuration_is_accepted() {
     let lab = Lab::new();
-    let netns = lab.namespace("c");
     let text = include_str!("../../../packaging/10-loden.conflist");
     let list: Value = serde_json::from_str(text).expect("JSON");
-    let mut config = list["plugins"][0].clone();
-    assert_eq!(config["type"], "loden");
-    // As libcni does it.
-    config["name"] = list["name"].clone();
-    config["cniVersion"] = list["cniVersion"].clone();
-    config["subnetFile"] = json!(lab.subnet_file());
-    config["dataDir"] = json!(lab.path().join("ipam"));
-    let result = lab.call("ADD", &netns).stdin(config.to_string()).run().success();
-    assert_eq!(result["cniVersion"], "1.0.0");
-    assert!(lab.path().join("ipam/loden/10.5.7.2").exists());
+    let mut versions = list["cniVersions"].as_array().expect("versions").clone();
+    versions.push(list["cniVersion"].clone());
+    for (i, version) in versions.iter().enumerate() {
+        let netns = lab.namespace(&format!("c{i}"));
+        let mut config = list["plugins"][0].clone();
+        assert_eq!(config["type"], "loden");
+        for capability in ["ips", "mac", "aliases", "dns"] {
+            assert_eq!(config["capabilities"][capability], true, "{capability}");
+        }
+        // As libcni does it.
+        config["name"] = list["name"].clone();
+        config["cniVersion"] = version.clone();
+        config["subnetFile"] = json!(lab.subnet_file());
+        config["dataDir"] = json!(lab.path().join("ipam"));
+        let result = lab.call("ADD", &netns).stdin(config.to_string()).run().success();
+        assert_eq!(result["cniVersion"], *version);
+        assert!(lab.path().join(format!("ipam/loden/10.5.7.{}", i + 2)).exists());
+    }
 }
