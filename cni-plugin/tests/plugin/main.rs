@@ -2,6 +2,7 @@
 //! Needs root and iproute2; some tests need strace and util-linux.
 
 mod addresses;
+mod chain;
 mod failures;
 mod lab;
 mod protocol;
