@@ -1,7 +1,7 @@
 //! The rtnetlink messages that this plugin sends, and what it reads of the answers. Called
 //! by `bridge.rs`, `container.rs`, `del.rs` and `check.rs`; knows nothing of CNI.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
 use loden_netlink::{Error, Request, Socket, flags};
@@ -263,28 +263,48 @@ pub(crate) fn add_route(index: u32, to: Subnet, gateway: IpAddr, metric: Option<
     Request::route(&RouteNetlinkMessage::NewRoute(message), flags::CREATE | flags::EXCL)
 }
 
-/// Gateways of the default routes through an interface.
-pub(crate) fn default_gateways(
-    socket: &mut Socket,
-    index: u32,
-    family: Family,
-) -> Result<Vec<IpAddr>, Error> {
+/// A route through a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Via {
+    pub(crate) to: Subnet,
+    pub(crate) gateway: IpAddr,
+}
+
+/// The routes through an interface that have a gateway.
+pub(crate) fn routes(socket: &mut Socket, index: u32, family: Family) -> Result<Vec<Via>, Error> {
     let replies = socket.dump(&Request::route(&RouteNetlinkMessage::GetRoute(route_message(family)), 0))?;
-    let mut gateways = Vec::new();
+    let mut routes = Vec::new();
     for reply in replies {
         let RouteNetlinkMessage::NewRoute(message) = reply.route()? else { continue };
-        if message.header.destination_prefix_length != 0
-            || !message.attributes.contains(&RouteAttribute::Oif(index))
-        {
+        if !message.attributes.contains(&RouteAttribute::Oif(index)) {
             continue;
         }
-        gateways.extend(message.attributes.iter().find_map(|a| match a {
-            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(IpAddr::from(*ip)),
-            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => Some(IpAddr::from(*ip)),
+        let ip = |address: &RouteAddress| match address {
+            RouteAddress::Inet(ip) => Some(IpAddr::from(*ip)),
+            RouteAddress::Inet6(ip) => Some(IpAddr::from(*ip)),
             _ => None,
-        }));
+        };
+        let (mut to, mut gateway) = (unspecified(family), None);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => to = ip(address).unwrap_or(to),
+                RouteAttribute::Gateway(address) => gateway = ip(address),
+                _ => {}
+            }
+        }
+        let to = Subnet::containing(to, message.header.destination_prefix_length);
+        if let (Ok(to), Some(gateway)) = (to, gateway) {
+            routes.push(Via { to, gateway });
+        }
     }
-    Ok(gateways)
+    Ok(routes)
+}
+
+fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 fn route_message(family: Family) -> RouteMessage {

@@ -118,7 +118,12 @@ fn the_default_route_can_be_left_out() {
             })
             .collect();
         assert_eq!(told, expected, "{members}");
-        lab.call("CHECK", &netns).config(|c| c["prevResult"] = result.clone()).run().success();
+        let check = lab.call("CHECK", &netns).config(|c| c["prevResult"] = result.clone());
+        check.run().success();
+        if to.first() == Some(&"10.5.0.0/16") {
+            ip(&netns, "route delete 10.5.0.0/16");
+            check.run().failure(110, &["has lost its route to 10.5.0.0/16 through 10.5.7.1"]);
+        }
     }
 }
 
