@@ -6,13 +6,15 @@
 //!
 //! | its namespace's path | its pair | |
 //! |---|---|---|
-//! | leads to no namespace | | dead, whatever still keeps the namespace itself |
+//! | leads to no namespace | gone | dead |
+//! | leads to no namespace | there | alive if a process is in the namespace, else dead |
 //! | leads to a namespace | there | alive |
 //! | leads to a namespace | gone | dead |
 //!
 //! What an ADD works on at this moment is alive (it holds the allocation's file locked).
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use loden_netlink::Socket;
 use loden_proto::allocation::Allocation;
@@ -20,7 +22,7 @@ use loden_proto::allocation::Allocation;
 use crate::allocations::{Idle, Store};
 use crate::container;
 use crate::error::Error;
-use crate::links;
+use crate::links::{self, Link};
 use crate::netns::Netns;
 use crate::request::{Config, Known};
 
@@ -47,15 +49,29 @@ fn free_if_dead(host: &mut Socket, store: &Store, idle: &Idle) -> Result<(), Err
     let allocation = &idle.allocation;
     let pair = links::by_name(host, &allocation.host_veth)
         .map_err(Error::kernel(format!("look up {}", allocation.host_veth)))?
-        .is_some_and(|link| link.is_veth());
-    match Netns::find(&allocation.netns)? {
-        None if pair => drop(container::delete_pair(host, &allocation.host_veth)?),
-        None => {}
-        Some(netns) if pair || is_inside(&netns, allocation)? => return Ok(()),
-        Some(_) => {}
+        .filter(Link::is_veth);
+    match (Netns::find(&allocation.netns)?, pair) {
+        (None, Some(pair)) => {
+            if is_inhabited(host, &pair)? {
+                return Ok(());
+            }
+            container::delete_pair(host, &allocation.host_veth)?;
+        }
+        (Some(_), Some(_)) => return Ok(()),
+        (Some(netns), None) if is_inside(&netns, allocation)? => return Ok(()),
+        (_, None) => {}
     }
     // Only now: an address that is free while its interface lives could be given twice.
     store.release_idle(idle)
+}
+
+/// Whether a process is in the namespace of the pair's other end: a runtime with mounts of
+/// its own may know it by a path that leads nowhere here.
+fn is_inhabited(host: &mut Socket, pair: &Link) -> Result<bool, Error> {
+    let Some(namespace) = pair.peer_namespace else { return Ok(true) };
+    let processes = fs::read_dir("/proc").map_err(Error::file("list", "/proc"))?;
+    let mut pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(pids.any(|pid| links::namespace_of(host, pid) == Some(namespace)))
 }
 
 /// Whether the container's end is there, whatever somebody has named the host's.

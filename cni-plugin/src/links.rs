@@ -13,6 +13,7 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
     InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -32,6 +33,8 @@ pub(crate) struct Link {
     pub(crate) kind: Option<InfoKind>,
     /// Index of the bridge that it is a port of.
     pub(crate) master: Option<u32>,
+    /// The kernel's number, in this namespace, of that in which a pair's other end is.
+    pub(crate) peer_namespace: Option<i32>,
 }
 
 impl Link {
@@ -73,6 +76,7 @@ fn link(message: LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::OperState(state) => link.running = state == State::Up,
             LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::LinkNetNsId(id) => link.peer_namespace = Some(id),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind =
                     infos.into_iter().find_map(|i| if let LinkInfo::Kind(k) = i { Some(k) } else { None });
@@ -81,6 +85,18 @@ fn link(message: LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// The kernel's number, in this namespace, of that in which a process is; `None` when it has
+/// none or the process has ended.
+pub(crate) fn namespace_of(socket: &mut Socket, pid: u32) -> Option<i32> {
+    let mut message = NsidMessage::default();
+    message.attributes.push(NsidAttribute::Pid(pid));
+    let reply = socket.get(&Request::route(&RouteNetlinkMessage::GetNsId(message), 0)).ok()??;
+    let RouteNetlinkMessage::NewNsId(message) = reply.route().ok()? else { return None };
+    let id =
+        message.attributes.iter().find_map(|a| if let NsidAttribute::Id(id) = a { Some(*id) } else { None });
+    id.filter(|id| *id >= 0)
 }
 
 /// A new bridge, not yet up.

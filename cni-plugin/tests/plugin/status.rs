@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::lab::{Call, Lab, assert_connected, ip};
+use crate::lab::{Call, Lab, assert_connected, inside, ip};
 
 fn status(lab: &Lab) -> Call {
     let call = lab.call("STATUS", "").config(|c| c["cniVersion"] = json!("1.1.0"));
@@ -143,11 +143,11 @@ fn gc_leaves_other_networks_alone() {
 }
 
 #[test]
-fn gc_takes_the_pair_of_a_namespace_that_nobody_can_find() {
+fn gc_takes_the_pair_of_a_namespace_that_nobody_can_find_or_is_in() {
     let lab = Lab::new();
     let netns = lab.namespace("c");
     lab.add(&netns);
-    // Something still holds it, so the kernel keeps the pair.
+    // A handle still holds it, so the kernel keeps the pair.
     let handle = fs::File::open(&netns).expect("namespace");
     remove_namespace(&netns);
     assert_eq!(lab.links(&lab.host()).len(), 2);
@@ -155,6 +155,21 @@ fn gc_takes_the_pair_of_a_namespace_that_nobody_can_find() {
     assert_eq!(lab.links(&lab.host()), ["loden0"]);
     assert!(lab.allocated().is_empty());
     drop(handle);
+}
+
+#[test]
+fn gc_spares_a_container_that_runs_although_its_path_leads_nowhere() {
+    let lab = Lab::new();
+    let netns = lab.namespace("c");
+    lab.add(&netns);
+    let mut process = inside(&netns, || Command::new("sleep").arg("60").spawn()).expect("sleep");
+    remove_namespace(&netns);
+    silent_success(&gc(&lab, &[]));
+    assert_eq!((lab.allocated().len(), lab.links(&lab.host()).len()), (1, 2));
+    process.kill().expect("kill");
+    process.wait().expect("wait");
+    silent_success(&gc(&lab, &[]));
+    assert_eq!((lab.allocated().len(), lab.links(&lab.host()).len()), (0, 1));
 }
 
 #[test]
