@@ -1,6 +1,6 @@
 //! Allocation files: the only state of the plugin, `<dataDir>/<network>/`. `add.rs` claims,
-//! `del.rs` releases, `check.rs` and `bridge.rs` look. Networks below one `dataDir` draw from the same
-//! subnet: what one has given no other gives.
+//! `del.rs` and `gc.rs` release, `check.rs`, `status.rs` and `bridge.rs` look. Networks below one
+//! `dataDir` draw from the same subnet: what one has given no other gives.
 //!
 //! ```text
 //! 10.5.7.2             proto's Allocation as JSON; written beside and renamed, so never half there
