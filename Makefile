@@ -15,7 +15,7 @@ PEERS := $(CURDIR)/target/peers
 # etcd-client compiles etcd's protocol files, so a build needs protoc and its include files.
 BUILD_PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev
 CHECK_PACKAGES := jq systemd
-TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace \
+TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace containernetworking-plugins \
 	conntrack openssl procps util-linux kmod ethtool iptables libdevmapper1.02.1 \
 	dbus firewalld ufw network-manager
 # Unpacked for the lab, not installed.

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::path::Path;
 
 use loden_netlink::Socket;
@@ -12,17 +13,19 @@ use loden_proto::allocation::Allocation;
 use loden_proto::subnet_env::{LeaseState, SubnetEnv};
 use loden_proto::{DEFAULT_BRIDGE, Subnet};
 
-use crate::allocations::{Rest, Store};
-use crate::bridge::{self, Bridge, Plan};
+use crate::allocations::{Claim, Rest, Store};
+use crate::bridge::{self, Plan};
 use crate::container::{self, Wiring};
 use crate::error::Error;
 use crate::ifname::IfName;
-use crate::ipam::Pool;
+use crate::ipam::{self, Pool};
 use crate::links;
-use crate::naming::{self, HostEnd};
+use crate::naming;
 use crate::netns::Netns;
+use crate::options::Routes;
 use crate::request::{Attachment, Request};
-use crate::result::{AddResult, Address, Interface};
+use crate::result::{AddResult, Address, Interface, Route};
+use crate::wishes::{self, Wishes};
 
 /// Connects the container.
 pub fn add(request: &Request) -> Result<AddResult, Error> {
@@ -32,6 +35,9 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         return Err(Error::OwnNamespace);
     }
     let env = subnet_env(&config.subnet_file)?;
+    let mtu = config.options.fit(&env)?;
+    let pools = pools(&env);
+    allow(&request.wishes, &pools, &env)?;
     let bridge_name = match &config.bridge {
         Some(name) => name.clone(),
         None => bridge_name(&config.subnet_file, &env)?,
@@ -44,37 +50,74 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let plan = Plan { name: &bridge_name, subnets: &env.subnets, networks: &env.networks, mtu: env.mtu };
     let bridge = bridge::ensure(&mut host, plan, |subnet| store.uses(subnet))?;
 
-    let claimed = store.claim(who, &pools(&env))?;
+    let Wishes { addresses: wanted, mac, name, .. } = &request.wishes;
+    let claim = Claim { pools: &pools, wanted, mac: *mac, name: name.as_deref() };
+    let claimed = store.claim(who, claim)?;
     let host_end = naming::host_end(who);
-    let addresses = addresses(&claimed, &env);
-    let mac = claimed.first().map_or(host_end.mac, |a| a.mac);
+    let addresses = addresses(&claimed.allocations, &env);
+    let mac = claimed.allocations.first().map_or(host_end.mac, |a| a.mac);
     let wiring = Wiring {
         attachment: who,
         netns: &netns,
         bridge: &bridge,
         host_end: &host_end,
         mac,
-        mtu: env.mtu,
+        mtu,
+        options: &config.options,
         addresses: &addresses,
+        routes: &routes(&addresses, &env, config.options.routes),
     };
-    if let Err(error) = connect(&mut host, &mut inside, wiring, &bridge_name) {
+    if let Err(error) = connect(&mut host, &mut inside, wiring, plan) {
         // While the pair may be there the address stays taken; DEL frees it then.
         if container::delete_pair(&mut host, &host_end.name).is_ok() {
             let _ = store.release(who, Rest::None);
         }
         return Err(error);
     }
-    let interfaces = interfaces(who, &bridge_name, &bridge, &host_end, mac);
-    Ok(AddResult { interfaces, addresses, dns: config.dns.clone() })
+    let interface = |name: &str, mac, mtu| Interface { name: name.into(), mac, mtu, sandbox: None };
+    let interfaces = [
+        interface(bridge_name.as_str(), bridge.mac, plan.mtu),
+        interface(&host_end.name, host_end.mac, mtu),
+        Interface { sandbox: Some(who.netns.clone()), ..interface(who.ifname.as_str(), mac, mtu) },
+    ];
+    let routes = wiring.routes.to_vec();
+    Ok(AddResult { interfaces, addresses, routes, dns: config.dns.clone() })
 }
 
-fn connect(host: &mut Socket, inside: &mut Socket, wiring: Wiring<'_>, bridge: &IfName) -> Result<(), Error> {
+/// Refuses what this host cannot give.
+fn allow(wishes: &Wishes, pools: &[Pool], env: &SubnetEnv) -> Result<(), Error> {
+    ipam::allow(pools, &wishes.addresses)?;
+    let is_gateway = |address: &&IpAddr| env.subnets.iter().any(|s| s.gateway() == **address);
+    if let Some(other) = wishes.gateways.iter().find(|address| !is_gateway(address)) {
+        let ours: Vec<String> = env.subnets.iter().map(|s| s.gateway().to_string()).collect();
+        let ours = ours.join(" and ");
+        return Err(Error::EnvironmentValue {
+            msg: format!("CNI_ARGS has GATEWAY={other}, but the gateway of this host's subnet is {ours}"),
+            details: format!("GATEWAY={other}"),
+        });
+    }
+    match wishes.mac {
+        Some(mac) if !wishes::is_free_to_ask(mac, wishes.addresses.first().copied()) => {
+            Err(Error::Config(format!(
+                "the requested MAC {mac} is of those that go with addresses (0a:58, 0e:58); ask for another, for \
+                 example one that begins with 02"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn connect(host: &mut Socket, inside: &mut Socket, wiring: Wiring<'_>, plan: Plan<'_>) -> Result<(), Error> {
     container::create_pair(host, wiring)?;
+    if wiring.mtu < plan.mtu {
+        // The kernel lowers the bridge's to its ports' until somebody has set it.
+        bridge::set_mtu(host, wiring.bridge, plan)?;
+    }
     container::configure(inside, wiring)?;
     container::await_carrier(host, &wiring.host_end.name)?;
     if !wiring.bridge.running {
         // The bridge's first port: its own carrier comes after the port's.
-        container::await_carrier(host, bridge.as_str())?;
+        container::await_carrier(host, plan.name.as_str())?;
     }
     Ok(())
 }
@@ -93,7 +136,8 @@ fn clear_the_name(inside: &mut Socket, store: &Store, who: &Attachment) -> Resul
     Ok(())
 }
 
-fn subnet_env(path: &Path) -> Result<SubnetEnv, Error> {
+/// Reads `subnet.env`; a lost lease is an error.
+pub(crate) fn subnet_env(path: &Path) -> Result<SubnetEnv, Error> {
     let text = fs::read_to_string(path).map_err(|e| match e.kind() {
         ErrorKind::NotFound => Error::NoSubnet(path.into()),
         _ => Error::file("read", path)(e),
@@ -113,7 +157,7 @@ fn bridge_name(path: &Path, env: &SubnetEnv) -> Result<IfName, Error> {
 }
 
 /// The addresses of the subnets that are not Docker's.
-fn pools(env: &SubnetEnv) -> Vec<Pool> {
+pub(crate) fn pools(env: &SubnetEnv) -> Vec<Pool> {
     let pool = |subnet: &Subnet| match env.docker_range(subnet.family()) {
         Some(range) => Pool::new(*subnet).below(range),
         None => Pool::new(*subnet),
@@ -127,16 +171,18 @@ fn addresses(claimed: &[Allocation], env: &SubnetEnv) -> Vec<Address> {
     claimed.iter().filter_map(|a| Some(Address { address: a.address, subnet: subnet_of(a)? })).collect()
 }
 
-fn interfaces(
-    who: &Attachment,
-    bridge_name: &IfName,
-    bridge: &Bridge,
-    host_end: &HostEnd,
-    mac: loden_proto::Mac,
-) -> [Interface; 3] {
-    [
-        Interface { name: bridge_name.to_string(), mac: bridge.mac, sandbox: None },
-        Interface { name: host_end.name.clone(), mac: host_end.mac, sandbox: None },
-        Interface { name: who.ifname.to_string(), mac, sandbox: Some(who.netns.clone()) },
-    ]
+/// The routes that the options ask for, by the gateway of each of the addresses.
+fn routes(addresses: &[Address], env: &SubnetEnv, routes: Routes) -> Vec<Route> {
+    let mut out = Vec::new();
+    for subnet in addresses.iter().map(|a| a.subnet) {
+        let networks = env.networks.iter().copied().filter(|n| n.family() == subnet.family());
+        let to: Vec<Subnet> = match routes {
+            Routes::Default => Subnet::containing(subnet.address(), 0).into_iter().collect(),
+            // A network that is all ours needs no gateway.
+            Routes::Overlay => networks.filter(|n| !subnet.contains_subnet(n)).collect(),
+            Routes::None => Vec::new(),
+        };
+        out.extend(to.into_iter().map(|to| Route { to, gateway: subnet.gateway() }));
+    }
+    out
 }

@@ -25,7 +25,9 @@ impl Fixture {
 
     fn claim(&self, id: &str, subnet: &str) -> Result<Vec<String>, Error> {
         let pools: Vec<Pool> = subnet.split(' ').map(|s| Pool::new(s.parse().expect("subnet"))).collect();
-        Ok(self.store.claim(&who(id), &pools)?.iter().map(|a| a.address.to_string()).collect())
+        let claim = Claim { pools: &pools, wanted: &[], mac: None, name: None };
+        let claimed = self.store.claim(&who(id), claim)?;
+        Ok(claimed.allocations.iter().map(|a| a.address.to_string()).collect())
     }
 
     fn rested(&self, address: &str) {
@@ -141,7 +143,7 @@ fn an_allocation_without_its_index_is_found_by_reading() {
 fn an_index_that_the_files_do_not_agree_with_is_not_believed() {
     let f = Fixture::new();
     f.claim("a", SMALL).expect("free");
-    let index = f.store.index_path(&naming::host_end(&who("b")).name, Family::V4);
+    let index = f.path(&index_name(&naming::host_end(&who("b")).name, Family::V4));
     fs::hard_link(f.path("10.5.7.2"), &index).expect("another's file");
     assert!(f.store.release(&who("b"), Rest::CoolDown).expect("released").is_empty());
     assert!(f.path("10.5.7.2").exists() && !index.exists());
@@ -199,7 +201,7 @@ fn an_address_that_changes_hands_before_the_lock_is_ours_stays_with_the_new_one(
     let f = Fixture::new();
     f.claim("a", SMALL).expect("free");
     let inode = f.path("../lock").metadata().expect("lock").ino();
-    let lock = f.store.lock().expect("lock");
+    let lock = f.store.open().expect("ours").expect("there").lock().expect("lock");
     std::thread::scope(|scope| {
         let release = scope.spawn(|| f.store.release(&who("a"), Rest::CoolDown));
         // Blocked on the lock, it has looked already.
@@ -230,7 +232,8 @@ fn two_networks_of_one_folder_never_give_the_same_address() {
     other.host_local = f.root.path().join("host-local");
     assert_eq!(f.claim("a", SMALL).expect("free"), ["10.5.7.2"]);
     let subnet: Subnet = SMALL.parse().expect("subnet");
-    let theirs = other.claim(&who("b"), &[Pool::new(subnet)]).expect("free");
+    let claim = Claim { pools: &[Pool::new(subnet)], wanted: &[], mac: None, name: None };
+    let theirs = other.claim(&who("b"), claim).expect("free").allocations;
     assert_eq!(theirs[0].address.to_string(), "10.5.7.3");
     assert_eq!(f.claim("c", SMALL).expect("free"), ["10.5.7.4"]);
     assert!(other.uses(subnet).expect("listed"));
@@ -267,7 +270,7 @@ fn a_folder_that_cannot_be_made_is_named_with_the_next_step() {
     fs::write(f.root.path().join("ipam"), "a file").expect("write");
     let error = f.claim("a", SMALL).expect_err("no folder");
     assert_eq!(error.code(), 5);
-    assert!(error.to_string().contains("ipam/lock"), "{error}");
+    assert!(error.to_string().contains("ipam"), "{error}");
 }
 
 #[test]
@@ -277,4 +280,104 @@ fn nobody_but_root_can_hold_the_lock() {
     f.claim("a", SMALL).expect("free");
     assert_eq!(f.path("../lock").metadata().expect("lock").permissions().mode() & 0o077, 0);
     assert_eq!(f.path("10.5.7.2").metadata().expect("file").permissions().mode() & 0o022, 0);
+}
+
+fn ask(f: &Fixture, id: &str, wanted: &str, mac: Option<&str>) -> Result<Vec<Allocation>, Error> {
+    let pools = [Pool::new("10.5.7.0/24".parse().expect("subnet"))];
+    let wanted: Vec<IpAddr> = wanted.split_whitespace().map(|a| a.parse().expect("address")).collect();
+    let mac = mac.map(|m| m.parse().expect("MAC"));
+    let claim = Claim { pools: &pools, wanted: &wanted, mac, name: Some("shop/web") };
+    Ok(f.store.claim(&who(id), claim)?.allocations)
+}
+
+#[test]
+fn a_requested_address_is_given_and_does_not_move_the_cursor() {
+    let f = Fixture::new();
+    let given = ask(&f, "a", "10.5.7.9", None).expect("free");
+    assert_eq!(
+        (given[0].address.to_string().as_str(), given[0].name.as_deref()),
+        ("10.5.7.9", Some("shop/web"))
+    );
+    assert_eq!(f.claim("b", "10.5.7.0/24").expect("free"), ["10.5.7.2"], "the cursor stands where it stood");
+    let error = ask(&f, "c", "10.5.7.9", None).expect_err("taken");
+    assert_eq!(error.code(), 11);
+    assert!(error.to_string().contains("address 10.5.7.9 is taken by container a (shop/web)"), "{error}");
+    // Its own is given again, another instead of it, and one that cools down.
+    ask(&f, "a", "10.5.7.9", None).expect("its own");
+    ask(&f, "a", "10.5.7.10", None).expect("another");
+    assert!(!f.path("10.5.7.9").exists() && f.path("freed/10.5.7.9").exists());
+    ask(&f, "c", "10.5.7.9", None).expect("cooling, but asked for");
+    assert_eq!(f.store.find(&who("a")).expect("found").len(), 1);
+}
+
+#[test]
+fn a_requested_address_that_others_have_is_refused() {
+    let f = Fixture::new();
+    fs::create_dir_all(f.path("../other")).expect("dir");
+    fs::write(f.path("../other/10.5.7.8"), "").expect("file");
+    fs::create_dir_all(f.root.path().join("host-local/cbr0")).expect("dir");
+    fs::write(f.root.path().join("host-local/cbr0/10.5.7.7"), "").expect("file");
+    ask(&f, "a", "", None).expect("free");
+    fs::write(f.path("10.5.7.6"), "torn").expect("file");
+    for (address, words) in
+        [("10.5.7.8", "another network"), ("10.5.7.7", "host-local"), ("10.5.7.6", "cannot be read")]
+    {
+        let text = ask(&f, "b", address, None).expect_err(address).to_string();
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn a_requested_mac_belongs_to_one_container() {
+    let f = Fixture::new();
+    let mac = Some("02:00:00:00:00:01");
+    assert_eq!(ask(&f, "a", "", mac).expect("free")[0].mac.to_string(), "02:00:00:00:00:01");
+    ask(&f, "a", "", mac).expect("its own");
+    let error = ask(&f, "b", "", mac).expect_err("taken");
+    assert!(error.code() == 11 && error.to_string().contains("taken by container a"), "{error}");
+    assert!(f.store.find(&who("b")).expect("none").is_empty());
+}
+
+#[test]
+fn what_an_add_works_on_is_not_idle() {
+    let f = Fixture::new();
+    let pools = [Pool::new(SMALL.parse().expect("subnet"))];
+    let claim = Claim { pools: &pools, wanted: &[], mac: None, name: None };
+    let working = f.store.claim(&who("a"), claim).expect("free");
+    assert!(f.store.idle().expect("listed").0.is_empty());
+    drop(working);
+    let (idle, errors) = f.store.idle().expect("listed");
+    assert_eq!((idle.len(), errors.len()), (1, 0));
+    // Another ADD of the same container comes before GC frees what it has looked at.
+    let again = f.store.claim(&who("a"), claim).expect("its own");
+    f.store.release_idle(&idle[0]).expect("nothing to do");
+    assert!(f.path("10.5.7.2").exists());
+    drop(again);
+    let (idle, _) = f.store.idle().expect("listed");
+    f.store.release_idle(&idle[0]).expect("released");
+    f.store.release_idle(&idle[0]).expect("gone already");
+    assert!(!f.path("10.5.7.2").exists() && f.path("freed/10.5.7.2").exists());
+    assert_eq!(fs::read_dir(f.path("by-veth")).expect("dir").count(), 0);
+}
+
+#[test]
+fn a_folder_that_is_not_ours_is_not_written_to() {
+    let f = Fixture::new();
+    let elsewhere = f.root.path().join("elsewhere");
+    fs::create_dir(&elsewhere).expect("dir");
+    for name in ["ipam", "ipam/net"] {
+        std::os::unix::fs::symlink(&elsewhere, f.root.path().join(name)).expect("link");
+        for error in [
+            f.claim("a", SMALL).expect_err("a link"),
+            f.store.find(&who("a")).expect_err("a link"),
+            f.store.release(&who("a"), Rest::None).expect_err("a link"),
+            f.store.level(Pool::new(SMALL.parse().expect("subnet"))).expect_err("a link"),
+        ] {
+            assert_eq!(error.code(), 104);
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        fs::remove_file(f.root.path().join(name)).expect("removed");
+        fs::create_dir_all(f.root.path().join("ipam")).expect("dir");
+    }
+    assert_eq!(fs::read_dir(&elsewhere).expect("dir").count(), 0);
 }

@@ -107,6 +107,12 @@ fn create(socket: &mut Socket, plan: Plan<'_>) -> Result<Link, Error> {
     Ok(link.unwrap_or(Link { name: name.into(), kind: Some(InfoKind::Bridge), ..Link::default() }))
 }
 
+/// Sets the MTU, also where it is right already: from then on the kernel leaves it alone.
+pub fn set_mtu(socket: &mut Socket, bridge: &Bridge, plan: Plan<'_>) -> Result<(), Error> {
+    let what = format!("set the MTU of {} to {}", plan.name, plan.mtu);
+    socket.request(&links::set_mtu(bridge.index, plan.mtu)).map_err(Error::kernel(what))
+}
+
 fn addresses(socket: &mut Socket, plan: Plan<'_>) -> Result<Vec<Held>, Error> {
     let mut all = Vec::new();
     for family in Family::ALL {

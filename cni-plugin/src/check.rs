@@ -6,13 +6,13 @@
 use std::net::IpAddr;
 
 use loden_netlink::Socket;
-use loden_proto::{Family, Mac};
+use loden_proto::{Family, Mac, Subnet};
 use serde_json::{Map, Value};
 
 use crate::allocations::Store;
 use crate::error::Error;
 use crate::json;
-use crate::links::{self, Link};
+use crate::links::{self, Link, Via};
 use crate::naming;
 use crate::netns::Netns;
 use crate::request::{Attachment, Request};
@@ -41,8 +41,8 @@ struct Previous {
     host: Vec<String>,
     mac: Option<Mac>,
     addresses: Vec<(IpAddr, u8)>,
-    /// Gateways of default routes.
-    gateways: Vec<IpAddr>,
+    /// Default routes, and those through the gateway of one of the addresses.
+    routes: Vec<Via>,
 }
 
 impl Previous {
@@ -64,25 +64,32 @@ impl Previous {
             Error::Check(format!("prevResult has no interface {} with the sandbox {}", who.ifname, who.netns))
         })?;
         let mac = Some(mac).filter(|m| !m.is_empty()).map(|m| m.parse::<Mac>()).transpose();
-        let mut addresses = Vec::new();
+        let (mut addresses, mut gateways) = (Vec::new(), Vec::new());
+        let address = |of, name| -> Result<Option<IpAddr>, Error> {
+            Ok(json::string(of, name).map_err(undecodable)?.and_then(|text| text.parse().ok()))
+        };
         for ip in json::objects(result, "ips").map_err(undecodable)? {
             let ours = json::member(ip, "interface").is_none_or(|i| i.as_u64() == Some(index as u64));
             let text = json::string(ip, "address").map_err(undecodable)?.unwrap_or_default();
             let parsed = text.split_once('/').and_then(|(a, l)| Some((a.parse().ok()?, l.parse().ok()?)));
             if ours {
+                gateways.extend(address(ip, "gateway")?);
                 addresses.push(parsed.ok_or_else(|| undecodable(format!("ips has the address {text:?}")))?);
             }
         }
-        let mut gateways = Vec::new();
+        let mut routes = Vec::new();
         for route in json::objects(result, "routes").map_err(undecodable)? {
             let dst = json::string(route, "dst").map_err(undecodable)?.unwrap_or_default();
-            let gateway =
-                json::string(route, "gw").map_err(undecodable)?.and_then(|g| g.parse::<IpAddr>().ok());
-            if dst.ends_with("/0") {
-                gateways.extend(gateway);
+            let to = dst
+                .split_once('/')
+                .and_then(|(a, l)| Subnet::containing(a.parse().ok()?, l.parse().ok()?).ok());
+            if let (Some(to), Some(gateway)) = (to, address(route, "gw")?)
+                && (to.length() == 0 || gateways.contains(&gateway))
+            {
+                routes.push(Via { to, gateway });
             }
         }
-        Ok(Self { host, mac: mac.map_err(|e| undecodable(e.to_string()))?, addresses, gateways })
+        Ok(Self { host, mac: mac.map_err(|e| undecodable(e.to_string()))?, addresses, routes })
     }
 }
 
@@ -169,14 +176,13 @@ fn check_addresses(
             return Err(Error::Check(format!("{ifname} in {netns} has lost its address {address}/{length}")));
         }
     }
-    let mut wanted = previous.gateways.iter().filter(|g| Family::of(**g) == family).peekable();
+    let mut wanted = previous.routes.iter().filter(|r| r.to.family() == family).peekable();
     if wanted.peek().is_some() {
-        let found = links::default_gateways(inside, link.index, family)
+        let found = links::routes(inside, link.index, family)
             .map_err(Error::kernel(format!("list the routes of {netns}")))?;
-        if let Some(gateway) = wanted.find(|g| !found.contains(g)) {
-            return Err(Error::Check(format!(
-                "{netns} has lost its default route through {gateway} on {ifname}"
-            )));
+        if let Some(Via { to, gateway }) = wanted.find(|r| !found.contains(r)) {
+            let what = if to.length() == 0 { "default route".into() } else { format!("route to {to}") };
+            return Err(Error::Check(format!("{netns} has lost its {what} through {gateway} on {ifname}")));
         }
     }
     Ok(())
@@ -211,14 +217,22 @@ mod tests {
                 {"name": "eth0", "mac": "0A:58:0a:05:07:02", "sandbox": "/run/netns/x"},
                 {"name": "eth0", "sandbox": "/run/netns/other"},
             ],
-            "ips": [{"address": "10.5.7.2/24", "interface": 2}, {"address": "192.0.2.2/24", "interface": 3}],
-            "routes": [{"dst": "0.0.0.0/0", "gw": "10.5.7.1"}, {"dst": "192.0.2.0/24", "gw": "10.5.7.9"}],
+            "ips": [
+                {"address": "10.5.7.2/24", "gateway": "10.5.7.1", "interface": 2},
+                {"address": "192.0.2.2/24", "gateway": "192.0.2.1", "interface": 3},
+            ],
+            "routes": [
+                {"dst": "0.0.0.0/0", "gw": "10.5.7.1"}, {"dst": "10.5.0.0/16", "gw": "10.5.7.1"},
+                {"dst": "192.0.2.0/24", "gw": "10.5.7.9"}, {"dst": "198.51.100.0/24", "gw": "192.0.2.1"},
+            ],
         }))
         .expect("valid");
         assert_eq!(previous.host, ["loden0", "veth1"]);
         assert_eq!(previous.mac, Some(Mac([0x0a, 0x58, 10, 5, 7, 2])));
         assert_eq!(previous.addresses, [("10.5.7.2".parse().expect("ip"), 24)]);
-        assert_eq!(previous.gateways, ["10.5.7.1".parse::<IpAddr>().expect("ip")]);
+        let via =
+            |to: &str| Via { to: to.parse().expect("subnet"), gateway: "10.5.7.1".parse().expect("ip") };
+        assert_eq!(previous.routes, [via("0.0.0.0/0"), via("10.5.0.0/16")]);
     }
 
     #[test]

@@ -12,8 +12,9 @@ use crate::error::Error;
 use crate::links;
 use crate::naming::HostEnd;
 use crate::netns::Netns;
+use crate::options::Options;
 use crate::request::Attachment;
-use crate::result::Address;
+use crate::result::{Address, Route};
 use crate::sysctl;
 
 /// How one container is connected.
@@ -31,8 +32,12 @@ pub struct Wiring<'a> {
     pub mac: Mac,
     /// MTU of both ends.
     pub mtu: u32,
+    /// How it is connected.
+    pub options: &'a Options,
     /// The container's addresses.
     pub addresses: &'a [Address],
+    /// The container's routes.
+    pub routes: &'a [Route],
 }
 
 /// `lo` has this index in every namespace.
@@ -57,10 +62,16 @@ pub fn create_pair(host: &mut Socket, wiring: Wiring<'_>) -> Result<(), Error> {
         wiring.mtu,
     );
     // A port of a bridge has no use for an address, and there would be one per container.
-    let requests = [request, links::no_link_local(&wiring.host_end.name)];
-    // The second may fail (IPv6 is off); the first decides.
+    let mut requests = vec![request, links::no_link_local(&wiring.host_end.name)];
+    let Options { hairpin, isolated, .. } = *wiring.options;
+    if hairpin || isolated {
+        requests.push(links::set_port(&wiring.host_end.name, hairpin, isolated));
+    }
+    // The second may fail (IPv6 is off); the others decide.
     let make = |host: &mut Socket| -> Result<_, Error> {
-        Ok(host.batch(&requests).map_err(Error::kernel(format!("make {ifname}")))?.swap_remove(0))
+        let mut verdicts = host.batch(&requests).map_err(Error::kernel(format!("make {ifname}")))?;
+        let port = if verdicts.len() > 2 { verdicts.swap_remove(2) } else { Ok(()) };
+        Ok(verdicts.swap_remove(0).and(port))
     };
     let mut made = make(host)?;
     if made.as_ref().is_err_and(KernelError::is_present) && delete_pair(host, &wiring.host_end.name)? {
@@ -95,27 +106,24 @@ pub fn configure(inside: &mut Socket, wiring: Wiring<'_>) -> Result<(), Error> {
         what.push(format!("give {ifname} the address {address}/{}", subnet.length()));
         requests.push(links::add_address(index, *address, *subnet));
     }
-    for Address { subnet, .. } in wiring.addresses {
-        requests.push(links::default_route(index, subnet.gateway(), None));
+    for Route { to, gateway } in wiring.routes {
+        requests.push(links::add_route(index, *to, *gateway, None));
     }
     let mut verdicts = inside.batch(&requests).map_err(Error::kernel(format!("configure {ifname}")))?;
     let routes = verdicts.split_off(what.len());
     for (verdict, what) in verdicts.into_iter().zip(what) {
         verdict.map_err(Error::kernel(format!("{what} in {}", wiring.attachment.netns)))?;
     }
-    for (verdict, Address { subnet, .. }) in routes.into_iter().zip(wiring.addresses) {
-        let gateway = subnet.gateway();
+    for (verdict, Route { to, gateway }) in routes.into_iter().zip(wiring.routes) {
         let verdict = match verdict {
             // The container is in another network already, whose default route stays first.
             Err(e) if e.is_present() => {
-                inside.request(&links::default_route(index, gateway, Some(SECOND_METRIC + index)))
+                inside.request(&links::add_route(index, *to, *gateway, Some(SECOND_METRIC + index)))
             }
             other => other.map_err(Into::into),
         };
-        verdict.map_err(Error::kernel(format!(
-            "route traffic through {gateway} in {}",
-            wiring.attachment.netns
-        )))?;
+        verdict
+            .map_err(Error::kernel(format!("route {to} through {gateway} in {}", wiring.attachment.netns)))?;
     }
     Ok(())
 }

@@ -6,17 +6,22 @@
 //! | code | meaning |
 //! |---|---|
 //! | 1 | version not supported, or the command needs a newer one |
+//! | 2 | the configuration asks for what this plugin does not do |
 //! | 4 | environment variable missing or malformed |
 //! | 5 | a file or stream could not be read or written |
 //! | 6 | the configuration is no JSON of the expected form |
 //! | 7 | the configuration has a value that cannot be right |
 //! | 8 | `CNI_NETNS` is no namespace, or the plugin's own |
-//! | 11 | not now: no subnet yet, lease lost, or no address free |
+//! | 11 | not now: no subnet yet, lease lost, no address free, or the requested one taken |
+//! | 50 | STATUS: ADD would fail |
+//! | 51 | STATUS: ADD would fail, and containers may be cut off: the lease is lost |
 //! | 100 | the kernel refused an operation |
 //! | 101 | something else holds the bridge's name or the gateway's address |
 //! | 102 | the container has an interface of that name |
 //! | 103 | the veth pair did not come up |
+//! | 104 | the allocation folder is not root's alone |
 //! | 110 | CHECK: the container's network is not as ADD left it |
+//! | 111 | GC: not all could be looked at or freed |
 
 use std::io;
 use std::net::IpAddr;
@@ -38,6 +43,19 @@ pub enum Error {
     /// The command is newer than the configuration's version.
     #[error("config version does not allow {0}")]
     CommandTooNew(&'static str),
+    /// The configuration's version is newer than the plugin.
+    #[error("plugin version does not allow {0}")]
+    ConfigTooNew(&'static str),
+    /// The configuration asks for what this plugin does not do.
+    #[error("unsupported field {key} = {value}: {why}")]
+    Unsupported {
+        /// The field.
+        key: String,
+        /// Its value, as JSON.
+        value: String,
+        /// Why not, or what to do instead.
+        why: &'static str,
+    },
     /// The environment is incomplete or malformed.
     #[error("{0}")]
     Environment(String),
@@ -102,9 +120,28 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// A folder that only root may write to is not root's.
+    #[error(
+        "{} {reason}, so that somebody else could redirect what this plugin writes as root; remove it, and the \
+         plugin makes it anew", .path.display()
+    )]
+    Untrusted {
+        /// The folder.
+        path: PathBuf,
+        /// What it is.
+        reason: String,
+    },
     /// No address is free.
     #[error("{0}")]
     Exhausted(Exhaustion),
+    /// Somebody else has what was requested.
+    #[error("the requested {what} is taken by {holder}; ask for another, or for none")]
+    Taken {
+        /// The address or MAC.
+        what: String,
+        /// Who has it.
+        holder: String,
+    },
     /// The kernel refused an operation.
     #[error("cannot {action}: {source}")]
     Kernel {
@@ -145,6 +182,12 @@ pub enum Error {
     /// CHECK found a difference.
     #[error("{0}")]
     Check(String),
+    /// ADD would fail.
+    #[error("{0}")]
+    NotReady(Box<Error>),
+    /// GC went on after these, each about one allocation.
+    #[error("{}", .0.join("; "))]
+    Gc(Vec<String>),
 }
 
 /// Why no address could be given.
@@ -202,18 +245,24 @@ impl Error {
     /// The number in the error's JSON.
     pub fn code(&self) -> u32 {
         match self {
-            Self::Version { .. } | Self::CommandTooNew(_) => 1,
+            Self::Version { .. } | Self::CommandTooNew(_) | Self::ConfigTooNew(_) => 1,
+            Self::Unsupported { .. } => 2,
             Self::Environment(_) | Self::EnvironmentValue { .. } => 4,
             Self::Stdin(_) | Self::Stdout(_) | Self::File { .. } => 5,
             Self::Decode(_) => 6,
             Self::Config(_) => 7,
             Self::OwnNamespace | Self::Namespace { .. } => 8,
-            Self::NoSubnet(_) | Self::LeaseLost(_) | Self::SubnetFile { .. } | Self::Exhausted(_) => 11,
+            Self::NoSubnet(_) | Self::LeaseLost(_) | Self::SubnetFile { .. } => 11,
+            Self::Exhausted(_) | Self::Taken { .. } => 11,
+            Self::NotReady(error) if matches!(**error, Self::LeaseLost(_)) => 51,
+            Self::NotReady(_) => 50,
             Self::Kernel { .. } => 100,
             Self::GatewayHeld { .. } | Self::NotABridge(_) => 101,
             Self::InterfaceExists { .. } => 102,
             Self::NotUp(_) => 103,
+            Self::Untrusted { .. } => 104,
             Self::Check(_) => 110,
+            Self::Gc(_) => 111,
         }
     }
 
@@ -237,6 +286,11 @@ impl Error {
             object.insert("details".into(), details.into());
         }
         out
+    }
+
+    /// A value of the configuration that this plugin has no use for.
+    pub(crate) fn unsupported(key: &str, value: impl Into<Value>, why: &'static str) -> Self {
+        Self::Unsupported { key: key.into(), value: value.into().to_string(), why }
     }
 
     /// For `map_err` on a file operation.
@@ -263,7 +317,7 @@ mod tests {
         assert_eq!(json["msg"], "incompatible CNI versions");
         assert_eq!(
             json["details"],
-            r#"config is "9.9.9", plugin supports ["0.3.0" "0.3.1" "0.4.0" "1.0.0"]"#
+            r#"config is "9.9.9", plugin supports ["0.1.0" "0.2.0" "0.3.0" "0.3.1" "0.4.0" "1.0.0" "1.1.0"]"#
         );
     }
 

@@ -12,6 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use loden_proto::{Family, Subnet};
 
+use crate::error::Error;
+
 /// How long a freed address rests.
 pub const COOL_DOWN: Duration = Duration::from_secs(60);
 
@@ -61,6 +63,24 @@ impl Pool {
         self.subnet.contains(address) && self.position(address).is_some()
     }
 
+    /// Why a container cannot have this address; `None` when it can.
+    fn refusal(&self, address: IpAddr) -> Option<&'static str> {
+        if !self.subnet.contains(address) {
+            return Some("outside of it");
+        }
+        if self.contains(address) {
+            return None;
+        }
+        Some(match self.subnet.offset_of(address) {
+            0 => "its network address",
+            1 => "its gateway, which the bridge has",
+            _ if self.subnet.family() == Family::V4 && self.subnet.last() == address => {
+                "its broadcast address"
+            }
+            _ => "in the range that Docker hands out",
+        })
+    }
+
     /// Place of an address among the usable ones.
     fn position(&self, address: IpAddr) -> Option<u128> {
         if !self.subnet.contains(address) {
@@ -72,6 +92,32 @@ impl Pool {
     fn at(&self, position: u128) -> IpAddr {
         self.subnet.nth(position + Self::FIRST)
     }
+}
+
+/// Whether one container can have these addresses, one of each pool at most.
+pub fn allow(pools: &[Pool], wanted: &[IpAddr]) -> Result<(), Error> {
+    for (i, address) in wanted.iter().enumerate() {
+        let family = Family::of(*address);
+        let pool = pools.iter().find(|p| p.subnet.family() == family);
+        let refusal = pool.map_or(Some("of a family without one"), |p| p.refusal(*address));
+        let subnet = match pool {
+            Some(pool) => pool.subnet.to_string(),
+            None => pools.iter().map(|p| p.subnet.to_string()).collect::<Vec<_>>().join(" and "),
+        };
+        if let Some(why) = refusal {
+            return Err(Error::Config(format!(
+                "the requested address {address} cannot be given in this host's subnet {subnet}: it is {why}; \
+                 ask for another, or for none"
+            )));
+        }
+        if let Some(other) = wanted[..i].iter().find(|a| Family::of(**a) == family) {
+            return Err(Error::Config(format!(
+                "the addresses {other} and {address} are requested, but a container has one {family} address; \
+                 ask for one"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// What is known of a subnet's addresses. Addresses outside the subnet do no harm.
@@ -156,6 +202,34 @@ mod tests {
             (0..8).map(|i| format!("10.5.7.{i}")).filter(|a| pool.contains(ip(a))).collect();
         assert_eq!(given, ["10.5.7.2", "10.5.7.3", "10.5.7.4", "10.5.7.5", "10.5.7.6"]);
         assert!(!pool.contains(ip("10.5.7.10")) && !pool.contains(ip("fd00::2")));
+    }
+
+    #[test]
+    fn a_requested_address_must_be_one_that_containers_have() {
+        let docker: Subnet = "10.5.7.128/25".parse().expect("subnet");
+        let pools = [pool("10.5.7.0/24").below(docker), pool("fd00::/64")];
+        let allowed = |wanted: &[&str]| {
+            let wanted: Vec<IpAddr> = wanted.iter().map(|a| ip(a)).collect();
+            allow(&pools, &wanted).map_err(|e| (e.code(), e.to_string()))
+        };
+        for good in [&[][..], &["10.5.7.2"], &["10.5.7.127", "fd00::2"], &["fd00::ffff:ffff:ffff:ffff"]] {
+            assert_eq!(allowed(good), Ok(()), "{good:?}");
+        }
+        for (bad, words) in [
+            (&["10.5.8.2"][..], "outside of it"),
+            (&["10.5.7.0"], "its network address"),
+            (&["10.5.7.1"], "its gateway"),
+            (&["10.5.7.255"], "its broadcast address"),
+            (&["10.5.7.128"], "Docker"),
+            (&["fd00::1"], "its gateway"),
+            (&["fd00:1::2"], "fd00::/64: it is outside of it"),
+            (&["10.5.7.2", "10.5.7.3"], "one IPv4 address"),
+        ] {
+            let (code, text) = allowed(bad).expect_err("bad");
+            assert!(code == 7 && text.contains(words), "{bad:?}: {text}");
+        }
+        let text = allow(&pools[..1], &[ip("fd00::2")]).expect_err("no IPv6").to_string();
+        assert!(text.contains("10.5.7.0/24: it is of a family without one"), "{text}");
     }
 
     #[test]

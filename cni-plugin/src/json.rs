@@ -1,5 +1,6 @@
 //! Reading JSON as Go's encoding/json does: member names match in any case. Runtimes rely
-//! on it (go-cni sends `Servers`, `HostPort`). Used by `request.rs` and `check.rs`.
+//! on it (go-cni sends `Servers`, `HostPort`). Used by all that reads a
+//! configuration or a result.
 
 use serde_json::{Map, Value};
 
@@ -17,6 +18,27 @@ pub(crate) fn string<'a>(object: &'a Map<String, Value>, name: &str) -> Result<O
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(other) => Err(format!("{name} must be a string, but is {}", kind(other))),
+    }
+}
+
+/// A member that must be a boolean where it is there.
+pub(crate) fn boolean(object: &Map<String, Value>, name: &str) -> Result<Option<bool>, String> {
+    match member(object, name) {
+        None => Ok(None),
+        Some(Value::Bool(value)) => Ok(Some(*value)),
+        Some(other) => Err(format!("{name} must be true or false, but is {}", kind(other))),
+    }
+}
+
+/// A member that must be an object where it is there.
+pub(crate) fn object<'a>(
+    object: &'a Map<String, Value>,
+    name: &str,
+) -> Result<Option<&'a Map<String, Value>>, String> {
+    match member(object, name) {
+        None => Ok(None),
+        Some(Value::Object(value)) => Ok(Some(value)),
+        Some(other) => Err(format!("{name} must be an object, but is {}", kind(other))),
     }
 }
 

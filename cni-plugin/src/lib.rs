@@ -5,14 +5,14 @@
 //! ```text
 //! environment, stdin ─► request ─► add ─► netns, bridge ─► links ─► kernel
 //!                                   │
-//!                                   ├──► allocations ─► ipam (pure)
+//!                                   ├──► allocations ─► folder, ipam (pure)
 //!                                   └──► result ─► stdout
 //! ```
 //!
 //! Synchronous throughout, without child processes and sleeps. It enters the container's
 //! namespace with the calling thread and returns; give it a thread of its own in a program
-//! that has several. It needs neither the daemon nor etcd, only `subnet.env` (ADD alone) and
-//! its own allocation files.
+//! that has several. It needs neither the daemon nor etcd, only `subnet.env` (ADD and STATUS)
+//! and its own allocation files.
 
 pub mod add;
 pub mod allocations;
@@ -22,15 +22,21 @@ pub mod container;
 pub mod del;
 pub mod environment;
 pub mod error;
+mod folder;
+pub mod gc;
 pub mod ifname;
 pub mod ipam;
 mod json;
 mod links;
 pub mod naming;
 pub mod netns;
+pub mod options;
 pub mod request;
 pub mod result;
 pub mod run;
+pub mod status;
 mod sysctl;
+pub mod version;
+pub mod wishes;
 
 pub use error::Error;

@@ -1,7 +1,7 @@
 //! The rtnetlink messages that this plugin sends, and what it reads of the answers. Called
 //! by `bridge.rs`, `container.rs`, `del.rs` and `check.rs`; knows nothing of CNI.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
 use loden_netlink::{Error, Request, Socket, flags};
@@ -10,9 +10,10 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -32,6 +33,8 @@ pub(crate) struct Link {
     pub(crate) kind: Option<InfoKind>,
     /// Index of the bridge that it is a port of.
     pub(crate) master: Option<u32>,
+    /// The kernel's number, in this namespace, of that in which a pair's other end is.
+    pub(crate) peer_namespace: Option<i32>,
 }
 
 impl Link {
@@ -73,6 +76,7 @@ fn link(message: LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::OperState(state) => link.running = state == State::Up,
             LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::LinkNetNsId(id) => link.peer_namespace = Some(id),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind =
                     infos.into_iter().find_map(|i| if let LinkInfo::Kind(k) = i { Some(k) } else { None });
@@ -81,6 +85,18 @@ fn link(message: LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// The kernel's number, in this namespace, of that in which a process is; `None` when it has
+/// none or the process has ended.
+pub(crate) fn namespace_of(socket: &mut Socket, pid: u32) -> Option<i32> {
+    let mut message = NsidMessage::default();
+    message.attributes.push(NsidAttribute::Pid(pid));
+    let reply = socket.get(&Request::route(&RouteNetlinkMessage::GetNsId(message), 0)).ok()??;
+    let RouteNetlinkMessage::NewNsId(message) = reply.route().ok()? else { return None };
+    let id =
+        message.attributes.iter().find_map(|a| if let NsidAttribute::Id(id) = a { Some(*id) } else { None });
+    id.filter(|id| *id >= 0)
 }
 
 /// A new bridge, not yet up.
@@ -139,6 +155,21 @@ pub(crate) fn no_link_local(name: &str) -> Request {
         )])]),
     ];
     Request::route(&RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Sets what a port of a bridge does. It cannot be part of the link's creation.
+pub(crate) fn set_port(name: &str, hairpin: bool, isolated: bool) -> Request {
+    let port = vec![InfoBridgePort::HairpinMode(hairpin), InfoBridgePort::Isolated(isolated)];
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.into()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(port)),
+        ]),
+    ];
+    // Not SetLink: that does not look at what is said of a port.
+    Request::route(&RouteNetlinkMessage::NewLink(message), 0)
 }
 
 /// Removes a link, and with it the other end of a pair; `false` when there was none. Takes
@@ -232,40 +263,64 @@ fn address_message(index: u32, address: IpAddr, length: u8) -> AddressMessage {
     message
 }
 
-/// A default route; refused when there is one of the same metric already.
-pub(crate) fn default_route(index: u32, gateway: IpAddr, metric: Option<u32>) -> Request {
+/// A route; refused when there is one of the same metric already.
+pub(crate) fn add_route(index: u32, to: Subnet, gateway: IpAddr, metric: Option<u32>) -> Request {
     let mut message = route_message(Family::of(gateway));
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
+    message.header.destination_prefix_length = to.length();
     message.attributes = vec![RouteAttribute::Gateway(gateway.into()), RouteAttribute::Oif(index)];
+    if to.length() > 0 {
+        message.attributes.push(RouteAttribute::Destination(to.address().into()));
+    }
     message.attributes.extend(metric.map(RouteAttribute::Priority));
     Request::route(&RouteNetlinkMessage::NewRoute(message), flags::CREATE | flags::EXCL)
 }
 
-/// Gateways of the default routes through an interface.
-pub(crate) fn default_gateways(
-    socket: &mut Socket,
-    index: u32,
-    family: Family,
-) -> Result<Vec<IpAddr>, Error> {
+/// A route through a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Via {
+    pub(crate) to: Subnet,
+    pub(crate) gateway: IpAddr,
+}
+
+/// The routes through an interface that have a gateway.
+pub(crate) fn routes(socket: &mut Socket, index: u32, family: Family) -> Result<Vec<Via>, Error> {
     let replies = socket.dump(&Request::route(&RouteNetlinkMessage::GetRoute(route_message(family)), 0))?;
-    let mut gateways = Vec::new();
+    let mut routes = Vec::new();
     for reply in replies {
         let RouteNetlinkMessage::NewRoute(message) = reply.route()? else { continue };
-        if message.header.destination_prefix_length != 0
-            || !message.attributes.contains(&RouteAttribute::Oif(index))
-        {
+        if !message.attributes.contains(&RouteAttribute::Oif(index)) {
             continue;
         }
-        gateways.extend(message.attributes.iter().find_map(|a| match a {
-            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(IpAddr::from(*ip)),
-            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => Some(IpAddr::from(*ip)),
+        let ip = |address: &RouteAddress| match address {
+            RouteAddress::Inet(ip) => Some(IpAddr::from(*ip)),
+            RouteAddress::Inet6(ip) => Some(IpAddr::from(*ip)),
             _ => None,
-        }));
+        };
+        let (mut to, mut gateway) = (unspecified(family), None);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => to = ip(address).unwrap_or(to),
+                RouteAttribute::Gateway(address) => gateway = ip(address),
+                _ => {}
+            }
+        }
+        let to = Subnet::containing(to, message.header.destination_prefix_length);
+        if let (Ok(to), Some(gateway)) = (to, gateway) {
+            routes.push(Via { to, gateway });
+        }
     }
-    Ok(gateways)
+    Ok(routes)
+}
+
+fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 fn route_message(family: Family) -> RouteMessage {

@@ -44,6 +44,11 @@ pub fn mac_of(address: IpAddr) -> Mac {
     Mac::local([0x0a, 0x58, a, b, c, d])
 }
 
+/// Whether a MAC is of those that the plugin makes itself.
+pub fn is_ours(mac: Mac) -> bool {
+    matches!(mac.0, [0x0a | 0x0e, 0x58, ..])
+}
+
 /// FNV-1a, 64 bits: std's hasher may change between releases, and names must not.
 struct Fnv(u64);
 

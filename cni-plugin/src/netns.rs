@@ -1,17 +1,21 @@
 //! Network namespaces: opening one by path, and running code inside. Called by `add.rs`,
-//! `del.rs` and `check.rs`.
+//! `del.rs`, `check.rs` and `gc.rs`.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 
+use rustix::fs::{FsWord, fstatfs};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::error::Error;
 
 /// The calling thread's own namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
+
+/// The file system of namespaces (linux/magic.h).
+const NSFS_MAGIC: FsWord = 0x6e73_6673;
 
 /// An open network namespace. Nothing is lost when its path is removed meanwhile.
 #[derive(Debug)]
@@ -27,6 +31,23 @@ impl Netns {
         let open =
             |path: &str| File::open(path).map_err(|source| Error::Namespace { path: path.into(), source });
         Ok(Self { file: open(path)?, own: open(OWN)?, path: path.into() })
+    }
+
+    /// The namespace at a path; `None` when it is gone: there is nothing at the path, or the
+    /// plain file that a namespace had been mounted on.
+    pub(crate) fn find(path: &str) -> Result<Option<Self>, Error> {
+        match Self::open(path) {
+            Ok(netns) => {
+                let system = fstatfs(&netns.file).map_err(|e| netns.error(e.into()))?;
+                Ok(Some(netns).filter(|_| system.f_type == NSFS_MAGIC))
+            }
+            Err(Error::Namespace { source, .. })
+                if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                Ok(None)
+            }
+            Err(other) => Err(other),
+        }
     }
 
     /// Whether it is the calling thread's own.

@@ -1,8 +1,12 @@
-//! One CNI request: environment and standard input in, checked types out (`environment.rs`
-//! has the former's own checks). Called by
+//! One CNI request: environment and standard input in, checked types out (`environment.rs`,
+//! `version.rs`, `options.rs` and `wishes.rs` have the checks of their parts). Called by
 //! `run.rs`. The order of the checks and the words of the errors are those of Go's
 //! `pkg/skel`, because runtimes and test suites know them.
+//!
+//! Options and wishes are read for ADD and STATUS only: a DEL must not fail for what an ADD
+//! was refused for.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -13,41 +17,9 @@ pub use crate::environment::{Command, Environment};
 use crate::error::Error;
 use crate::ifname::IfName;
 use crate::json;
-
-/// A version of the CNI specification that this plugin speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Version {
-    /// 0.3.0
-    V0_3_0,
-    /// 0.3.1
-    V0_3_1,
-    /// 0.4.0, the first with CHECK and with `prevResult` on DEL
-    V0_4_0,
-    /// 1.0.0, the first without `version` in `ips`
-    V1_0_0,
-}
-
-impl Version {
-    /// All, oldest first.
-    pub const ALL: [Version; 4] = [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0];
-
-    /// As in `cniVersion`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::V0_3_0 => "0.3.0",
-            Self::V0_3_1 => "0.3.1",
-            Self::V0_4_0 => "0.4.0",
-            Self::V1_0_0 => "1.0.0",
-        }
-    }
-
-    fn find(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|v| v.as_str() == text)
-    }
-}
-
-/// What Go's library takes a configuration without `cniVersion` for.
-const IMPLIED_VERSION: &str = "0.1.0";
+use crate::options::Options;
+pub use crate::version::Version;
+use crate::wishes::Wishes;
 
 /// Which container interface a request is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,13 +41,17 @@ pub struct Attachment {
 pub struct Config {
     /// `cniVersion`
     pub version: Version,
+    /// `name`
+    pub network: String,
     /// Where `subnet.env` is: `subnetFile`.
     pub subnet_file: PathBuf,
     /// Where allocations are: `dataDir`.
     pub data_dir: PathBuf,
     /// The bridge, if the configuration names one.
     pub bridge: Option<IfName>,
-    /// `dns`, passed on in the result; an object.
+    /// How containers are connected; the defaults unless this is ADD or STATUS.
+    pub options: Options,
+    /// `dns`, with `runtimeConfig.dns` before it, passed on in the result; an object.
     pub dns: Value,
     /// `prevResult`
     pub prev_result: Option<Map<String, Value>>,
@@ -88,15 +64,19 @@ pub struct Request {
     pub attachment: Attachment,
     /// How.
     pub config: Config,
+    /// What this container is to have; nothing unless this is ADD.
+    pub wishes: Wishes,
 }
 
+/// Container id and interface name of an attachment that a runtime knows.
+pub type Known = (String, String);
+
 /// What a failing request is answered with in `cniVersion`.
-pub fn version_for_errors(stdin: &[u8]) -> String {
+pub fn version_for_errors(stdin: &[u8]) -> &'static str {
     let config: Option<Value> = serde_json::from_slice(stdin).ok();
     let version =
         config.as_ref().and_then(Value::as_object).and_then(|o| json::string(o, "cniVersion").ok().flatten());
-    let newest = Version::ALL[Version::ALL.len() - 1].as_str();
-    version.filter(|v| Version::find(v).is_some()).unwrap_or(newest).to_owned()
+    version.and_then(Version::find).unwrap_or(Version::NEWEST).as_str()
 }
 
 /// Reads standard input to its end.
@@ -109,41 +89,61 @@ pub fn read_stdin(mut stdin: impl Read) -> Result<Vec<u8>, Error> {
 impl Request {
     /// Checks a request for ADD, DEL or CHECK.
     pub fn parse(command: Command, env: &Environment, stdin: &[u8]) -> Result<Self, Error> {
-        let undecodable =
-            |reason: String| Error::Decode(format!("error unmarshall network config: {reason}"));
-        let config: Value = serde_json::from_slice(stdin).map_err(|e| undecodable(e.to_string()))?;
-        let empty = Map::new();
-        let object = match &config {
-            Value::Object(object) => object,
-            Value::Null => &empty,
-            other => return Err(undecodable(format!("it must be an object, but is {}", json::kind(other)))),
-        };
-        let network = network_name(json::string(object, "name").map_err(undecodable)?.unwrap_or_default())?;
+        let object = decode(stdin)?;
+        let network = network_name(&object)?;
         let container_id = container_id(&env.container_id)?;
         let ifname = IfName::new(&env.ifname)
             .map_err(|msg| Error::EnvironmentValue { msg: msg.into(), details: env.ifname.clone() })?;
-        let undecodable =
-            |reason: String| Error::Decode(format!("decoding version from network config: {reason}"));
-        let version = json::string(object, "cniVersion").map_err(undecodable)?;
-        let version = supported(version.filter(|v| !v.is_empty()).unwrap_or(IMPLIED_VERSION), command)?;
-        Ok(Self {
-            attachment: Attachment {
-                network: network.to_owned(),
-                container_id: container_id.to_owned(),
-                ifname,
-                netns: env.netns.clone(),
-                own_netns_allowed: env.netns_override == "1"
-                    || env.netns_override.eq_ignore_ascii_case("true"),
-            },
-            config: Config::parse(object, version)?,
-        })
+        let mut config = Config::parse(command, &object, &network)?;
+        let wishes = match command {
+            Command::Add => Wishes::parse(&object, &env.args, &network)?,
+            _ => Wishes::default(),
+        };
+        if let (Some(into), Some(dns)) = (config.dns.as_object_mut(), &wishes.dns) {
+            into.extend(dns.clone());
+        }
+        let attachment = Attachment {
+            network,
+            container_id: container_id.to_owned(),
+            ifname,
+            netns: env.netns.clone(),
+            own_netns_allowed: env.netns_override == "1" || env.netns_override.eq_ignore_ascii_case("true"),
+        };
+        Ok(Self { attachment, config, wishes })
     }
 }
 
+/// Checks a request for STATUS.
+pub fn parse_status(stdin: &[u8]) -> Result<Config, Error> {
+    let object = decode(stdin)?;
+    Config::parse(Command::Status, &object, &network_name(&object)?)
+}
+
+/// Checks a request for GC; returns with the configuration which attachments are in use.
+pub fn parse_gc(stdin: &[u8]) -> Result<(Config, BTreeSet<Known>), Error> {
+    let object = decode(stdin)?;
+    let config = Config::parse(Command::Gc, &object, &network_name(&object)?)?;
+    let mut known = BTreeSet::new();
+    // libcni sends the same list under a second key too, a mistake of its first release with GC.
+    for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+        for attachment in json::objects(&object, key).map_err(undecodable)? {
+            let text = |name| {
+                let text = json::string(attachment, name).map_err(undecodable)?.filter(|t| !t.is_empty());
+                text.map(str::to_owned).ok_or_else(|| undecodable(format!("an entry of {key} has no {name}")))
+            };
+            known.insert((text("containerID")?, text("ifname")?));
+        }
+    }
+    Ok((config, known))
+}
+
 impl Config {
-    fn parse(object: &Map<String, Value>, version: Version) -> Result<Self, Error> {
-        let undecodable =
-            |reason: String| Error::Decode(format!("error unmarshall network config: {reason}"));
+    fn parse(command: Command, object: &Map<String, Value>, network: &str) -> Result<Self, Error> {
+        let bad_version =
+            |reason: String| Error::Decode(format!("decoding version from network config: {reason}"));
+        let version = json::string(object, "cniVersion").map_err(bad_version)?.unwrap_or_default();
+        let version = Version::of_config(version, command)?;
+        let object = &with_delegate(object)?;
         let path = |name: &str, default: &str| {
             let text = json::string(object, name).map_err(undecodable)?.filter(|t| !t.is_empty());
             let path = text.map_or_else(|| Path::new(DEFAULT_RUN_DIR).join(default), PathBuf::from);
@@ -166,22 +166,70 @@ impl Config {
                 )));
             }
         };
+        let options = match command {
+            Command::Add | Command::Status => Options::parse(object)?,
+            _ => Options::default(),
+        };
         Ok(Self {
             version,
+            network: network.to_owned(),
             subnet_file: path("subnetFile", "subnet.env")?,
             data_dir: path("dataDir", "ipam")?,
             bridge: bridge.transpose()?,
+            options,
             dns: dns(object).map_err(undecodable)?,
             prev_result,
         })
     }
 }
 
+/// For errors of a configuration that is no JSON of the expected form.
+pub(crate) fn undecodable(reason: String) -> Error {
+    Error::Decode(format!("error unmarshall network config: {reason}"))
+}
+
+fn decode(stdin: &[u8]) -> Result<Map<String, Value>, Error> {
+    match serde_json::from_slice(stdin).map_err(|e| undecodable(e.to_string()))? {
+        Value::Object(object) => Ok(object),
+        Value::Null => Ok(Map::new()),
+        other => Err(undecodable(format!("it must be an object, but is {}", json::kind(&other)))),
+    }
+}
+
+/// The configuration with the members of flannel's `delegate` as if they stood beside it;
+/// where both have one, the outer counts.
+fn with_delegate(object: &Map<String, Value>) -> Result<Map<String, Value>, Error> {
+    /// What the outer configuration alone says.
+    const OUTER: [&str; 9] = [
+        "name",
+        "cniVersion",
+        "prevResult",
+        "runtimeConfig",
+        "args",
+        "capabilities",
+        "subnetFile",
+        "dataDir",
+        "delegate",
+    ];
+    let mut merged = object.clone();
+    let Some(delegate) = json::object(object, "delegate").map_err(undecodable)? else { return Ok(merged) };
+    match json::string(delegate, "type").map_err(undecodable)? {
+        None | Some("" | "bridge" | "loden") => {}
+        Some(other) => return Err(Error::unsupported("delegate.type", other, "containers are on a bridge")),
+    }
+    for (key, value) in delegate {
+        let outer = OUTER.iter().any(|o| o.eq_ignore_ascii_case(key)) || key.eq_ignore_ascii_case("type");
+        if !outer && json::member(object, key).is_none() {
+            merged.insert(key.clone(), value.clone());
+        }
+    }
+    Ok(merged)
+}
+
 /// `dns` in its own spelling, whatever the configuration's.
 fn dns(object: &Map<String, Value>) -> Result<Value, String> {
     let mut out = json!({});
-    let Some(dns) = json::member(object, "dns") else { return Ok(out) };
-    let dns = dns.as_object().ok_or_else(|| format!("dns must be an object, but is {}", json::kind(dns)))?;
+    let Some(dns) = json::object(object, "dns")? else { return Ok(out) };
     for name in ["nameservers", "search", "options"] {
         if let Some(list) = json::strings(dns, name)?.filter(|list| !list.is_empty()) {
             out[name] = json!(list);
@@ -193,31 +241,6 @@ fn dns(object: &Map<String, Value>) -> Result<Value, String> {
     Ok(out)
 }
 
-fn supported(text: &str, command: Command) -> Result<Version, Error> {
-    if command == Command::Check && parts(text)? < parts(Version::V0_4_0.as_str())? {
-        return Err(Error::CommandTooNew("CHECK"));
-    }
-    Version::find(text).ok_or_else(|| Error::Version { config: text.to_owned() })
-}
-
-/// A version as numbers, as Go's `version.ParseVersion` reads it.
-fn parts(text: &str) -> Result<Vec<u32>, Error> {
-    let pieces: Vec<&str> = text.split('.').collect();
-    if pieces.len() > 3 {
-        return Err(Error::Decode(format!("invalid version {text:?}: too many parts")));
-    }
-    let mut numbers = Vec::with_capacity(3);
-    for (piece, name) in pieces.iter().zip(["major", "minor", "micro"]) {
-        numbers.push(piece.parse().map_err(|_| {
-            Error::Decode(format!(
-                "invalid version {text:?}: failed to convert {name} version part {piece:?}"
-            ))
-        })?);
-    }
-    numbers.resize(3, 0);
-    Ok(numbers)
-}
-
 /// `^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`, so never a path out of the data folder.
 fn is_plain(text: &str) -> bool {
     let mut bytes = text.bytes();
@@ -225,7 +248,8 @@ fn is_plain(text: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
-fn network_name(name: &str) -> Result<&str, Error> {
+fn network_name(object: &Map<String, Value>) -> Result<String, Error> {
+    let name = json::string(object, "name").map_err(undecodable)?.unwrap_or_default();
     if name.is_empty() {
         return Err(Error::Config("missing network name".into()));
     }
@@ -233,7 +257,7 @@ fn network_name(name: &str) -> Result<&str, Error> {
     if !is_plain(name) || name.len() > 255 {
         return Err(Error::Config(format!("invalid characters found in network name {name:?}")));
     }
-    Ok(name)
+    Ok(name.to_owned())
 }
 
 fn container_id(id: &str) -> Result<&str, Error> {
@@ -244,110 +268,5 @@ fn container_id(id: &str) -> Result<&str, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn env(command: &str) -> Environment {
-        Environment {
-            command: command.into(),
-            container_id: "c1".into(),
-            netns: "/run/netns/x".into(),
-            ifname: "eth0".into(),
-            netns_override: String::new(),
-        }
-    }
-
-    fn parse(config: &Value) -> Result<Request, Error> {
-        Request::parse(Command::Add, &env("ADD"), config.to_string().as_bytes())
-    }
-
-    #[test]
-    fn keys_match_in_any_case_at_every_level() {
-        let config = json!({
-            "CNIVERSION": "1.0.0", "Name": "n", "SUBNETFILE": "/s", "DataDir": "/d", "Bridge": "br7",
-            "DNS": {"NameServers": ["1.1.1.1"], "Domain": "x", "SEARCH": ["a"], "OPTIONS": []},
-            "PrevResult": {}, "unknown": {"x": 1}
-        });
-        let request = parse(&config).expect("valid");
-        assert_eq!(request.attachment.network, "n");
-        assert_eq!(request.config.subnet_file, Path::new("/s"));
-        assert_eq!(request.config.data_dir, Path::new("/d"));
-        assert_eq!(request.config.bridge.map(|b| b.to_string()), Some("br7".into()));
-        assert_eq!(request.config.dns, json!({"nameservers": ["1.1.1.1"], "domain": "x", "search": ["a"]}));
-        assert!(request.config.prev_result.is_some());
-    }
-
-    #[test]
-    fn defaults_are_below_run_loden() {
-        let config =
-            parse(&json!({"cniVersion": "0.3.0", "name": "n", "prevResult": null})).expect("valid").config;
-        assert_eq!(config.subnet_file, Path::new("/run/loden/subnet.env"));
-        assert_eq!(config.data_dir, Path::new("/run/loden/ipam"));
-        assert!(config.bridge.is_none() && config.prev_result.is_none());
-        assert_eq!(config.dns, json!({}));
-    }
-
-    #[test]
-    fn a_network_name_cannot_lead_out_of_its_folder() {
-        for name in ["..", ".", "a/b", "/etc", "-a", "a b", "ü"] {
-            let error = parse(&json!({"cniVersion": "1.0.0", "name": name})).expect_err(name);
-            assert_eq!(error.code(), 7, "{name}");
-        }
-    }
-
-    #[test]
-    fn values_that_cannot_be_right_are_refused_by_name() {
-        for (key, value, code) in [
-            ("dataDir", json!("relative"), 7),
-            ("subnetFile", json!("x/y"), 7),
-            ("bridge", json!("a/b"), 7),
-            ("bridge", json!(7), 6),
-            ("dataDir", json!([]), 6),
-            ("dns", json!("x"), 6),
-            ("prevResult", json!([]), 6),
-        ] {
-            let mut config = json!({"cniVersion": "1.0.0", "name": "n"});
-            config[key] = value;
-            let error = parse(&config).expect_err(key);
-            assert_eq!(error.code(), code, "{error}");
-            assert!(error.to_string().contains(key), "{error}");
-        }
-    }
-
-    #[test]
-    fn check_needs_0_4_0() {
-        for (version, message) in [
-            ("0.3.1", "config version does not allow CHECK"),
-            ("0.1", "config version does not allow CHECK"),
-            ("2.0.0", "incompatible CNI versions"),
-            ("1.0", "incompatible CNI versions"),
-            ("1.x.0", "invalid version \"1.x.0\""),
-            ("1.0.0.0", "too many parts"),
-        ] {
-            let config = json!({"cniVersion": version, "name": "n"}).to_string();
-            let error = Request::parse(Command::Check, &env("CHECK"), config.as_bytes()).expect_err(version);
-            assert!(error.to_string().contains(message), "{version}: {error}");
-        }
-        let config = json!({"cniVersion": "0.4.0", "name": "n"}).to_string();
-        assert!(Request::parse(Command::Check, &env("CHECK"), config.as_bytes()).is_ok());
-    }
-
-    #[test]
-    fn errors_carry_a_version_that_the_runtime_can_read() {
-        assert_eq!(version_for_errors(br#"{"cniVersion":"0.3.1"}"#), "0.3.1");
-        assert_eq!(version_for_errors(br#"{"cniVersion":"9"}"#), "1.0.0");
-        assert_eq!(version_for_errors(b"no json"), "1.0.0");
-    }
-
-    #[test]
-    fn override_is_one_or_true() {
-        for (text, allowed) in
-            [("", false), ("0", false), ("1", true), ("TRUE", true), ("true", true), ("yes", false)]
-        {
-            let env = Environment { netns_override: text.into(), ..env("ADD") };
-            let request =
-                Request::parse(Command::Add, &env, br#"{"cniVersion":"1.0.0","name":"n"}"#).expect("valid");
-            assert_eq!(request.attachment.own_netns_allowed, allowed, "{text:?}");
-        }
-    }
-}
+#[path = "request_tests.rs"]
+mod tests;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 use crate::request::{self, Command, Environment, Request, Version};
-use crate::{add, check, del};
+use crate::{add, check, del, gc, status};
 
 /// The streams of a call.
 pub struct Streams<'a> {
@@ -31,7 +31,7 @@ pub fn run(env: &Environment, streams: Streams<'_>) -> u8 {
     let mut config = Vec::new();
     let result = perform(env, stdin, &mut config, stdout);
     let Err(error) = result else { return 0 };
-    let error = error.to_json(&request::version_for_errors(&config));
+    let error = error.to_json(request::version_for_errors(&config));
     if let Err(e) = write(stdout, &error) {
         let _ = writeln!(stderr, "loden-cni: {error}: {e}");
     }
@@ -49,9 +49,9 @@ fn perform(
         return write(stdout, &versions()).map_err(Error::Stdout);
     }
     *config = request::read_stdin(stdin)?;
-    let request = Request::parse(command, env, config)?;
     match command {
         Command::Add => {
+            let request = Request::parse(command, env, config)?;
             let result = add::add(&request)?;
             let result = result.to_json(request.config.version, request.config.prev_result.as_ref());
             write(stdout, &result).map_err(|e| {
@@ -60,8 +60,13 @@ fn perform(
                 Error::Stdout(e)
             })
         }
-        Command::Del => del::del(&request),
-        Command::Check => check::check(&request),
+        Command::Del => del::del(&Request::parse(command, env, config)?),
+        Command::Check => check::check(&Request::parse(command, env, config)?),
+        Command::Gc => {
+            let (config, known) = request::parse_gc(config)?;
+            gc::gc(&config, &known)
+        }
+        Command::Status => status::status(&request::parse_status(config)?),
         Command::Version => Ok(()),
     }
 }
@@ -76,8 +81,7 @@ fn about() -> String {
 }
 
 fn versions() -> Value {
-    let all = Version::ALL.map(Version::as_str);
-    json!({ "cniVersion": all[all.len() - 1], "supportedVersions": all })
+    json!({ "cniVersion": Version::NEWEST.as_str(), "supportedVersions": Version::ALL.map(Version::as_str) })
 }
 
 fn write(out: &mut dyn Write, value: &Value) -> io::Result<()> {

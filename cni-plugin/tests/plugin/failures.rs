@@ -133,7 +133,7 @@ fn whatever_call_fails_everything_is_undone() {
     let lab = Lab::new();
     lab.lease(&["10.5.7.1/24", "fd00:0:0:7::1/64"]);
     let netns = lab.namespace("c");
-    let calls = ["sendto", "recvfrom", "setns", "openat", "rename", "linkat", "flock", "pwrite64"];
+    let calls = ["sendto", "recvfrom", "setns", "openat", "renameat", "linkat", "flock", "pwrite64"];
     let spoilt = sweep(&lab, &netns, &calls, "error=ENOBUFS", |context| {
         lab.assert_nothing_left(&netns, context);
     });
@@ -145,7 +145,7 @@ fn an_add_that_was_killed_can_be_repeated() {
     let lab = Lab::new();
     let (netns, other) = (lab.namespace("c"), lab.namespace("other"));
     lab.add(&other);
-    let calls = ["sendto", "setns", "rename", "linkat", "unlink", "write", "pwrite64"];
+    let calls = ["sendto", "setns", "renameat", "linkat", "unlinkat", "write", "pwrite64"];
     let mut remains = 0;
     let spoilt = sweep(&lab, &netns, &calls, "signal=SIGKILL", |context| {
         let half_made = lab.links(&netns) == ["eth0"] && !ip(&netns, "link show eth0").contains(",UP");
@@ -175,7 +175,7 @@ fn an_add_that_was_killed_can_be_repeated() {
 fn a_del_that_was_killed_can_be_repeated() {
     let lab = Lab::new();
     let netns = lab.namespace("c");
-    for call in ["sendto", "rename", "unlink", "openat"] {
+    for call in ["sendto", "renameat", "unlinkat", "openat"] {
         for n in 1..40 {
             lab.add(&netns);
             let log = lab.path().join("strace");

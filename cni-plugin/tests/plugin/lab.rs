@@ -205,6 +205,12 @@ impl Call {
         self
     }
 
+    /// Runs another plugin instead.
+    pub(crate) fn program(mut self, path: &str) -> Self {
+        self.program = vec![path.to_owned()];
+        self
+    }
+
     /// Runs the plugin under another program, which gets it as its last argument.
     pub(crate) fn under(mut self, program: &[&str]) -> Self {
         self.program.splice(0..0, program.iter().map(|s| (*s).to_owned()));

@@ -2,7 +2,10 @@
 //! Needs root and iproute2; some tests need strace and util-linux.
 
 mod addresses;
+mod chain;
 mod failures;
 mod lab;
 mod protocol;
+mod requests;
+mod status;
 mod wiring;

@@ -15,7 +15,7 @@ fn without_a_command_it_says_what_it_is() {
         let out = lab.call("ADD", &netns).env("CNI_COMMAND", command).run();
         assert_eq!((out.code, out.stdout.as_str()), (Some(0), ""));
         let expected = format!(
-            "CNI loden plugin v{}\nCNI protocol versions supported: 0.3.0, 0.3.1, 0.4.0, 1.0.0\n",
+            "CNI loden plugin v{}\nCNI protocol versions supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0\n",
             env!("CARGO_PKG_VERSION")
         );
         assert_eq!(out.stderr, expected);
@@ -32,52 +32,80 @@ fn version_needs_nothing_but_its_command() {
         .stdin("this is no JSON");
     for call in [call, bare] {
         let result = call.run().success();
-        assert_eq!(result["cniVersion"], "1.0.0");
-        assert_eq!(result["supportedVersions"], json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0"]));
+        let versions = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+        assert_eq!(result, json!({"cniVersion": "1.1.0", "supportedVersions": versions}));
     }
 }
 
-/// What is unset, and which error that is for ADD, DEL and CHECK; `None`: no error of the environment.
+/// Every command with every set of variables missing, against the specification's table.
 #[test]
 fn missing_variables_are_named_all_at_once() {
+    const VARIABLES: [&str; 4] = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"];
+    let required: [(&str, &[&str]); 5] = [
+        ("ADD", &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]),
+        ("DEL", &["CNI_CONTAINERID", "CNI_IFNAME"]),
+        ("CHECK", &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]),
+        ("GC", &["CNI_PATH"]),
+        ("STATUS", &[]),
+    ];
     let lab = Lab::new();
     let netns = lab.namespace("c");
-    let cases: [(&[&str], [Option<&str>; 3]); 6] = [
-        (&["CNI_CONTAINERID"], [Some("CNI_CONTAINERID"); 3]),
-        (&["CNI_IFNAME"], [Some("CNI_IFNAME"); 3]),
-        (&["CNI_NETNS"], [Some("CNI_NETNS"), None, Some("CNI_NETNS")]),
-        (
-            &["CNI_NETNS", "CNI_IFNAME"],
-            [Some("CNI_NETNS,CNI_IFNAME"), Some("CNI_IFNAME"), Some("CNI_NETNS,CNI_IFNAME")],
-        ),
-        (
-            &["CNI_IFNAME", "CNI_NETNS", "CNI_CONTAINERID", "CNI_PATH"],
-            [
-                Some("CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME"),
-                Some("CNI_CONTAINERID,CNI_IFNAME"),
-                Some("CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME"),
-            ],
-        ),
-        (&["CNI_PATH", "CNI_ARGS"], [None; 3]),
-    ];
-    for (unset, expected) in cases {
-        for (command, missing) in ["ADD", "DEL", "CHECK"].into_iter().zip(expected) {
-            let call = unset.iter().fold(lab.call(command, &netns), |call, name| call.env(name, None));
-            match missing {
-                Some(names) => {
-                    let text = call.stdin("").run().failure(4, &[]);
-                    assert_eq!(
-                        text.trim_end(),
-                        format!("required env variables [{names}] missing"),
-                        "{command}"
-                    );
-                }
+    for (command, required) in required {
+        for set in 0..1 << VARIABLES.len() {
+            let unset: Vec<&str> = VARIABLES
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| set >> i & 1 == 1)
+                .map(|(_, name)| *name)
+                .collect();
+            // One is not set at all, the next is empty: the same.
+            let call =
+                unset.iter().enumerate().fold(lab.call(command, &netns).stdin(""), |call, (i, name)| {
+                    call.env(name, if i % 2 == 0 { None } else { Some("") })
+                });
+            let missing: Vec<&str> = unset.into_iter().filter(|name| required.contains(name)).collect();
+            let out = call.env("CNI_ARGS", None).run();
+            if missing.is_empty() {
                 // The environment passes; the empty configuration is the next thing to refuse.
-                None => {
-                    call.stdin("").run().failure(6, &["error unmarshall network config: "]);
-                }
+                out.failure(6, &["error unmarshall network config: "]);
+            } else {
+                let text = out.failure(4, &[]);
+                let expected = format!("required env variables [{}] missing", missing.join(","));
+                assert_eq!(text.trim_end(), expected, "{command}");
             }
         }
+    }
+}
+
+/// Every command with every version: what is refused, and in which words.
+#[test]
+fn every_command_has_its_versions() {
+    let lab = Lab::new();
+    let netns = lab.namespace("c");
+    let versions = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+    for (command, since) in
+        [("ADD", "0.1.0"), ("CHECK", "0.4.0"), ("DEL", "0.1.0"), ("GC", "1.1.0"), ("STATUS", "1.1.0")]
+    {
+        let call =
+            |version: &str| lab.call(command, &netns).config(|c| c["cniVersion"] = json!(version)).run();
+        for version in versions {
+            let out = call(version);
+            if version < since {
+                let text = out.failure(1, &[&format!("config version does not allow {command}")]);
+                assert!(out.stdout.contains(&format!("\"cniVersion\":\"{version}\"")), "{text}");
+            } else if command == "CHECK" {
+                out.failure(7, &["Required prevResult missing"]);
+            } else {
+                out.success();
+                lab.del(&netns);
+            }
+        }
+        let has_least = !matches!(command, "ADD" | "DEL");
+        let newer = format!("plugin version does not allow {command}");
+        let newer = if has_least { newer.as_str() } else { "incompatible CNI versions" };
+        call("1.2.0").failure(1, &[newer]);
+        let (code, words) = if has_least { (6, "invalid version") } else { (1, "incompatible CNI versions") };
+        call("x").failure(code, &[words]);
     }
 }
 
@@ -87,7 +115,7 @@ fn malformed_values_are_refused_in_gos_words() {
     let netns = lab.namespace("c");
     let cases = [
         ("CNI_COMMAND", "add", 4, "unknown CNI_COMMAND: add"),
-        ("CNI_COMMAND", "GC", 4, "unknown CNI_COMMAND: GC"),
+        ("CNI_COMMAND", "UPDATE", 4, "unknown CNI_COMMAND: UPDATE"),
         ("CNI_CONTAINERID", "-x", 4, "invalid characters in containerID"),
         ("CNI_CONTAINERID", "a/b", 4, "invalid characters in containerID"),
         ("CNI_IFNAME", "sixteen-letters-", 4, "interface name is too long"),
@@ -117,11 +145,10 @@ fn malformed_configurations_are_refused_in_gos_words() {
         (text(json!({"cniVersion": "1.0.0", "name": "../x"})), 7, "invalid characters found in network name"),
         (text(json!({"cniVersion": "1.0.0", "name": 5})), 6, "error unmarshall network config: "),
         (
-            text(json!({"name": "n"})),
+            text(json!({"name": "n", "cniVersion": "0.5.0"})),
             1,
-            "config is \"0.1.0\", plugin supports [\"0.3.0\" \"0.3.1\" \"0.4.0\" \"1.0.0\"]",
+            "config is \"0.5.0\", plugin supports [\"0.1.0\" \"0.2.0\" \"0.3.0\" \"0.3.1\" \"0.4.0\" \"1.0.0\" \"1.1.0\"]",
         ),
-        (text(json!({"name": "n", "cniVersion": "0.2.0"})), 1, "incompatible CNI versions"),
         (text(json!({"name": "n", "cniVersion": "9.0.0"})), 1, "incompatible CNI versions"),
         (text(json!({"name": "n", "cniVersion": 1})), 6, "decoding version from network config"),
         (
@@ -133,6 +160,13 @@ fn malformed_configurations_are_refused_in_gos_words() {
     for (config, code, words) in cases {
         for command in ["ADD", "DEL"] {
             lab.call(command, &netns).stdin(config.clone()).run().failure(code, &[words]);
+        }
+        // GC and STATUS begin with 1.1.0; what is before the version is the same.
+        if config.contains("1.0.0") || !config.contains("cniVersion") {
+            for command in ["GC", "STATUS"] {
+                let config = config.replace("1.0.0", "1.1.0");
+                lab.call(command, &netns).stdin(config).run().failure(code, &[words]);
+            }
         }
     }
     assert!(lab.links(&lab.host()).is_empty(), "a refused request leaves no trace");
@@ -162,9 +196,10 @@ fn check_needs_a_configuration_of_0_4_0_and_a_previous_result() {
     let version = |v: &'static str| lab.call("CHECK", &netns).config(|c| c["cniVersion"] = json!(v)).run();
     version("0.3.1").failure(1, &["config version does not allow CHECK"]);
     version("0.2.0").failure(1, &["config version does not allow CHECK"]);
-    version("1.9.0").failure(1, &["incompatible CNI versions"]);
+    version("1.9.0").failure(1, &["plugin version does not allow CHECK"]);
+    version("0.5.0").failure(1, &["incompatible CNI versions"]);
     version("x").failure(6, &["invalid version"]);
-    for v in ["0.4.0", "1.0.0"] {
+    for v in ["0.4.0", "1.0.0", "1.1.0"] {
         version(v).failure(7, &["Required prevResult missing"]);
     }
 }
@@ -233,17 +268,24 @@ fn keys_match_in_any_case() {
 #[test]
 fn the_packaged_configuration_is_accepted() {
     let lab = Lab::new();
-    let netns = lab.namespace("c");
     let text = include_str!("../../../packaging/10-loden.conflist");
     let list: Value = serde_json::from_str(text).expect("JSON");
-    let mut config = list["plugins"][0].clone();
-    assert_eq!(config["type"], "loden");
-    // As libcni does it.
-    config["name"] = list["name"].clone();
-    config["cniVersion"] = list["cniVersion"].clone();
-    config["subnetFile"] = json!(lab.subnet_file());
-    config["dataDir"] = json!(lab.path().join("ipam"));
-    let result = lab.call("ADD", &netns).stdin(config.to_string()).run().success();
-    assert_eq!(result["cniVersion"], "1.0.0");
-    assert!(lab.path().join("ipam/loden/10.5.7.2").exists());
+    let mut versions = list["cniVersions"].as_array().expect("versions").clone();
+    versions.push(list["cniVersion"].clone());
+    for (i, version) in versions.iter().enumerate() {
+        let netns = lab.namespace(&format!("c{i}"));
+        let mut config = list["plugins"][0].clone();
+        assert_eq!(config["type"], "loden");
+        for capability in ["ips", "mac", "aliases", "dns"] {
+            assert_eq!(config["capabilities"][capability], true, "{capability}");
+        }
+        // As libcni does it.
+        config["name"] = list["name"].clone();
+        config["cniVersion"] = version.clone();
+        config["subnetFile"] = json!(lab.subnet_file());
+        config["dataDir"] = json!(lab.path().join("ipam"));
+        let result = lab.call("ADD", &netns).stdin(config.to_string()).run().success();
+        assert_eq!(result["cniVersion"], *version);
+        assert!(lab.path().join(format!("ipam/loden/10.5.7.{}", i + 2)).exists());
+    }
 }

@@ -26,17 +26,24 @@ fn check(lab: &Lab, netns: &str, result: &Value) -> crate::lab::Outcome {
 #[test]
 fn every_version_gets_its_own_form_of_the_result() {
     let lab = Lab::new();
-    for (i, version) in ["0.3.0", "0.3.1", "0.4.0", "1.0.0"].into_iter().enumerate() {
+    let versions = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+    for (i, version) in versions.into_iter().enumerate() {
         let netns = lab.namespace(&format!("c{i}"));
         let result = lab.call("ADD", &netns).config(|c| c["cniVersion"] = json!(version)).run().success();
         let address = format!("10.5.7.{}", i + 2);
         let mac = format!("0a:58:0a:05:07:{:02x}", i + 2);
+        let routes = json!([{"dst": "0.0.0.0/0", "gw": "10.5.7.1"}]);
+        if version < "0.3.0" {
+            let ip4 = json!({"ip": format!("{address}/24"), "gateway": "10.5.7.1", "routes": routes});
+            assert_eq!(result, json!({"cniVersion": version, "ip4": ip4, "dns": {}}));
+            continue;
+        }
         let veth = result["interfaces"][1].clone();
         let mut ips = json!([{"address": format!("{address}/24"), "gateway": "10.5.7.1", "interface": 2}]);
-        if version != "1.0.0" {
+        if version < "1.0.0" {
             ips[0]["version"] = json!("4");
         }
-        let expected = json!({
+        let mut expected = json!({
             "cniVersion": version,
             "interfaces": [
                 {"name": "loden0", "mac": "0a:58:0a:05:07:01"},
@@ -44,9 +51,14 @@ fn every_version_gets_its_own_form_of_the_result() {
                 {"name": "eth0", "mac": mac, "sandbox": netns},
             ],
             "ips": ips,
-            "routes": [{"dst": "0.0.0.0/0", "gw": "10.5.7.1"}],
+            "routes": routes,
             "dns": {},
         });
+        if version == "1.1.0" {
+            for i in 0..3 {
+                expected["interfaces"][i]["mtu"] = json!(1450);
+            }
+        }
         assert_eq!(result, expected);
         let host: Value = serde_json::from_str(&ip(
             &lab.host(),
@@ -408,15 +420,66 @@ fn a_new_subnet_moves_the_bridge_once_the_old_one_is_empty() {
 }
 
 #[test]
+fn the_oldest_versions_have_both_families() {
+    let lab = Lab::new();
+    lab.lease(&["10.5.7.1/24", "fd00:0:0:7::1/64"]);
+    let netns = lab.namespace("c");
+    // Without a version, which means 0.1.0.
+    let call =
+        lab.call("ADD", &netns).config(|c| drop(c.as_object_mut().expect("object").remove("cniVersion")));
+    let expected = json!({
+        "cniVersion": "0.1.0",
+        "ip4": {
+            "ip": "10.5.7.2/24", "gateway": "10.5.7.1",
+            "routes": [{"dst": "0.0.0.0/0", "gw": "10.5.7.1"}],
+        },
+        "ip6": {
+            "ip": "fd00:0:0:7::2/64", "gateway": "fd00:0:0:7::1",
+            "routes": [{"dst": "::/0", "gw": "fd00:0:0:7::1"}],
+        },
+        "dns": {},
+    });
+    assert_eq!(call.run().success(), expected);
+}
+
+#[test]
 fn a_previous_plugins_result_is_passed_on() {
     let lab = Lab::new();
     let netns = lab.namespace("c");
-    let previous = json!({"cniVersion": "1.0.0", "interfaces": [{"name": "dummy0"}], "ips": [], "dns": {}});
-    let result = lab.call("ADD", &netns).config(|c| c["prevResult"] = previous).run().success();
-    assert_eq!(result["interfaces"][0]["name"], "dummy0");
-    assert_eq!(result["interfaces"][3]["name"], "eth0");
-    assert_eq!(result["ips"][0]["interface"], 3);
-    check(&lab, &netns, &result).success();
+    let previous = json!({
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "dummy0", "mac": "02:00:00:00:00:01", "mtu": 1300, "socketPath": "/s"}],
+        "ips": [{"address": "192.0.2.7/24", "interface": 0}],
+        "routes": [{"dst": "192.0.2.0/24", "priority": 7}],
+        "dns": {"nameservers": ["192.0.2.1"]},
+    });
+    let call = lab.call("ADD", &netns).config(|c| {
+        c["cniVersion"] = json!("1.1.0");
+        c["prevResult"] = previous.clone();
+    });
+    let result = call.run().success();
+    let veth = &result["interfaces"][2];
+    let expected = json!({
+        "cniVersion": "1.1.0",
+        "interfaces": [
+            previous["interfaces"][0],
+            {"name": "loden0", "mac": "0a:58:0a:05:07:01", "mtu": 1450},
+            {"name": veth["name"], "mac": veth["mac"], "mtu": 1450},
+            {"name": "eth0", "mac": "0a:58:0a:05:07:02", "mtu": 1450, "sandbox": netns},
+        ],
+        "ips": [previous["ips"][0], {"address": "10.5.7.2/24", "gateway": "10.5.7.1", "interface": 3}],
+        "routes": [previous["routes"][0], {"dst": "0.0.0.0/0", "gw": "10.5.7.1"}],
+        "dns": previous["dns"],
+    });
+    assert_eq!(result, expected);
+    let check = lab.call("CHECK", &netns).config(|c| {
+        c["cniVersion"] = json!("1.1.0");
+        c["prevResult"] = result.clone();
+    });
+    check.run().success();
+    // DEL gets it too and does not care what is in it.
+    lab.call("DEL", &netns).config(|c| c["prevResult"] = json!({"interfaces": 7})).run().success();
+    lab.assert_nothing_left(&netns, "after DEL");
 }
 
 #[test]
