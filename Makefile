@@ -15,9 +15,9 @@ PEERS := $(CURDIR)/target/peers
 # etcd-client compiles etcd's protocol files, so a build needs protoc and its include files.
 BUILD_PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev
 CHECK_PACKAGES := jq systemd
-TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace containernetworking-plugins \
+TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace \
 	conntrack openssl procps util-linux kmod ethtool iptables libdevmapper1.02.1 \
-	dbus firewalld ufw network-manager
+	containernetworking-plugins dbus firewalld ufw network-manager
 # Unpacked for the lab, not installed.
 DOCKER_PACKAGES := docker.io containerd runc busybox-static '?docker-cli'
 
