@@ -41,7 +41,7 @@ use crate::lease::{Keeper, KeeperOptions, LeaseState};
 use crate::lock;
 use crate::network_config;
 use crate::reconcile::{Reconciler, Settings};
-use crate::state::{DOCKER_SHARES, StateDir};
+use crate::state::StateDir;
 use crate::status::{self, Sources};
 use crate::store::{EtcdOptions, Sync, Writer};
 use crate::subnet_file;
@@ -132,7 +132,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         rules_changed: Arc::clone(&rules_changed),
         in_place: in_place_sender,
         questions: asked,
-        state,
+        state: state.clone(),
     };
     let sources = Sources {
         network: options.settings.options.network.clone(),
@@ -161,7 +161,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(reconciler.run());
     tasks.spawn(docker_user.run());
     tasks.spawn(async { status::serve(listener, sources, socket).await });
-    tasks.spawn(announce(options, configs, own, facts, in_place));
+    tasks.spawn(announce(options, state, configs, own, facts, in_place));
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -192,6 +192,7 @@ fn refuse_beside_flanneld(prefix: &str) -> anyhow::Result<()> {
 /// Tells the world: subnet.env, systemd.
 async fn announce(
     options: Options,
+    state: StateDir,
     mut configs: watch::Receiver<Option<Arc<NetworkConfig>>>,
     mut own: watch::Receiver<crate::lease::OwnLease>,
     mut facts: watch::Receiver<Option<crate::reconcile::HostFacts>>,
@@ -208,14 +209,13 @@ async fn announce(
         let lease = own.borrow_and_update().clone();
         let underlay = facts.borrow_and_update().as_ref().and_then(|f| f.underlay.clone().ok());
         if let (Some(config), Some(underlay)) = (config, underlay) {
-            let docker_shares = options.state_dir.join(DOCKER_SHARES).exists();
             let env = subnet_file::contents(
                 &config,
                 &lease,
                 &underlay,
                 kernel.masquerade,
                 &kernel.bridge(),
-                docker_shares,
+                state.docker_shares(),
             );
             let stands = |env: &SubnetEnv| subnet_file::stands(&options.subnet_file, env);
             if let Some(env) = env.filter(|env| written.as_ref() != Some(env) || !stands(env)) {

@@ -28,7 +28,7 @@ pub struct Status {
     pub source: String,
     /// Process id of the daemon.
     pub pid: Option<u32>,
-    /// One of `starting`, `ready`, `degraded`.
+    /// One of `starting`, `ready`, `degraded`; without the daemon's answer `stopped`, or `not answering`.
     pub state: String,
     /// What an operator should know, worst first.
     pub problems: Vec<String>,

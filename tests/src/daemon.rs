@@ -39,18 +39,29 @@ const READY_LIMIT: Duration = Duration::from_secs(15);
 impl Host {
     /// Starts `loden daemon` with the flags that reach the lab's etcd, and these.
     pub fn daemon(&self, flags: &[&str]) -> Daemon {
-        self.daemon_under(&[], flags)
+        self.daemon_under(&[""; 0], flags)
     }
 
     /// The same, started by a program that changes its circumstances: `setpriv`, `strace`, `env`.
-    pub fn daemon_under(&self, wrapper: &[&str], flags: &[&str]) -> Daemon {
-        let mut argv: Vec<String> = wrapper.iter().map(|&w| w.to_owned()).collect();
+    pub fn daemon_under(&self, wrapper: &[impl AsRef<str>], flags: &[&str]) -> Daemon {
+        let mut argv: Vec<String> = wrapper.iter().map(|w| w.as_ref().to_owned()).collect();
         argv.extend([binary("loden"), "daemon".into()]);
         if !flags.iter().any(|f| f.starts_with("--etcd-endpoints")) {
             argv.extend(self.lab().etcd_flags());
         }
         argv.extend(flags.iter().map(|&f| f.to_owned()));
         Daemon::start_first(self, "loden", argv)
+    }
+
+    /// Gives the daemon's folders to the user nobody, and returns what starts it as that user, with these
+    /// capabilities (`+net_admin`) alone: for [`Host::daemon_under`]. `groups` is setpriv's flag for them.
+    pub fn as_nobody(&self, groups: &str, capabilities: &str) -> Vec<String> {
+        self.run(&["mkdir", "-p", "/run/loden", "/var/lib/loden"]);
+        self.run(&["chown", "-R", "nobody", "/run/loden", "/var/lib/loden"]);
+        let sets = ["inh-caps", "ambient-caps", "bounding-set"];
+        let mut argv = vec!["/usr/bin/setpriv".to_owned(), "--reuid=nobody".into(), groups.into()];
+        argv.extend(sets.map(|set| format!("--{set}=-all,{capabilities}")));
+        argv
     }
 
     /// Runs a `loden` command to its end.

@@ -100,11 +100,8 @@ fn unprivileged(name: &str, iptables: &str, groups: &str, capabilities: &str) {
     let lab = Lab::new(name);
     lab.etcd().config(VXLAN);
     let a = lab.host("a");
-    a.run(&["sh", "-ec", "mkdir -p /run/loden /var/lib/loden; chown -R nobody /run/loden /var/lib/loden; touch /run/xtables.lock; chmod 0640 /run/xtables.lock"]);
-    let [inherited, ambient, bounding] = ["inh", "ambient", "bounding"]
-        .map(|set| format!("--{set}-{}=-all,{capabilities}", if set == "bounding" { "set" } else { "caps" }));
-    let daemon =
-        a.daemon_under(&["/usr/bin/setpriv", "--reuid=nobody", groups, &inherited, &ambient, &bounding], &[]);
+    a.run(&["sh", "-ec", "touch /run/xtables.lock; chmod 0640 /run/xtables.lock"]);
+    let daemon = a.daemon_under(&a.as_nobody(groups, capabilities), &[]);
     daemon.wait_ready();
     play_docker(&a, iptables);
     eventually(limit(iptables), "our rules are there", || {

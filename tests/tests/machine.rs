@@ -89,16 +89,7 @@ fn cap_net_admin_alone_is_enough() {
     let lab = Lab::new("one_cap");
     lab.etcd().config(VXLAN);
     let [a, b] = lab.hosts();
-    a.run(&["mkdir", "-p", "/run/loden", "/var/lib/loden"]);
-    a.run(&["chown", "-R", "nobody", "/run/loden", "/var/lib/loden"]);
-    let setpriv = [
-        "/usr/bin/setpriv",
-        "--reuid=nobody",
-        "--clear-groups",
-        "--inh-caps=-all,+net_admin",
-        "--ambient-caps=-all,+net_admin",
-        "--bounding-set=-all,+net_admin",
-    ];
+    let setpriv = a.as_nobody("--clear-groups", "+net_admin");
     // Not root: /proc/sys belongs to the owner of the namespace, which is root.
     let da = a.daemon_under(&setpriv, &[]);
     let db = b.daemon(&[]);

@@ -82,16 +82,7 @@ fn loden_does_not_start_beside_flanneld_of_the_same_network() {
     let Some(fa) = flannel(&a) else { return };
     // The other host's flanneld has the same process tree in this lab.
     let _db = b.daemon(&[]).ready();
-    a.run(&["mkdir", "-p", "/run/loden", "/var/lib/loden"]);
-    a.run(&["chown", "-R", "nobody", "/run/loden", "/var/lib/loden"]);
-    let nobody = [
-        "/usr/bin/setpriv",
-        "--reuid=nobody",
-        "--clear-groups",
-        "--inh-caps=-all,+net_admin",
-        "--ambient-caps=-all,+net_admin",
-        "--bounding-set=-all,+net_admin",
-    ];
+    let nobody = a.as_nobody("--clear-groups", "+net_admin");
     for wrapper in [&[][..], &nobody[..]] {
         let refused = a.daemon_under(wrapper, &[]);
         let end = refused.ends_within(Duration::from_secs(5));

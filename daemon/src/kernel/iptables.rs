@@ -65,7 +65,7 @@ pub fn unseen_legacy() -> Option<String> {
     let is_legacy = chosen.file_name()?.to_str()?.contains("legacy");
     let unseen = legacy_tables(Family::V4) == Err(ErrorKind::PermissionDenied);
     (is_legacy && unseen).then(|| {
-        "this host's iptables is iptables-legacy, which the daemon may not look at; if Docker runs here, install the drop-in packaging/loden.service.d/iptables-legacy.conf".to_owned()
+        "this host's iptables is iptables-legacy, which the daemon may not look at; if Docker runs here, install the drop-in /usr/share/loden/loden.service.d/iptables-legacy.conf (docs/docker.md)".to_owned()
     })
 }
 

@@ -97,7 +97,7 @@ impl Kernel {
         interest: &Interest,
         observed: &mut Observed,
     ) -> Result<(), KernelError> {
-        // It has no notices, and costs a few reads.
+        // Its notices do not tell its value; reading that costs little.
         let forwards = |(family, name): &&(Family, String)| sysctl::forwards(*family, name);
         observed.forwarding = interest.forwarding.iter().filter(forwards).cloned().collect();
         if !interest.table.is_empty() {

@@ -89,8 +89,6 @@ pub struct Change {
     pub family: Family,
     /// One transaction for `iptables-restore --noflush`.
     pub script: String,
-    /// The chain's rules afterwards.
-    pub after: Vec<String>,
     /// Whether ours are taken out.
     pub removes: bool,
 }
@@ -129,20 +127,17 @@ pub fn change(
     if behind && stray.is_empty() && own.iter().copied().eq(&wanted) {
         return None;
     }
-    let kept: Vec<String> = open.iter().filter(|r| !is_mine(r)).cloned().collect();
+    let kept = open.iter().filter(|r| !is_mine(r)).count();
     let mut script = String::from("*filter\n");
     for rule in own.into_iter().chain(stray) {
         script.push_str(&format!("-D{}\n", rule.trim_start_matches("-A")));
     }
     for (i, rule) in wanted.iter().enumerate() {
-        let place = kept.len() + i + 1;
+        let place = kept + i + 1;
         script.push_str(&format!("-I {CHAIN} {place} {}\n", rule.trim_start_matches(&head)));
     }
     script.push_str("COMMIT\n");
-    let mut after = kept;
-    after.extend(wanted);
-    after.extend(dead.iter().filter(|r| !is_mine(r)).cloned());
-    Some(Change { back_end, family, script, after, removes })
+    Some(Change { back_end, family, script, removes })
 }
 
 #[cfg(test)]
@@ -166,8 +161,32 @@ mod tests {
         rules.iter().map(|r| (*r).to_owned()).collect()
     }
 
-    fn brought(present: &[String]) -> Change {
+    fn needed(present: &[String]) -> Change {
         change(PLACE, present, &wanted(), &options()).expect("a change")
+    }
+
+    /// The chain after a script, as iptables-restore carries it out: -D takes the first such rule,
+    /// -I puts one at a place counted from 1.
+    fn carried_out(present: &[String], script: &str) -> Vec<String> {
+        let mut chain = present.to_vec();
+        for line in script.lines().filter(|l| l.starts_with('-')) {
+            let (command, rest) = line.split_once(" DOCKER-USER ").expect("a command for the chain");
+            if command == "-D" {
+                let rule = format!("-A DOCKER-USER {rest}");
+                let place = chain.iter().position(|r| *r == rule).expect("a rule that is there");
+                chain.remove(place);
+            } else {
+                let (place, rule) = rest.split_once(' ').expect("a place and a rule");
+                let place: usize = place.parse().expect("a number");
+                chain.insert(place - 1, format!("-A DOCKER-USER {rule}"));
+            }
+        }
+        chain
+    }
+
+    /// The chain after the change that it needs.
+    fn brought(present: &[String]) -> Vec<String> {
+        carried_out(present, &needed(present).script)
     }
 
     #[test]
@@ -179,39 +198,38 @@ mod tests {
 
     #[test]
     fn ours_stand_behind_the_owners_and_before_the_closing_return() {
-        let change = brought(&lines(&[USERS, CLOSING]));
-        assert_eq!(change.after.first().map(String::as_str), Some(USERS));
-        assert_eq!(change.after.last().map(String::as_str), Some(CLOSING));
-        assert_eq!(change.after.len(), wanted().len() + 2);
-        assert!(
-            change.script.contains("-I DOCKER-USER 2 -m mark --mark 0x40000000/0x40000000 "),
-            "{}",
-            change.script
-        );
+        let present = lines(&[USERS, CLOSING]);
+        let chain = brought(&present);
+        assert_eq!(chain.first().map(String::as_str), Some(USERS));
+        assert_eq!(chain.last().map(String::as_str), Some(CLOSING));
+        assert_eq!(chain.len(), wanted().len() + 2);
+        let script = needed(&present).script;
+        assert!(script.contains("-I DOCKER-USER 2 -m mark --mark 0x40000000/0x40000000 "), "{script}");
         // Docker 28 keeps no closing rule.
-        assert_eq!(brought(&[]).after.len(), wanted().len());
+        assert_eq!(brought(&[]).len(), wanted().len());
     }
 
     #[test]
     fn what_stands_right_is_left_alone_and_what_moved_is_moved_back() {
-        let good = brought(&lines(&[USERS, CLOSING])).after;
+        let good = brought(&lines(&[USERS, CLOSING]));
         assert_eq!(change(PLACE, &good, &wanted(), &options()), None);
         let mut inserted = good.clone();
         inserted.insert(0, "-A DOCKER-USER -s 198.51.100.0/24 -j DROP".into());
         assert_eq!(change(PLACE, &inserted, &wanted(), &options()), None);
-        let mut appended = brought(&[]).after;
+        let mut appended = brought(&[]);
         appended.push(USERS.into());
         let moved = brought(&appended);
-        assert_eq!(moved.after.first().map(String::as_str), Some(USERS));
-        assert_eq!(moved.script.matches("-D DOCKER-USER ").count(), wanted().len());
+        assert_eq!(moved.first().map(String::as_str), Some(USERS));
+        assert_eq!(moved.len(), wanted().len() + 1);
+        assert_eq!(needed(&appended).script.matches("-D DOCKER-USER ").count(), wanted().len());
         let mut torn = good;
         torn.remove(2);
-        assert_eq!(brought(&torn).after.len(), wanted().len() + 2);
+        assert_eq!(brought(&torn).len(), wanted().len() + 2);
     }
 
     #[test]
     fn what_stands_behind_a_return_counts_for_nothing() {
-        let ours = brought(&[]).after;
+        let ours = brought(&[]);
         let with = |before: &[&str], after: &[&str], ours: &[String]| {
             [lines(before), ours.to_vec(), lines(after)].concat()
         };
@@ -220,9 +238,10 @@ mod tests {
         // Ours behind it are brought before it.
         for misplaced in [with(&[CLOSING], &[], &ours), with(&[CLOSING, USERS], &[], &ours)] {
             let mended = brought(&misplaced);
-            assert_eq!(mended.script.matches("-D DOCKER-USER ").count(), ours.len());
-            assert_eq!(mended.after[..ours.len()], ours);
-            assert_eq!(mended.after[ours.len()], CLOSING);
+            assert_eq!(needed(&misplaced).script.matches("-D DOCKER-USER ").count(), ours.len());
+            assert_eq!(mended[..ours.len()], ours);
+            assert_eq!(mended[ours.len()], CLOSING);
+            assert_eq!(mended.len(), misplaced.len());
         }
     }
 
@@ -239,17 +258,19 @@ mod tests {
         let blue = Options::named("blue");
         let subnet = |text: &str| text.parse().expect(text);
         let of_blue = rules(subnet("10.6.0.0/16"), subnet("10.6.7.0/24"), &blue, None);
-        let first = brought(&lines(&[CLOSING])).after;
-        let second = change(PLACE, &first, &of_blue, &blue).expect("its own").after;
+        let first = brought(&lines(&[CLOSING]));
+        let change_of_blue = change(PLACE, &first, &of_blue, &blue).expect("its own");
+        let second = carried_out(&first, &change_of_blue.script);
         assert_eq!(change(PLACE, &second, &wanted(), &options()), None);
         assert_eq!(change(PLACE, &second, &of_blue, &blue), None);
     }
 
     #[test]
     fn taking_ours_out_leaves_the_rest() {
-        let good = brought(&lines(&[USERS, CLOSING])).after;
-        let out = change(PLACE, &good, &[], &options()).expect("something to take out");
-        assert_eq!(out.after, lines(&[USERS, CLOSING]));
-        assert_eq!(change(PLACE, &out.after, &[], &options()), None);
+        let good = brought(&lines(&[USERS, CLOSING]));
+        let change_out = change(PLACE, &good, &[], &options()).expect("something to take out");
+        let out = carried_out(&good, &change_out.script);
+        assert_eq!(out, lines(&[USERS, CLOSING]));
+        assert_eq!(change(PLACE, &out, &[], &options()), None);
     }
 }
