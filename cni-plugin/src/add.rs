@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use loden_netlink::Socket;
-use loden_proto::allocation::Allocation;
+use loden_proto::allocation::{Allocation, Port};
 use loden_proto::subnet_env::{LeaseState, SubnetEnv};
 use loden_proto::{DEFAULT_BRIDGE, Subnet};
 
@@ -22,7 +22,8 @@ use crate::ipam::{self, Pool};
 use crate::links;
 use crate::naming;
 use crate::netns::Netns;
-use crate::options::Routes;
+use crate::options::{Options, PortFilter, Routes};
+use crate::port_filter;
 use crate::request::{Attachment, Request};
 use crate::result::{AddResult, Address, Interface, Route};
 use crate::wishes::{self, Wishes};
@@ -51,7 +52,8 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let bridge = bridge::ensure(&mut host, plan, |subnet| store.uses(subnet))?;
 
     let Wishes { addresses: wanted, mac, name, .. } = &request.wishes;
-    let claim = Claim { pools: &pools, wanted, mac: *mac, name: name.as_deref() };
+    let port = port(bridge_name.as_str(), &config.options, &env);
+    let claim = Claim { pools: &pools, wanted, mac: *mac, name: name.as_deref(), port: Some(&port) };
     let claimed = store.claim(who, claim)?;
     let host_end = naming::host_end(who);
     let addresses = addresses(&claimed.allocations, &env);
@@ -67,9 +69,12 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         addresses: &addresses,
         routes: &routes(&addresses, &env, config.options.routes),
     };
-    if let Err(error) = connect(&mut host, &mut inside, wiring, plan) {
+    let made = guard(&claimed.allocations, &config.options)
+        .and_then(|()| connect(&mut host, &mut inside, wiring, plan));
+    if let Err(error) = made {
         // While the pair may be there the address stays taken; DEL frees it then.
         if container::delete_pair(&mut host, &host_end.name).is_ok() {
+            let _ = port_filter::forget(&claimed.allocations);
             let _ = store.release(who, Rest::None);
         }
         return Err(error);
@@ -105,6 +110,20 @@ fn allow(wishes: &Wishes, pools: &[Pool], env: &SubnetEnv) -> Result<(), Error> 
         }
         _ => Ok(()),
     }
+}
+
+/// The port that the host's end will be.
+fn port(bridge: &str, options: &Options, env: &SubnetEnv) -> Port {
+    let filter = env.port_filter.clone().filter(|_| options.port_filter != PortFilter::Off);
+    Port { bridge: bridge.into(), hairpin: options.hairpin, isolated: options.isolated, filter }
+}
+
+fn guard(allocations: &[Allocation], options: &Options) -> Result<(), Error> {
+    if !port_filter::guard(allocations)? && options.port_filter == PortFilter::Required {
+        let table = allocations.iter().find_map(|a| a.port.as_ref()?.filter.clone());
+        return Err(Error::NoPortFilter(table.unwrap_or_default()));
+    }
+    Ok(())
 }
 
 fn connect(host: &mut Socket, inside: &mut Socket, wiring: Wiring<'_>, plan: Plan<'_>) -> Result<(), Error> {

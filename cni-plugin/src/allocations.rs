@@ -27,7 +27,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use loden_proto::allocation::{Allocation, FREED_DIR, LOCK_FILE};
+use loden_proto::allocation::{Allocation, FREED_DIR, LOCK_FILE, Port};
 use loden_proto::{Family, Mac, Subnet};
 use rustix::fs::OFlags;
 
@@ -74,6 +74,8 @@ pub struct Claim<'a> {
     pub mac: Option<Mac>,
     /// The container's name.
     pub name: Option<&'a str>,
+    /// The port that its pair will be.
+    pub port: Option<&'a Port>,
 }
 
 /// What an attachment has been given.
@@ -157,6 +159,7 @@ impl Store {
                 host_veth: host_veth.clone(),
                 mac,
                 name: claim.name.map(str::to_owned),
+                port: claim.port.cloned(),
             };
             let written = open.write(&allocation);
             claimed.allocations.push(allocation);

@@ -1,12 +1,14 @@
 //! The one bridge of a leased subnet: wanted name, addresses and MTU in, its index and MAC
 //! out. Called by `add.rs` for every container, so that the first ADD after a reboot makes
-//! the bridge and every later one mends what somebody broke.
+//! the bridge and every later one mends what somebody broke; and by the daemon, which mends
+//! it at once.
 //!
 //! Several ADDs at once may find no bridge. Each does all of it and takes "exists already"
 //! for done; the bridge is up only when the rest is, so who finds it up finds it whole.
 
 use loden_netlink::route::link::InfoKind;
 use loden_netlink::{KernelError, Request, Socket};
+use loden_proto::allocation::Port;
 use loden_proto::{Family, Mac, Subnet};
 
 use crate::error::Error;
@@ -37,6 +39,21 @@ pub struct Bridge {
     pub mac: Mac,
     /// Whether it carried packets when it was looked at; a bridge without ports does not.
     pub running: bool,
+    /// Whether anything of it was missing or wrong.
+    pub mended: bool,
+}
+
+/// How a container's port is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortState {
+    /// It is a port of the bridge.
+    Connected,
+    /// It is on no bridge.
+    Detached,
+    /// There is no such interface: the container's end is gone too.
+    Gone,
+    /// Somebody took it, for this interface.
+    Elsewhere(String),
 }
 
 /// Makes the bridge or mends it. `in_use` says whether a container has an address in a
@@ -50,6 +67,7 @@ pub fn ensure(
     let found = links::by_name(socket, name).map_err(Error::kernel(format!("look up {name}")))?;
     let addresses = addresses(socket, plan)?;
     refuse_rivals(socket, plan, found.as_ref(), &addresses)?;
+    let made = found.is_none();
     let link = match found {
         Some(link) => link,
         None => create(socket, plan)?,
@@ -83,9 +101,37 @@ pub fn ensure(
         parameters(plan)?;
         changes.push((format!("bring {name} up"), links::set_up(link.index)));
     }
+    let mended = made || !changes.is_empty();
     apply(socket, changes)?;
     let mac = link.mac.unwrap_or_else(|| mac(plan));
-    Ok(Bridge { index: link.index, mac, running: link.running })
+    Ok(Bridge { index: link.index, mac, running: link.running, mended })
+}
+
+/// Whether there is an interface of the bridge's name.
+pub fn exists(socket: &mut Socket, name: &IfName) -> Result<bool, Error> {
+    let link = links::by_name(socket, name.as_str()).map_err(Error::kernel(format!("look up {name}")))?;
+    Ok(link.is_some())
+}
+
+/// How a container's port stands to the bridge of this name.
+pub fn port_state(socket: &mut Socket, bridge: &str, port: &str) -> Result<PortState, Error> {
+    let look_up = || Error::kernel(format!("look up {port}"));
+    let link = links::by_name(socket, port).map_err(look_up())?.filter(Link::is_veth);
+    let Some(master) = link.as_ref().and_then(|link| link.master) else {
+        return Ok(if link.is_some() { PortState::Detached } else { PortState::Gone });
+    };
+    let holder = links::by_index(socket, master).map_err(look_up())?.map(|l| l.name);
+    match holder.unwrap_or_default() {
+        name if name == bridge => Ok(PortState::Connected),
+        other => Ok(PortState::Elsewhere(other)),
+    }
+}
+
+/// Makes a container's port one of the bridge again, which had been deleted under it.
+pub fn connect(socket: &mut Socket, bridge: &Bridge, port: &str, options: &Port) -> Result<(), Error> {
+    let what = || Error::kernel(format!("connect {port} to {}", options.bridge));
+    socket.request(&links::set_master(port, bridge.index)).map_err(what())?;
+    socket.request(&links::set_port(port, options.hairpin, options.isolated)).map_err(what())
 }
 
 /// The bridge's fixed MAC. An explicit one also keeps the kernel from taking the lowest of

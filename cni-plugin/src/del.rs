@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::links;
 use crate::naming;
 use crate::netns::Netns;
+use crate::port_filter;
 use crate::request::{Attachment, Request};
 
 /// Disconnects the container.
@@ -29,9 +30,12 @@ pub fn del(request: &Request) -> Result<(), Error> {
     if !gone {
         delete_inside(who, held)?;
     }
+    // Also of a port that could not be taken out of the filter the address is freed: the daemon
+    // removes what is left there.
+    let forgotten = port_filter::forget(held);
     // Only now: an address that is free while its interface lives could be given twice.
     store.release(who, Rest::CoolDown)?;
-    allocations.map(drop)
+    allocations.map(drop).and(forgotten)
 }
 
 /// The host's end is not there under its name, so the pair is gone or somebody renamed it.

@@ -131,6 +131,12 @@ pub enum Error {
         /// What it is.
         reason: String,
     },
+    /// The port filter that was asked for is not there.
+    #[error(
+        "the nftables table bridge {0}, which was to guard the container's port (portFilter), is not there; the loden \
+         daemon makes it: see `loden status` and journalctl -u loden"
+    )]
+    NoPortFilter(String),
     /// No address is free.
     #[error("{0}")]
     Exhausted(Exhaustion),
@@ -253,7 +259,7 @@ impl Error {
             Self::Config(_) => 7,
             Self::OwnNamespace | Self::Namespace { .. } => 8,
             Self::NoSubnet(_) | Self::LeaseLost(_) | Self::SubnetFile { .. } => 11,
-            Self::Exhausted(_) | Self::Taken { .. } => 11,
+            Self::Exhausted(_) | Self::Taken { .. } | Self::NoPortFilter(_) => 11,
             Self::NotReady(error) if matches!(**error, Self::LeaseLost(_)) => 51,
             Self::NotReady(_) => 50,
             Self::Kernel { .. } => 100,

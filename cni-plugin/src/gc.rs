@@ -1,4 +1,4 @@
-//! GC: free what no container has any more. Called by `run.rs`.
+//! GC: free what no container has any more. Called by `run.rs` and by `loden endpoints --free-dead`.
 //!
 //! The runtime says which attachments it knows, and the specification has the plugin delete
 //! all others. But several runtimes may share one network, and each knows its own alone; so
@@ -15,6 +15,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use loden_netlink::Socket;
 use loden_proto::allocation::Allocation;
@@ -24,11 +25,13 @@ use crate::container;
 use crate::error::Error;
 use crate::links::{self, Link};
 use crate::netns::Netns;
-use crate::request::{Config, Known};
+use crate::port_filter;
+use crate::request::Known;
 
-/// Frees the dead; goes on after errors and tells all of them.
-pub fn gc(config: &Config, known: &BTreeSet<Known>) -> Result<(), Error> {
-    let store = Store::new(&config.data_dir, &config.network);
+/// Frees the dead of a network and returns them; goes on after errors and tells all of them.
+pub fn gc(data_dir: &Path, network: &str, known: &BTreeSet<Known>) -> Result<Vec<Allocation>, Error> {
+    let store = Store::new(data_dir, network);
+    let mut freed = Vec::new();
     let (idle, errors) = store.idle()?;
     let mut errors: Vec<String> = errors.iter().map(Error::to_string).collect();
     let mut host = Socket::route().map_err(|e| Error::kernel("open a netlink socket")(e))?;
@@ -37,15 +40,19 @@ pub fn gc(config: &Config, known: &BTreeSet<Known>) -> Result<(), Error> {
         !known.contains(&(container_id.clone(), ifname.clone()))
     };
     for idle in idle.iter().filter(unknown) {
-        if let Err(error) = free_if_dead(&mut host, &store, idle) {
-            let Allocation { address, container_id, ifname, .. } = &idle.allocation;
-            errors.push(format!("{address} of {container_id} {ifname}: {error}"));
+        match free_if_dead(&mut host, &store, idle) {
+            Ok(true) => freed.push(idle.allocation.clone()),
+            Ok(false) => {}
+            Err(error) => {
+                let Allocation { address, container_id, ifname, .. } = &idle.allocation;
+                errors.push(format!("{address} of {container_id} {ifname}: {error}"));
+            }
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(Error::Gc(errors)) }
+    if errors.is_empty() { Ok(freed) } else { Err(Error::Gc(errors)) }
 }
 
-fn free_if_dead(host: &mut Socket, store: &Store, idle: &Idle) -> Result<(), Error> {
+fn free_if_dead(host: &mut Socket, store: &Store, idle: &Idle) -> Result<bool, Error> {
     let allocation = &idle.allocation;
     let pair = links::by_name(host, &allocation.host_veth)
         .map_err(Error::kernel(format!("look up {}", allocation.host_veth)))?
@@ -53,16 +60,18 @@ fn free_if_dead(host: &mut Socket, store: &Store, idle: &Idle) -> Result<(), Err
     match (Netns::find(&allocation.netns)?, pair) {
         (None, Some(pair)) => {
             if is_inhabited(host, &pair)? {
-                return Ok(());
+                return Ok(false);
             }
             container::delete_pair(host, &allocation.host_veth)?;
         }
-        (Some(_), Some(_)) => return Ok(()),
-        (Some(netns), None) if is_inside(&netns, allocation)? => return Ok(()),
+        (Some(_), Some(_)) => return Ok(false),
+        (Some(netns), None) if is_inside(&netns, allocation)? => return Ok(false),
         (_, None) => {}
     }
+    port_filter::forget(std::slice::from_ref(allocation))?;
     // Only now: an address that is free while its interface lives could be given twice.
-    store.release_idle(idle)
+    store.release_idle(idle)?;
+    Ok(true)
 }
 
 /// Whether a process is in the namespace of the pair's other end: a runtime with mounts of

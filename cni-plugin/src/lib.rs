@@ -6,6 +6,7 @@
 //! environment, stdin ─► request ─► add ─► netns, bridge ─► links ─► kernel
 //!                                   │
 //!                                   ├──► allocations ─► folder, ipam (pure)
+//!                                   ├──► port_filter ─► kernel
 //!                                   └──► result ─► stdout
 //! ```
 //!
@@ -31,6 +32,7 @@ mod links;
 pub mod naming;
 pub mod netns;
 pub mod options;
+mod port_filter;
 pub mod request;
 pub mod result;
 pub mod run;

@@ -26,6 +26,20 @@ pub struct Options {
     pub mtu: Option<u32>,
     /// `ipMasq`: what leaves the overlay must be masqueraded.
     pub masquerade: bool,
+    /// `portFilter`.
+    pub port_filter: PortFilter,
+}
+
+/// Whether a container is held to its own MAC and addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PortFilter {
+    /// As soon as the daemon's table is there.
+    #[default]
+    Default,
+    /// Or ADD fails.
+    Required,
+    /// No.
+    Off,
 }
 
 /// Which routes a container gets beside that to its own subnet.
@@ -47,11 +61,10 @@ const MIN_MTU_V4: u32 = 68;
 
 /// Options of the bridge plugin that are refused, but for a value that means "off": null,
 /// false, 0, or anything empty.
-const REFUSED: [(&str, &str); 8] = [
+const REFUSED: [(&str, &str); 7] = [
     ("vlan", "the containers of an overlay are on one bridge without VLANs"),
     ("vlanTrunk", "the containers of an overlay are on one bridge without VLANs"),
     ("promiscMode", "set hairpinMode instead"),
-    ("macspoofchk", "this plugin makes no rules with nft"),
     ("forceAddress", "the bridge's address follows the lease by itself"),
     ("disableContainerInterface", "every container has an address here"),
     ("enabledad", "addresses come from this host's own lease, so there is no duplicate to detect"),
@@ -83,6 +96,17 @@ impl Options {
             routes,
             mtu: Some(mtu).filter(|mtu| *mtu > 0),
             masquerade: boolean("ipMasq")?.unwrap_or_default(),
+            // The bridge plugin's check of the MAC is a part of ours.
+            port_filter: match (boolean("portFilter")?, boolean("macspoofchk")?.unwrap_or_default()) {
+                (Some(false), true) => {
+                    let error =
+                        "macspoofchk is true, but portFilter, which checks the MAC too, is false; remove one";
+                    return Err(Error::Config(error.into()));
+                }
+                (Some(false), false) => PortFilter::Off,
+                (Some(true), _) | (None, true) => PortFilter::Required,
+                (None, false) => PortFilter::Default,
+            },
         })
     }
 
@@ -92,6 +116,13 @@ impl Options {
             return Err(Error::Config(
                 "ipMasq is true, but the loden daemon, which masquerades for all containers of this host, \
                  is told not to; start it without --ip-masq=false, or remove ipMasq"
+                    .into(),
+            ));
+        }
+        if self.port_filter == PortFilter::Required && env.port_filter.is_none() {
+            return Err(Error::Config(
+                "portFilter (or macspoofchk) is true, but the daemon of this host filters no ports: subnet.env has \
+                 no LODEN_PORT_FILTER; remove it from the configuration, or run Loden's daemon"
                     .into(),
             ));
         }
@@ -169,7 +200,6 @@ mod tests {
             (json!({"vlanTrunk": [{"id": 7}]}), "vlanTrunk = [{\"id\":7}]"),
             (json!({"preserveDefaultVlan": false}), "preserveDefaultVlan = false"),
             (json!({"PROMISCMODE": true}), "promiscMode = true"),
-            (json!({"macspoofchk": true}), "macspoofchk = true"),
             (json!({"forceAddress": true}), "forceAddress = true"),
             (json!({"disableContainerInterface": true}), "disableContainerInterface = true"),
             (json!({"enabledad": true}), "enabledad = true"),
@@ -188,6 +218,28 @@ mod tests {
         });
         assert_eq!(parse(off).expect("off"), Options::default());
         assert_eq!(parse(json!({"ipam": {}})).expect("off"), Options::default());
+    }
+
+    #[test]
+    fn ports_are_filtered_unless_told_otherwise() {
+        for (config, expected) in [
+            (json!({}), PortFilter::Default),
+            (json!({"macspoofchk": false}), PortFilter::Default),
+            (json!({"macspoofchk": true}), PortFilter::Required),
+            (json!({"portFilter": true}), PortFilter::Required),
+            (json!({"portFilter": false}), PortFilter::Off),
+        ] {
+            assert_eq!(parse(config.clone()).expect("valid").port_filter, expected, "{config}");
+        }
+        let both = parse(json!({"portFilter": false, "macspoofchk": true})).expect_err("a contradiction");
+        assert_eq!(both.code(), 7);
+        let flannel = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
+        let fits = |text: &str| {
+            let required = Options { port_filter: PortFilter::Required, ..Options::default() };
+            required.fit(&SubnetEnv::parse(text).expect("valid"))
+        };
+        assert_eq!(fits(flannel).expect_err("nobody filters").code(), 7);
+        fits(&format!("{flannel}LODEN_PORT_FILTER=loden\n")).expect("the daemon does");
     }
 
     #[test]

@@ -64,7 +64,7 @@ fn perform(
         Command::Check => check::check(&Request::parse(command, env, config)?),
         Command::Gc => {
             let (config, known) = request::parse_gc(config)?;
-            gc::gc(&config, &known)
+            gc::gc(&config.data_dir, &config.network, &known).map(drop)
         }
         Command::Status => status::status(&request::parse_status(config)?),
         Command::Version => Ok(()),

@@ -15,6 +15,8 @@
 //!                        └─────►│   status   │◄────────┤    subnet.env, READY
 //!                               └────────────┘         ▼
 //!                                               DOCKER-USER
+//!
+//!  allocation files ──► endpoints ──► port filter, bridge
 //! ```
 //!
 //! Every arrow is a `watch` channel of whole values, the latest wins; `report` alone is asked for.
@@ -34,13 +36,14 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::docker_user::DockerUser;
+use crate::endpoints::{self, Endpoints};
 use crate::files::make_folder;
 use crate::flanneld;
-use crate::kernel::{Kernel, Watch};
-use crate::lease::{Keeper, KeeperOptions, LeaseState};
+use crate::kernel::{Kernel, Ports, Watch};
+use crate::lease::{Keeper, KeeperOptions, LeaseState, OwnLease};
 use crate::lock;
 use crate::network_config;
-use crate::reconcile::{Reconciler, Settings};
+use crate::reconcile::{HostFacts, Reconciler, Settings};
 use crate::state::StateDir;
 use crate::status::{self, Sources};
 use crate::store::{EtcdOptions, Sync, Writer};
@@ -88,7 +91,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let notices = Watch::open(&options.settings.options.network).context(
         "cannot listen to the kernel; the daemon needs CAP_NET_ADMIN (run it as root or by its systemd unit)",
     )?;
-    let kernel = Kernel::open(options.run_dir.clone())?;
+    let kernel = Kernel::open(&options.run_dir, &options.settings.options.network)?;
+    let ports = Ports::open(&options.run_dir, &options.settings.options.network)?;
     let socket = (options.run_dir.join("loden.sock"), options.socket_group.clone());
     let listener = status::bind(&socket.0, socket.1.as_deref())?;
 
@@ -103,6 +107,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (docker_user_sender, docker_user) = watch::channel(None);
     let (standing_sender, standing) = watch::channel(Default::default());
     let rules_changed = Arc::new(Notify::new());
+    let (subnet_sender, subnet) = watch::channel(None);
+    let (endpoints_sender, endpoints) = watch::channel(Default::default());
+    let (ports_changed, port_filter_changed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
 
     let remembered = NetworkConfig::parse(&last.config).ok();
     let keeper = Keeper {
@@ -130,6 +137,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         moved,
         docker_user: docker_user_sender,
         rules_changed: Arc::clone(&rules_changed),
+        ports_changed: Arc::clone(&ports_changed),
+        port_filter_changed: Arc::clone(&port_filter_changed),
         in_place: in_place_sender,
         questions: asked,
         state: state.clone(),
@@ -137,7 +146,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let sources = Sources {
         network: options.settings.options.network.clone(),
         etcd: (options.etcd.endpoints.clone(), options.etcd.prefix.clone()),
-        allocations: options.run_dir.join("ipam"),
+        endpoints: endpoints.clone(),
         views: views.clone(),
         news,
         own: own.clone(),
@@ -147,6 +156,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         judged: Default::default(),
     };
     let docker_user = DockerUser { wanted: docker_user, rules_changed, standing: standing_sender };
+    let endpoints_task = Endpoints {
+        folder: options.run_dir.join("ipam"),
+        ports,
+        subnet,
+        changed: ports_changed,
+        table_changed: port_filter_changed,
+        standing: endpoints_sender,
+    };
 
     let mut tasks = JoinSet::new();
     tasks.spawn(async {
@@ -160,8 +177,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(keeper.run(host_id));
     tasks.spawn(reconciler.run());
     tasks.spawn(docker_user.run());
+    tasks.spawn(endpoints_task.run());
     tasks.spawn(async { status::serve(listener, sources, socket).await });
-    tasks.spawn(announce(options, state, configs, own, facts, in_place));
+    let known = Known { state, configs, own, facts, in_place, endpoints };
+    tasks.spawn(announce(options, known, subnet_sender));
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -189,15 +208,23 @@ fn refuse_beside_flanneld(prefix: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is told to the world.
+struct Known {
+    state: StateDir,
+    configs: watch::Receiver<Option<Arc<NetworkConfig>>>,
+    own: watch::Receiver<OwnLease>,
+    facts: watch::Receiver<Option<HostFacts>>,
+    in_place: watch::Receiver<bool>,
+    endpoints: watch::Receiver<endpoints::Standing>,
+}
+
 /// Tells the world: subnet.env, systemd.
 async fn announce(
     options: Options,
-    state: StateDir,
-    mut configs: watch::Receiver<Option<Arc<NetworkConfig>>>,
-    mut own: watch::Receiver<crate::lease::OwnLease>,
-    mut facts: watch::Receiver<Option<crate::reconcile::HostFacts>>,
-    mut in_place: watch::Receiver<bool>,
+    known: Known,
+    subnet: watch::Sender<Option<SubnetEnv>>,
 ) -> anyhow::Result<()> {
+    let Known { state, mut configs, mut own, mut facts, mut in_place, mut endpoints } = known;
     let started = tokio::time::Instant::now();
     let mut ready = false;
     let mut written = None;
@@ -209,14 +236,8 @@ async fn announce(
         let lease = own.borrow_and_update().clone();
         let underlay = facts.borrow_and_update().as_ref().and_then(|f| f.underlay.clone().ok());
         if let (Some(config), Some(underlay)) = (config, underlay) {
-            let env = subnet_file::contents(
-                &config,
-                &lease,
-                &underlay,
-                kernel.masquerade,
-                &kernel.bridge(),
-                state.docker_shares(),
-            );
+            let env = subnet_file::contents(&config, &lease, &underlay, kernel, state.docker_shares());
+            subnet.send_if_modified(|told| std::mem::replace(told, env.clone()) != env);
             let stands = |env: &SubnetEnv| subnet_file::stands(&options.subnet_file, env);
             if let Some(env) = env.filter(|env| written.as_ref() != Some(env) || !stands(env)) {
                 match subnet_file::write(&options.subnet_file, &env) {
@@ -233,7 +254,8 @@ async fn announce(
         };
         let mut states = vec![sd_notify::NotifyState::Status(&text)];
         // Who is ordered after us finds the data plane in place, not only the subnet known.
-        let complete = written.is_some() && *in_place.borrow_and_update();
+        let complete =
+            written.is_some() && *in_place.borrow_and_update() && endpoints.borrow_and_update().looked;
         if !ready && (complete || started.elapsed() >= READY_AT_LAST) {
             ready = true;
             states.push(sd_notify::NotifyState::Ready);
@@ -251,6 +273,7 @@ async fn announce(
             _ = own.changed() => {}
             _ = facts.changed() => {}
             _ = in_place.changed(), if !ready => {}
+            _ = endpoints.changed(), if !ready => {}
             // Somebody may have deleted or overwritten the file.
             _ = look.tick() => {}
             () = tokio::time::sleep_until(started + READY_AT_LAST), if !ready => {}

@@ -91,6 +91,10 @@ pub struct Reconciler {
     pub docker_user: watch::Sender<docker_user::Wanted>,
     /// Told when somebody changed the rule set.
     pub rules_changed: Arc<Notify>,
+    /// Told when a link, an address or an element of the port filter changed.
+    pub ports_changed: Arc<Notify>,
+    /// Told when somebody changed the port filter's table.
+    pub port_filter_changed: Arc<Notify>,
     /// Whether a first pass has brought the data plane in place.
     pub in_place: watch::Sender<bool>,
     /// Who wants to know.
@@ -229,6 +233,17 @@ impl Loop {
     fn absorb(&mut self, notice: Notice) {
         if matches!(notice, Notice::DockerRules | Notice::Overrun) {
             self.io.rules_changed.notify_one();
+        }
+        match notice {
+            Notice::PortFilter { elements: false } | Notice::Overrun => {
+                self.io.port_filter_changed.notify_one()
+            }
+            Notice::PortFilter { elements: true }
+            | Notice::Link(_)
+            | Notice::LinkGone(_)
+            | Notice::Address(..)
+            | Notice::AddressGone(..) => self.io.ports_changed.notify_one(),
+            _ => {}
         }
         let networks = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
         self.wrong = self.wrong.max(belief::absorb(&mut self.observed, notice, networks));

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Context;
 use loden_core::firewall::{Findings, Surroundings};
 use loden_proto::status::{
-    ConfigStatus, DeviceStatus, EtcdStatus, LeaseStatus, PeerStatus, RejectedStatus, Request, Status,
-    UnderlayStatus,
+    ConfigStatus, DeviceStatus, Endpoints, EtcdStatus, LeaseStatus, PeerStatus, RejectedStatus, Request,
+    Status, UnderlayStatus,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -32,8 +32,8 @@ pub struct Sources {
     pub network: String,
     /// etcd endpoints and prefix.
     pub etcd: (Vec<String>, String),
-    /// Folder of the allocation files.
-    pub allocations: PathBuf,
+    /// The containers.
+    pub endpoints: watch::Receiver<endpoints::Standing>,
     /// What stands in etcd.
     pub views: watch::Receiver<View>,
     /// The config.
@@ -63,6 +63,16 @@ const RULES_TIMEOUT: Duration = Duration::from_secs(3);
 const RULES_FRESH: Duration = Duration::from_secs(1);
 
 impl Sources {
+    /// The endpoint table, with what was dropped at each port.
+    pub async fn endpoints(&self) -> Endpoints {
+        let mut endpoints = self.endpoints.borrow().endpoints.clone();
+        let rejected = kernel::rejected_ports(&self.network).await;
+        for endpoint in &mut endpoints {
+            endpoint.rejected_frames = rejected.get(&endpoint.port).copied().unwrap_or_default();
+        }
+        Endpoints { source: "daemon".into(), endpoints }
+    }
+
     /// Everything, now.
     pub async fn status(&self) -> Status {
         let (answer, report) = oneshot::channel();
@@ -71,6 +81,7 @@ impl Sources {
             Err(_) => Report::default(),
         };
         let rejected_vxlan = kernel::rejected_sources(&self.network).await;
+        let endpoints = self.endpoints.borrow().clone();
         let view = self.views.borrow().clone();
         let news = self.news.borrow().clone();
         let own = self.own.borrow().clone();
@@ -83,7 +94,7 @@ impl Sources {
             pid: Some(std::process::id()),
             repairs: report.repairs.clone(),
             rejected_vxlan,
-            endpoints: endpoints::count(&self.allocations),
+            endpoints: endpoints.endpoints.len(),
             ..Status::default()
         };
         status.config = news.in_force.as_ref().map(|config| ConfigStatus {
@@ -133,6 +144,8 @@ impl Sources {
         if docker_user.repairs > 0 {
             status.repairs.insert("docker_user".into(), docker_user.repairs);
         }
+        status.problems.extend(endpoints.problems);
+        status.repairs.extend(endpoints.repairs);
         status.notes = notes(&news, &report, &status);
         if let Some(surroundings) = report.surroundings {
             let found = foreign_rules(&surroundings, &self.judged).await;
@@ -339,6 +352,7 @@ async fn answer(stream: UnixStream, sources: &Sources) -> anyhow::Result<()> {
     BufReader::new(read.take(REQUEST_LIMIT)).read_line(&mut line).await?;
     let text = match serde_json::from_str::<Request>(&line) {
         Ok(Request::Status) => serde_json::to_string(&sources.status().await)?,
+        Ok(Request::Endpoints) => serde_json::to_string(&sources.endpoints().await)?,
         Err(error) => serde_json::json!({ "error": format!("not a request: {error}") }).to_string(),
     };
     write.write_all(text.as_bytes()).await?;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use loden_core::options::Options;
 use loden_core::plan::container_mtu;
 use loden_core::underlay::Underlay;
 use loden_proto::config::NetworkConfig;
@@ -19,8 +20,7 @@ pub fn contents(
     config: &NetworkConfig,
     own: &OwnLease,
     underlay: &Underlay,
-    masquerade: bool,
-    bridge: &str,
+    options: &Options,
     docker_shares: bool,
 ) -> Option<SubnetEnv> {
     let key = own.key?;
@@ -34,10 +34,11 @@ pub fn contents(
         networks: config.pools().map(|p| p.network).collect(),
         subnets: key.subnets().collect(),
         mtu: container_mtu(config, underlay),
-        masquerade,
+        masquerade: options.masquerade,
         lease,
-        bridge: Some(bridge.to_owned()),
+        bridge: Some(options.bridge()),
         docker_ranges: shared.filter_map(|s| s.upper_half()).collect(),
+        port_filter: Some(options.network.clone()),
     })
 }
 

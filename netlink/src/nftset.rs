@@ -30,13 +30,19 @@ const ELEM_KEY: u16 = 1;
 const DATA_VALUE: u16 = 1;
 const NLA_F_NESTED: u16 = 0x8000;
 const NLA_TYPE_MASK: u16 = 0x3fff;
-/// Elements per message: a nested attribute holds at most 65,535 bytes, an IPv6 element takes 32.
+/// Elements per message: a nested attribute holds at most 65,535 bytes, an element of the longest
+/// keys (40 bytes) takes 52.
 const PER_MESSAGE: usize = 1024;
+/// Elements per transaction.
+const AT_ONCE: usize = 4 * PER_MESSAGE;
 
 /// `NFPROTO_INET`, the family of a table that serves IPv4 and IPv6.
 pub const FAMILY_INET: u8 = 1;
 /// `NFNLGRP_NFTABLES`: notices of every change of the rule set.
 pub const GROUP: u32 = 7;
+
+/// `NFPROTO_BRIDGE`, the family of a table that sees what passes bridges.
+pub const FAMILY_BRIDGE: u8 = 7;
 
 /// A set of one table.
 #[derive(Debug, Clone, Copy)]
@@ -45,62 +51,88 @@ pub struct Set<'a> {
     pub family: u8,
     /// Name of the table.
     pub table: &'a str,
-    /// Name of the set, whose key is an IPv4 or IPv6 address.
+    /// Name of the set.
     pub set: &'a str,
 }
 
+/// A change of a set. Keys have the bytes of the set's type: an address has its own in network order.
+#[derive(Debug, Clone, Copy)]
+pub enum Change<'a> {
+    /// Add these; those already in the set stay.
+    Add(&'a [Vec<u8>]),
+    /// Remove these, each of which must be in the set.
+    Remove(&'a [Vec<u8>]),
+}
+
 impl Set<'_> {
-    /// Adds addresses; those already in the set stay. All or none.
-    pub fn add(&self, socket: &mut Socket, addresses: &[IpAddr]) -> Result<(), Error> {
-        self.change(socket, MSG_NEWSETELEM, flags::CREATE, addresses)
+    /// Adds keys; those already in the set stay. All or none of 4,096.
+    pub fn add(&self, socket: &mut Socket, keys: &[Vec<u8>]) -> Result<(), Error> {
+        keys.chunks(AT_ONCE).try_for_each(|keys| change(socket, &[(*self, Change::Add(keys))]))
     }
 
-    /// Removes addresses, each of which must be in the set. All or none.
-    pub fn remove(&self, socket: &mut Socket, addresses: &[IpAddr]) -> Result<(), Error> {
-        self.change(socket, MSG_DELSETELEM, 0, addresses)
+    /// Removes keys, each of which must be in the set. All or none of 4,096.
+    pub fn remove(&self, socket: &mut Socket, keys: &[Vec<u8>]) -> Result<(), Error> {
+        keys.chunks(AT_ONCE).try_for_each(|keys| change(socket, &[(*self, Change::Remove(keys))]))
     }
 
-    /// The addresses in the set, in the kernel's order.
-    pub fn list(&self, socket: &mut Socket) -> Result<Vec<IpAddr>, Error> {
+    /// The keys in the set, in the kernel's order.
+    pub fn list(&self, socket: &mut Socket) -> Result<Vec<Vec<u8>>, Error> {
         let mut payload = generic_header(self.family, 0);
         name(&mut payload, LIST_TABLE, self.table);
         name(&mut payload, LIST_SET, self.set);
         let request = Request { message_type: SUBSYSTEM << 8 | MSG_GETSETELEM, flags: 0, payload };
         let replies = socket.dump(&request)?;
-        Ok(replies.iter().flat_map(elements).collect())
+        Ok(replies.iter().flat_map(keys).collect())
     }
 
-    fn change(&self, socket: &mut Socket, kind: u16, extra: u16, addresses: &[IpAddr]) -> Result<(), Error> {
-        if addresses.is_empty() {
-            return Ok(());
+    fn message(&self, kind: u16, flags: u16, keys: &[Vec<u8>]) -> Request {
+        let mut payload = generic_header(self.family, 0);
+        name(&mut payload, LIST_TABLE, self.table);
+        name(&mut payload, LIST_SET, self.set);
+        let mut list = Vec::new();
+        for key in keys {
+            let mut data = Vec::new();
+            attribute(&mut data, DATA_VALUE, key);
+            let mut element = Vec::new();
+            attribute(&mut element, ELEM_KEY | NLA_F_NESTED, &data);
+            attribute(&mut list, ELEM | NLA_F_NESTED, &element);
         }
-        let marker = |message_type| Request { message_type, flags: 0, payload: generic_header(0, SUBSYSTEM) };
-        // A transaction of at most 16 messages stays below the default send buffer.
-        for transaction in addresses.chunks(4 * PER_MESSAGE) {
-            let mut requests = vec![marker(BATCH_BEGIN)];
-            for chunk in transaction.chunks(PER_MESSAGE) {
-                let mut payload = generic_header(self.family, 0);
-                name(&mut payload, LIST_TABLE, self.table);
-                name(&mut payload, LIST_SET, self.set);
-                let mut list = Vec::new();
-                for address in chunk {
-                    let mut data = Vec::new();
-                    match address {
-                        IpAddr::V4(ip) => attribute(&mut data, DATA_VALUE, &ip.octets()),
-                        IpAddr::V6(ip) => attribute(&mut data, DATA_VALUE, &ip.octets()),
-                    }
-                    let mut element = Vec::new();
-                    attribute(&mut element, ELEM_KEY | NLA_F_NESTED, &data);
-                    attribute(&mut list, ELEM | NLA_F_NESTED, &element);
-                }
-                attribute(&mut payload, LIST_ELEMENTS | NLA_F_NESTED, &list);
-                requests.push(Request { message_type: SUBSYSTEM << 8 | kind, flags: extra, payload });
-            }
-            requests.push(marker(BATCH_END));
-            socket.transaction(&requests)?;
-        }
-        Ok(())
+        attribute(&mut payload, LIST_ELEMENTS | NLA_F_NESTED, &list);
+        Request { message_type: SUBSYSTEM << 8 | kind, flags, payload }
     }
+}
+
+/// Changes sets in one transaction, in order: all of it takes effect or nothing. At most 4,096 keys in
+/// all, so that it stays below the default send buffer.
+pub fn change(socket: &mut Socket, changes: &[(Set<'_>, Change<'_>)]) -> Result<(), Error> {
+    let marker = |message_type| Request { message_type, flags: 0, payload: generic_header(0, SUBSYSTEM) };
+    let mut requests = vec![marker(BATCH_BEGIN)];
+    for (set, change) in changes {
+        let (kind, flags, keys) = match change {
+            Change::Add(keys) => (MSG_NEWSETELEM, flags::CREATE, keys),
+            Change::Remove(keys) => (MSG_DELSETELEM, 0, keys),
+        };
+        requests.extend(keys.chunks(PER_MESSAGE).map(|keys| set.message(kind, flags, keys)));
+    }
+    if requests.len() == 1 {
+        return Ok(());
+    }
+    requests.push(marker(BATCH_END));
+    socket.transaction(&requests)
+}
+
+/// The key that an address is.
+pub fn address_key(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// The address that a key is.
+pub fn key_address(key: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(key).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(key).map(IpAddr::from)).ok()
 }
 
 /// The generation of the namespace's rule set: it grows with every change of anybody's, so an
@@ -141,6 +173,11 @@ pub fn table_of(reply: &Reply) -> Option<(u8, &str)> {
     Some((*reply.payload.first()?, name))
 }
 
+/// Whether a notice is about an element of a set.
+pub fn is_element(reply: &Reply) -> bool {
+    [MSG_NEWSETELEM, MSG_DELSETELEM].contains(&(reply.message_type & 0xff))
+}
+
 /// Whether a table has a chain of this name. `family` is an `NFPROTO_…`.
 pub fn has_chain(socket: &mut Socket, family: u8, table: &str, chain: &str) -> bool {
     let mut payload = generic_header(family, 0);
@@ -162,23 +199,11 @@ fn name(out: &mut Vec<u8>, kind: u16, text: &str) {
     attribute(out, kind, &bytes);
 }
 
-fn elements(reply: &Reply) -> Vec<IpAddr> {
-    let mut found = Vec::new();
+fn keys(reply: &Reply) -> Vec<Vec<u8>> {
     let body = reply.payload.get(4..).unwrap_or(&[]);
-    for list in nested(body, LIST_ELEMENTS) {
-        for element in nested(list, ELEM) {
-            for key in nested(element, ELEM_KEY) {
-                for value in nested(key, DATA_VALUE) {
-                    if let Ok(v4) = <[u8; 4]>::try_from(value) {
-                        found.push(IpAddr::from(v4));
-                    } else if let Ok(v6) = <[u8; 16]>::try_from(value) {
-                        found.push(IpAddr::from(v6));
-                    }
-                }
-            }
-        }
-    }
-    found
+    let elements = nested(body, LIST_ELEMENTS).into_iter().flat_map(|list| nested(list, ELEM));
+    let keys = elements.flat_map(|element| nested(element, ELEM_KEY));
+    keys.flat_map(|key| nested(key, DATA_VALUE)).map(<[u8]>::to_vec).collect()
 }
 
 /// The values of all attributes of this kind on one level.

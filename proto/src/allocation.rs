@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::Mac;
+use crate::port_filter::{self, Element};
 
 /// What an allocation file holds. Keyed by (`container_id`, `ifname`); everything DEL needs is here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,12 +26,43 @@ pub struct Allocation {
     /// The container's name, where the runtime told it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The port that the host's end is; absent in files of the first release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<Port>,
+}
+
+/// A container's port of the bridge, with all that is needed to make it anew.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Port {
+    /// The bridge.
+    pub bridge: String,
+    /// Whether it sends back what came from it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub hairpin: bool,
+    /// Whether it exchanges no frames with others that are isolated.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub isolated: bool,
+    /// The port filter's table, where the port is guarded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Allocation {
     /// Parses a file; the error says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text)
+    }
+
+    /// What the port filter's sets must hold for it: nothing when its port is not guarded.
+    pub fn filter_elements(&self) -> Vec<Element> {
+        match self.port.as_ref().and_then(|port| port.filter.as_ref()) {
+            Some(_) => port_filter::elements(&self.host_veth, self.mac, self.address),
+            None => Vec::new(),
+        }
     }
 
     /// The file's text.

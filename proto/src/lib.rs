@@ -12,6 +12,7 @@ pub mod config;
 mod json;
 pub mod lease;
 mod mac;
+pub mod port_filter;
 pub mod status;
 mod subnet;
 pub mod subnet_env;

@@ -14,6 +14,81 @@ use crate::{Mac, Subnet};
 pub enum Request {
     /// Answered with [`Status`].
     Status,
+    /// Answered with [`Endpoints`].
+    Endpoints,
+}
+
+/// The endpoint table. `loden endpoints --json` prints it as it is here.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Endpoints {
+    /// Who answered, as in [`Status`].
+    pub source: String,
+    /// In order of their first addresses.
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+/// One interface of a container that holds addresses of this host's subnet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    /// Its addresses, at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// The container's name, where the runtime told it.
+    pub name: Option<String>,
+    /// The CNI network's name.
+    pub network: String,
+    /// The runtime's container id.
+    pub container_id: String,
+    /// The interface's name inside.
+    pub interface: String,
+    /// Path of the container's namespace as the runtime gave it.
+    pub netns: String,
+    /// Its MAC.
+    pub mac: Mac,
+    /// The host's end of its pair, a port of the bridge.
+    pub port: String,
+    /// The bridge; empty where a former release did not note it.
+    pub bridge: String,
+    /// Whether the container is held to its own MAC and addresses.
+    pub guarded: bool,
+    /// Frames dropped at its port because they were not its own, within the last hour.
+    pub rejected_frames: u64,
+    /// When it got its address, in seconds since 1970.
+    pub since_unix_seconds: Option<u64>,
+    /// How it stands.
+    pub state: EndpointState,
+}
+
+/// How an endpoint stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndpointState {
+    /// Its port is on the bridge.
+    Connected,
+    /// An ADD works on it.
+    Connecting,
+    /// Its interface is gone and nobody has told the plugin; DEL or GC frees the address.
+    Gone,
+    /// Its port is on no bridge; the daemon puts it back.
+    Detached,
+    /// Somebody put its port on another bridge.
+    Elsewhere,
+    /// The daemon has not looked yet, or does not run.
+    Unknown,
+}
+
+impl EndpointState {
+    /// The word for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Connecting => "connecting",
+            Self::Gone => "gone",
+            Self::Detached => "detached",
+            Self::Elsewhere => "elsewhere",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// Everything the daemon knows of itself. Members are stable; new ones may come.

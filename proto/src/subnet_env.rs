@@ -24,6 +24,9 @@ pub struct SubnetEnv {
     /// What Docker hands out itself on that bridge, at most one range of each family: plugins leave
     /// it alone. Absent in flannel's files.
     pub docker_ranges: Vec<Subnet>,
+    /// The nftables table of family `bridge` in which containers' ports are guarded; absent in
+    /// flannel's files.
+    pub port_filter: Option<String>,
 }
 
 /// Whether new containers may be given addresses.
@@ -65,7 +68,8 @@ impl SubnetEnv {
         let mut networks = Vec::new();
         let mut subnets = Vec::new();
         let mut docker_ranges = Vec::new();
-        let (mut mtu, mut masquerade, mut lease, mut bridge) = (None, None, LeaseState::Held, None);
+        let (mut mtu, mut masquerade, mut lease) = (None, None, LeaseState::Held);
+        let (mut bridge, mut port_filter) = (None, None);
         for line in text.lines() {
             let line = line.trim();
             let line = line.strip_prefix("export ").unwrap_or(line);
@@ -96,6 +100,7 @@ impl SubnetEnv {
                     };
                 }
                 "LODEN_BRIDGE" => bridge = Some(value.to_owned()).filter(|b| !b.is_empty()),
+                "LODEN_PORT_FILTER" => port_filter = Some(value.to_owned()).filter(|t| !t.is_empty()),
                 "LODEN_DOCKER_RANGE" => {
                     docker_ranges = list(value).ok_or_else(|| error("subnets such as 10.5.7.128/25"))?;
                 }
@@ -117,7 +122,7 @@ impl SubnetEnv {
         }
         match (mtu, masquerade) {
             (Some(mtu), Some(masquerade)) if missing.is_empty() => {
-                Ok(Self { networks, subnets, mtu, masquerade, lease, bridge, docker_ranges })
+                Ok(Self { networks, subnets, mtu, masquerade, lease, bridge, docker_ranges, port_filter })
             }
             _ => Err(SubnetEnvError::Missing(missing)),
         }
@@ -157,6 +162,9 @@ impl SubnetEnv {
             }
             if !self.docker_ranges.is_empty() {
                 let _ = writeln!(out, "LODEN_DOCKER_RANGE={}", joined(self.docker_ranges.iter()));
+            }
+            if let Some(table) = &self.port_filter {
+                let _ = writeln!(out, "LODEN_PORT_FILTER={table}");
             }
         }
         out
@@ -204,7 +212,7 @@ mod tests {
 
     #[test]
     fn dual_stack_keeps_flannels_order() {
-        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\nLODEN_LEASE=lost\nLODEN_BRIDGE=loden0\nLODEN_DOCKER_RANGE=10.5.52.128/25,fd00:0:0:7:8000::/65\n";
+        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\nLODEN_LEASE=lost\nLODEN_BRIDGE=loden0\nLODEN_DOCKER_RANGE=10.5.52.128/25,fd00:0:0:7:8000::/65\nLODEN_PORT_FILTER=loden\n";
         let env = SubnetEnv::parse(text).expect("our file");
         assert_eq!((env.lease, env.bridge.as_deref()), (LeaseState::Lost, Some("loden0")));
         assert_eq!(env.docker_range(Family::V6), env.subnet(Family::V6).and_then(|s| s.upper_half()));

@@ -121,11 +121,6 @@ impl Filters {
         )
     }
 
-    /// The transaction that removes the table.
-    pub fn removal(table: &str) -> String {
-        format!("add table inet {table}\ndelete table inet {table}\n")
-    }
-
     /// The transaction that removes the chains which know peers, and leaves masquerading, whose
     /// rules depend on options of the daemon's, as it is.
     pub fn vxlan_removal(table: &str) -> String {

@@ -28,6 +28,7 @@ pub mod options;
 pub mod ownership;
 pub mod peers;
 pub mod plan;
+pub mod port_filter;
 pub mod underlay;
 
 /// A text from the network, fit for terminals and logs: without control characters, of a bearable

@@ -12,11 +12,12 @@ use loden_core::observed::Observed;
 use loden_core::options::Options;
 use loden_netlink::Socket;
 use loden_proto::config::NetworkConfig;
+use loden_proto::status::{Request, Status};
 use loden_proto::{Family, Subnet};
 
 use super::daemon::PlaceArgs;
 use super::output::print;
-use super::status;
+use super::question::{self, Answer};
 use crate::kernel::{self, Interest, Kernel};
 use crate::state::StateDir;
 use crate::{flanneld, lock};
@@ -24,7 +25,7 @@ use crate::{flanneld, lock};
 /// Remove from this host's kernel what Loden made.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "With the daemon stopped, removes our nftables table, VXLAN devices, routes, nexthops and, if no container hangs on it, the bridge; then the files of run-time state. Lasting state (host id, MACs) and the lease in etcd stay: free that with loden lease release.\n\nWhile the daemon runs, --flannel alone is possible: it removes flannel's leftovers and nothing of ours.\n\nThe way back to flannel, without losing a packet: stop the daemon, loden cleanup --to-flannel, start flanneld, loden cleanup."
+    after_help = "With the daemon stopped, removes our nftables tables, VXLAN devices, routes, nexthops and, if no container hangs on it, the bridge; then the files of run-time state. Lasting state (host id, MACs) and the lease in etcd stay: free that with loden lease release.\n\nWhile the daemon runs, --flannel alone is possible: it removes flannel's leftovers and nothing of ours.\n\nThe way back to flannel, without losing a packet: stop the daemon, loden cleanup --to-flannel, start flanneld, loden cleanup."
 )]
 pub(super) struct CleanupArgs {
     #[command(flatten)]
@@ -59,7 +60,7 @@ impl Look {
             .iter()
             .flat_map(|c| c.pools().map(|p| p.network).collect::<Vec<_>>())
             .collect();
-        let mut kernel = Kernel::open(place.run_dir())?;
+        let mut kernel = Kernel::open(&place.run_dir(), &place.network)?;
         let interest = Interest { networks: networks.clone(), ..Interest::default() };
         let observed = kernel.observe(&interest).await?;
         Ok(Self { kernel, observed, options: Options::named(&place.network), networks })
@@ -104,8 +105,10 @@ pub(super) async fn run(args: CleanupArgs) -> anyhow::Result<()> {
 async fn beside_the_daemon(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
     let mut look = Look::take(&args.place).await?;
     // Nobody knows better than the daemon which devices it uses.
-    let status = status::ask(&run_dir.join("loden.sock"))
-        .context("the daemon runs, but does not say which devices it uses")?;
+    let status: Status = match question::ask(run_dir, Request::Status)? {
+        Answer::Given(status) => status,
+        Answer::None { reason, .. } => bail!("which devices the daemon uses is not known: {reason}"),
+    };
     let used: Vec<String> = status.devices.into_iter().map(|d| d.name).collect();
     let devices = look.flannel_devices(&used);
     let rules = flannel::rules();
@@ -133,7 +136,8 @@ async fn hand_over(args: &CleanupArgs) -> anyhow::Result<()> {
             args.place.state_dir().display()
         );
     }
-    let table = kernel::table_exists(&look.options.network).await.map_err(anyhow::Error::msg)?;
+    let table =
+        kernel::table_exists(&format!("inet {}", look.options.network)).await.map_err(anyhow::Error::msg)?;
     let operations = diff::to_flannel(&look.observed, &look.options, &look.networks);
     // flannel's new peers are in no set of ours.
     let filter = format!("remove the VXLAN filter from nftables table inet {}", look.options.network);
@@ -155,7 +159,12 @@ async fn hand_over(args: &CleanupArgs) -> anyhow::Result<()> {
 
 async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
     let mut look = Look::take(&args.place).await?;
-    let table = kernel::table_exists(&look.options.network).await.map_err(anyhow::Error::msg)?;
+    let mut tables = Vec::new();
+    for table in ["inet", "bridge"].map(|family| format!("{family} {}", look.options.network)) {
+        if kernel::table_exists(&table).await.map_err(anyhow::Error::msg)? {
+            tables.push(table);
+        }
+    }
     let mut operations = diff::removal(&look.observed, &look.options, &look.networks);
     let bridge = look.options.bridge();
     let removes_bridge =
@@ -168,9 +177,7 @@ async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
     }
     let chains = user_chain_changes(&look.options).await?;
     let mut others: Vec<String> = chains.iter().map(ToString::to_string).collect();
-    if table {
-        others.push(format!("delete nftables table inet {}", look.options.network));
-    }
+    others.extend(tables.iter().map(|table| format!("delete nftables table {table}")));
     let whose = if args.flannel { "Loden's or flannel's" } else { "Loden's" };
     print(&report(&operations, &rules, &others, args.dry_run, whose))?;
     if bridge_stays {
@@ -184,10 +191,10 @@ async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
     for change in &chains {
         kernel::change_user_chain(change).await.map_err(|e| anyhow::anyhow!("{change}: {e}"))?;
     }
-    if table {
-        kernel::remove_table(&look.options.network).await.map_err(anyhow::Error::msg)?;
+    for table in &tables {
+        kernel::remove_table(table).await.map_err(anyhow::Error::msg)?;
     }
-    for name in ["subnet.env", "loden.sock", "filters.json"] {
+    for name in ["subnet.env", "loden.sock", "filters.json", "port-filter.json"] {
         let path = run_dir.join(name);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -194,6 +194,7 @@ fn read(path: &Path) -> anyhow::Result<SubnetEnv> {
 fn refuse_taken(run_dir: &Path, halves: &[Subnet]) -> anyhow::Result<()> {
     let taken: Vec<String> = endpoints::all(&run_dir.join("ipam"))
         .into_iter()
+        .map(|found| found.allocation)
         .filter(|a| halves.iter().any(|half| half.contains(a.address)))
         .map(|a| format!("{} of container {}", a.address, a.container_id))
         .collect();

@@ -7,9 +7,11 @@ mod cleanup;
 mod config;
 mod daemon;
 mod docker_opts;
+mod endpoints;
 mod judge_rules;
 mod lease;
 mod output;
+mod question;
 mod settings;
 mod status;
 
@@ -39,6 +41,8 @@ enum Command {
     Daemon(Box<daemon::DaemonArgs>),
     /// Show what this host knows: lease, underlay, peers, etcd, problems
     Status(status::StatusArgs),
+    /// List this host's containers with their addresses
+    Endpoints(endpoints::EndpointsArgs),
     /// Read and write the network config in etcd
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -101,6 +105,7 @@ async fn run(command: Command, sources: &settings::Sources) -> anyhow::Result<()
     match command {
         Command::Daemon(args) => daemon::run(*args, sources).await,
         Command::Status(args) => status::run(args).await,
+        Command::Endpoints(args) => endpoints::run(args).await,
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
         Command::JudgeRules => judge_rules::run().await,

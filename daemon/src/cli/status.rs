@@ -1,11 +1,5 @@
 //! `loden status`: the daemon's answer, or, when it is down, what kernel and files tell.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::time::Duration;
-
-use anyhow::Context;
 use clap::Args;
 use loden_core::observed::Observed;
 use loden_core::peers;
@@ -15,9 +9,10 @@ use loden_proto::status::{ConfigStatus, DeviceStatus, LeaseStatus, PeerStatus, R
 
 use super::daemon::PlaceArgs;
 use super::output::{duration, print, print_json, table};
+use super::question::{Answer, ask};
 use crate::kernel::{self, Interest, Kernel};
 use crate::state::StateDir;
-use crate::{clock, endpoints, lock};
+use crate::{clock, endpoints};
 
 /// Show what this host knows.
 #[derive(Debug, Args)]
@@ -30,46 +25,16 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) async fn run(args: StatusArgs) -> anyhow::Result<()> {
-    let socket = args.place.run_dir().join("loden.sock");
-    let status = match ask(&socket) {
-        Ok(status) => status,
-        Err(error) if is_forbidden(&error) => {
-            return Err(error).with_context(|| {
-                format!("not allowed to ask {}; be root or in its group", socket.display())
-            });
-        }
-        Err(error) => {
+    let status = match ask(&args.place.run_dir(), Request::Status)? {
+        Answer::Given(status) => status,
+        Answer::None { state, reason } => {
             let mut status = without_daemon(&args.place).await?;
-            let (who, state) = match lock::runs(&args.place.run_dir()) {
-                true => ("the daemon runs, but does", "not answering"),
-                false => ("the daemon does", "stopped"),
-            };
             status.state = state.into();
-            status.problems.insert(
-                0,
-                format!(
-                    "{who} not answer on {} ({error:#}); this is what kernel and files tell (systemctl status loden)",
-                    socket.display()
-                ),
-            );
+            status.problems.insert(0, reason);
             status
         }
     };
     if args.json { print_json(&status) } else { print(&text(&status)) }
-}
-
-/// The answer of the daemon that listens there.
-pub(super) fn ask(socket: &Path) -> anyhow::Result<Status> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    writeln!(stream, "{}", serde_json::to_string(&Request::Status)?)?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    serde_json::from_str(&line).context("the answer is not a status")
-}
-
-fn is_forbidden(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// What can be told without the daemon: its last state, and the kernel's.
@@ -97,7 +62,7 @@ async fn without_daemon(place: &PlaceArgs) -> anyhow::Result<Status> {
     status.endpoints = endpoints::count(&place.run_dir().join("ipam"));
     let Some(config) = config else { return Ok(status) };
     let interest = Interest { networks: config.pools().map(|p| p.network).collect(), ..Interest::default() };
-    let observed = Kernel::open(place.run_dir())?.observe(&interest).await?;
+    let observed = Kernel::open(&place.run_dir(), &place.network)?.observe(&interest).await?;
     status.config = Some(ConfigStatus {
         networks: interest.networks.clone(),
         backend: config.backend.name().into(),
@@ -116,7 +81,7 @@ async fn without_daemon(place: &PlaceArgs) -> anyhow::Result<Status> {
             reason: None,
         })
         .collect();
-    if let Ok(false) = kernel::table_exists(&place.network).await {
+    if let Ok(false) = kernel::table_exists(&format!("inet {}", place.network)).await {
         status.problems.push(format!("the nftables table inet {} is missing", place.network));
     }
     Ok(status)

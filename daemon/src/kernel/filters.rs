@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use loden_core::filters::{Filters, Member, PeerSet, rejected_set};
 use loden_netlink::Socket;
@@ -25,10 +26,12 @@ struct Written {
     listing: String,
 }
 
-/// Memory of what we wrote.
+/// Memory of what we wrote to one table.
 #[derive(Debug)]
 pub(super) struct Ledger {
     path: PathBuf,
+    /// As nft names it, such as `inet loden`.
+    table: String,
     written: Option<Written>,
     /// Generation at which the table was last seen intact.
     intact_at: Option<u32>,
@@ -36,21 +39,20 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Remembers from a former life of the daemon; without a file the table is written anew.
-    pub(super) fn load(run_dir: PathBuf) -> Self {
-        let path = run_dir.join("filters.json");
+    pub(super) fn load(path: PathBuf, table: String) -> Self {
         let written = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Self { path, written, intact_at: None }
+        Self { path, table, written, intact_at: None }
     }
 
     /// The digest of the rules in place; `None` when the table is missing or not as we left it.
-    pub(super) async fn digest(&mut self, socket: &mut Socket, table: &str) -> Option<String> {
+    pub(super) async fn digest(&mut self, socket: &mut Socket) -> Option<String> {
         let written = self.written.clone()?;
         // Before listing: a change in between is then seen by the next look.
         let generation = nftset::generation(socket).ok();
         if generation.is_some() && generation == self.intact_at {
             return Some(written.digest);
         }
-        let listing = listing(table).await.ok()??;
+        let listing = listing(&self.table).await.ok()??;
         if listing != written.listing {
             return None;
         }
@@ -58,18 +60,18 @@ impl Ledger {
         Some(written.digest)
     }
 
-    /// Puts a table in place.
+    /// Puts the table in place by a script.
     pub(super) async fn replace(
         &mut self,
         socket: &mut Socket,
-        filters: &Filters,
-        keep: &BTreeSet<Member>,
+        script: &str,
+        digest: String,
     ) -> Result<(), String> {
         self.intact_at = None;
-        nft(&["-f", "-"], &filters.script(keep)).await?;
+        nft(&["-f", "-"], script).await?;
         let generation = nftset::generation(socket).ok();
-        let listing = listing(&filters.table).await?;
-        let written = Written { digest: filters.digest(), listing: listing.unwrap_or_default() };
+        let listing = listing(&self.table).await?;
+        let written = Written { digest, listing: listing.unwrap_or_default() };
         let text = serde_json::to_vec(&written).map_err(|e| e.to_string())?;
         if let Err(error) = crate::files::write_atomically(&self.path, &text, 0o644) {
             tracing::warn!(%error, "cannot remember the filters; a restart will write them anew");
@@ -88,15 +90,15 @@ impl Ledger {
         add: bool,
     ) -> Result<(), KernelError> {
         let before = nftset::generation(socket).ok();
-        let mut by_set: BTreeMap<&'static str, Vec<IpAddr>> = BTreeMap::new();
+        let mut by_set: BTreeMap<&'static str, Vec<Vec<u8>>> = BTreeMap::new();
         for (set, address) in members {
-            by_set.entry(set.name(Family::of(*address))).or_default().push(*address);
+            by_set.entry(set.name(Family::of(*address))).or_default().push(nftset::address_key(*address));
         }
-        for (name, addresses) in by_set {
+        for (name, keys) in by_set {
             let set = Set { family: FAMILY_INET, table, set: name };
             match add {
-                true => set.add(socket, &addresses)?,
-                false => set.remove(socket, &addresses)?,
+                true => set.add(socket, &keys)?,
+                false => set.remove(socket, &keys)?,
             }
         }
         // Our own change does not make the table suspect.
@@ -117,7 +119,8 @@ pub(super) fn admitted(
     for family in Family::ALL {
         for set in sets {
             let elements = Set { family: FAMILY_INET, table, set: set.name(family) }.list(socket)?;
-            all.extend(elements.into_iter().map(|address| (*set, address)));
+            let addresses = elements.iter().filter_map(|key| nftset::key_address(key));
+            all.extend(addresses.map(|address| (*set, address)));
         }
     }
     Ok(all)
@@ -125,7 +128,8 @@ pub(super) fn admitted(
 
 /// The table without counters and set elements, as nft shows it; `None` when there is none.
 async fn listing(table: &str) -> Result<Option<String>, String> {
-    match nft(&["-s", "-t", "list", "table", "inet", table], "").await {
+    let arguments: Vec<&str> = ["-s", "-t", "list", "table"].into_iter().chain(table.split(' ')).collect();
+    match nft(&arguments, "").await {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.contains("No such file or directory") => Ok(None),
         Err(error) => Err(error),
@@ -133,34 +137,34 @@ async fn listing(table: &str) -> Result<Option<String>, String> {
 }
 
 /// Packets dropped because they came from no peer, by source.
-pub async fn rejected_sources(table: &str) -> BTreeMap<IpAddr, u64> {
+pub async fn rejected_sources(network: &str) -> BTreeMap<IpAddr, u64> {
     let mut all = BTreeMap::new();
     for family in Family::ALL {
-        let Ok(text) = nft(&["-j", "list", "set", "inet", table, rejected_set(family)], "").await else {
-            continue;
-        };
-        let Ok(value) = serde_json::from_str::<serde_json::Value>(&text) else { continue };
-        let elements =
-            value["nftables"].as_array().into_iter().flatten().filter_map(|o| o["set"]["elem"].as_array());
-        for element in elements.flatten() {
-            let element = &element["elem"];
-            let address = element["val"].as_str().and_then(|s| s.parse().ok());
-            if let (Some(address), Some(packets)) = (address, element["counter"]["packets"].as_u64()) {
-                all.insert(address, packets);
-            }
-        }
+        all.extend(counted("inet", network, rejected_set(family)).await);
     }
     all
 }
 
-/// Whether our table is there.
+/// The packets that each element of a set has counted; nothing when there is no such set.
+pub(super) async fn counted<K: Ord + FromStr>(family: &str, table: &str, set: &str) -> BTreeMap<K, u64> {
+    let text = nft(&["-j", "list", "set", family, table, set], "").await.unwrap_or_default();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let sets = value["nftables"].as_array().into_iter().flatten();
+    let elements = sets.filter_map(|o| o["set"]["elem"].as_array()).flatten().map(|e| &e["elem"]);
+    elements
+        .filter_map(|e| Some((e["val"].as_str()?.parse().ok()?, e["counter"]["packets"].as_u64()?)))
+        .collect()
+}
+
+/// Whether a table of ours is there; named as nft does, such as `inet loden`.
 pub async fn table_exists(table: &str) -> Result<bool, String> {
     listing(table).await.map(|l| l.is_some())
 }
 
-/// Removes our table.
+/// Removes a table of ours.
 pub async fn remove_table(table: &str) -> Result<(), String> {
-    nft(&["-f", "-"], &Filters::removal(table)).await.map(drop)
+    // `destroy` needs nft 1.0.7; adding first makes the deletion always succeed.
+    nft(&["-f", "-"], &format!("add table {table}\ndelete table {table}\n")).await.map(drop)
 }
 
 /// Removes from our table what filters VXLAN; it masquerades on.

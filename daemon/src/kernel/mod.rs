@@ -8,6 +8,7 @@ mod decode;
 mod filters;
 mod iptables;
 mod observe;
+mod ports;
 mod program;
 mod rules;
 mod sysctl;
@@ -16,7 +17,7 @@ mod write;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::Path;
 
 use loden_core::diff::Operation;
 use loden_core::filters::PeerSet;
@@ -26,6 +27,7 @@ use loden_proto::{Family, Subnet};
 
 pub use filters::{rejected_sources, remove_table, remove_vxlan_filter, table_exists};
 pub use iptables::{change_user_chain, has_legacy_filter, unseen_legacy, user_chains};
+pub use ports::{Ports, rejected_ports};
 pub use rules::{judge, rule_set};
 pub use watch::{Notice, Watch};
 
@@ -74,14 +76,15 @@ const TURN: usize = 1024;
 
 impl Kernel {
     /// Opens the sockets and probes what this kernel can do. `run_dir` keeps the digest of the
-    /// rules across restarts.
-    pub fn open(run_dir: PathBuf) -> anyhow::Result<Self> {
+    /// rules, which are in the table of the network's name, across restarts.
+    pub fn open(run_dir: &Path, network: &str) -> anyhow::Result<Self> {
         use anyhow::Context;
         let mut route = Socket::route().context("cannot open an rtnetlink socket")?;
         let netfilter = Socket::netfilter()
             .context("cannot open a netfilter socket; does this kernel have nf_tables?")?;
+        let filters = filters::Ledger::load(run_dir.join("filters.json"), format!("inet {network}"));
         let has_nexthops = route.dump(&loden_netlink::nexthop::dump()).is_ok();
-        Ok(Self { route, netfilter, filters: filters::Ledger::load(run_dir), has_nexthops })
+        Ok(Self { route, netfilter, filters, has_nexthops })
     }
 
     /// Looks at everything that concerns us.
@@ -101,7 +104,7 @@ impl Kernel {
         let forwards = |(family, name): &&(Family, String)| sysctl::forwards(*family, name);
         observed.forwarding = interest.forwarding.iter().filter(forwards).cloned().collect();
         if !interest.table.is_empty() {
-            observed.filters = self.filters.digest(&mut self.netfilter, &interest.table).await;
+            observed.filters = self.filters.digest(&mut self.netfilter).await;
             observed.admitted = match observed.filters.is_some() {
                 true => filters::admitted(&mut self.netfilter, &interest.table, &interest.peer_sets)?,
                 false => BTreeSet::new(),
@@ -150,7 +153,9 @@ impl Kernel {
             |reason: String, hint| KernelError::Refused { operation: operation.to_string(), reason, hint };
         match operation {
             Operation::ReplaceFilters(filters, keep) => {
-                self.filters.replace(&mut self.netfilter, filters, keep).await.map_err(|e| refused(e, ""))
+                let (script, digest) = (filters.script(keep), filters.digest());
+                let replaced = self.filters.replace(&mut self.netfilter, &script, digest).await;
+                replaced.map_err(|e| refused(e, ""))
             }
             Operation::Admit(all) => self.filters.change(&mut self.netfilter, table, all, true),
             Operation::Dismiss(all) => self.filters.change(&mut self.netfilter, table, all, false),

@@ -49,6 +49,11 @@ pub enum Notice {
     Rules,
     /// Somebody else changed a table in which Docker's chain for others can be.
     DockerRules,
+    /// Somebody else changed the port filter, and if not `elements` alone, its rules too.
+    PortFilter {
+        /// Whether only elements of its sets came or went.
+        elements: bool,
+    },
     /// Notices were lost: everything must be looked at again.
     Overrun,
 }
@@ -86,6 +91,8 @@ pub struct Watch {
 struct Touched {
     ours: bool,
     filter: bool,
+    port_filter: bool,
+    port_elements: bool,
 }
 
 impl Watch {
@@ -135,14 +142,21 @@ impl Watch {
         if let Some((family, table)) = nftset::table_of(reply) {
             touched.ours |= family == nftset::FAMILY_INET && table == self.table;
             touched.filter |= family != nftset::FAMILY_INET && table == "filter";
+            let ports = family == nftset::FAMILY_BRIDGE && table == self.table;
+            touched.port_elements |= ports && nftset::is_element(reply);
+            touched.port_filter |= ports && !nftset::is_element(reply);
             return Vec::new();
         }
         let Some((_, process)) = nftset::generation_of(reply) else { return Vec::new() };
-        let Touched { ours, filter } = std::mem::take(&mut *touched);
+        let Touched { ours, filter, port_filter, port_elements } = std::mem::take(&mut *touched);
         if process == std::process::id() {
             return Vec::new();
         }
-        let notices = [(ours, Notice::Rules), (filter, Notice::DockerRules)];
+        let notices = [
+            (ours, Notice::Rules),
+            (filter, Notice::DockerRules),
+            (port_filter || port_elements, Notice::PortFilter { elements: !port_filter }),
+        ];
         notices.into_iter().filter(|(touched, _)| *touched).map(|(_, notice)| notice).collect()
     }
 }

@@ -1,0 +1,211 @@
+//! The port filter's table, of family `bridge`, as the text that `nft -f` takes; and which elements
+//! its sets lack or have too many of. Sets and keys are those of [`loden_proto::port_filter`].
+//!
+//! A frame from a guarded port passes only with the container's own MAC, and as
+//!
+//! - ARP that says nothing but the container's own address and MAC;
+//! - IPv4 from its own address, but no answer of a DHCP server;
+//! - IPv6 from its own addresses, but no router advertisement, no redirect, no answer of a DHCP server,
+//!   and no neighbour advertisement for addresses that are not its own.
+//!
+//! Everything else is dropped: VLAN tags and tunnels of other protocols would carry addresses past it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use loden_proto::allocation::Allocation;
+use loden_proto::port_filter::{Element, PortSet, port_of};
+
+use crate::mac::Fnv;
+
+/// The set that counts what was dropped, by port.
+pub const REJECTED: &str = "rejected";
+
+/// The table's contents. Ports of 68 and 546 are DHCP's clients (RFC 2131 §4.1, RFC 8415 §7.2): only a
+/// server sends to them. A neighbour advertisement's target begins at its ninth byte (RFC 4861 §4.4).
+const BODY: &str = r"
+    set ports { type ifname; }
+    set sources4 { type ifname . ether_addr . ipv4_addr; }
+    set sources6 { type ifname . ether_addr . ipv6_addr; }
+    set targets6 { typeof iifname . ether saddr . @th,64,128; }
+    set rejected { type ifname; size 1024; flags dynamic,timeout; timeout 1h; }
+    chain from_containers {
+        type filter hook prerouting priority dstnat; policy accept;
+        iifname @ports goto container
+    }
+    chain container {
+        ether type ip goto container_ipv4
+        ether type ip6 goto container_ipv6
+        ether type arp goto container_arp
+        goto reject
+    }
+    chain container_ipv4 {
+        ip saddr 0.0.0.0 goto reject
+        udp dport 68 goto reject
+        iifname . ether saddr . ip saddr @sources4 accept
+        goto reject
+    }
+    chain container_ipv6 {
+        ip6 saddr :: goto container_unspecified
+        icmpv6 type { nd-router-advert, nd-redirect } goto reject
+        icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @targets6 goto reject
+        udp dport 546 goto reject
+        iifname . ether saddr . ip6 saddr @sources6 accept
+        goto reject
+    }
+    chain container_unspecified {
+        icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld-listener-report, mld2-listener-report } iifname . ether saddr . ip6 saddr @sources6 accept
+        goto reject
+    }
+    chain container_arp {
+        arp htype 1 arp ptype ip arp hlen 6 arp plen 4 iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
+        goto reject
+    }
+    chain reject {
+        update @rejected { iifname counter }
+        drop
+    }
+";
+
+/// The transaction that puts the table in place of whatever is there under its name. Its sets are
+/// empty: their elements follow.
+pub fn script(table: &str) -> String {
+    // `destroy` needs nft 1.0.7; adding first makes the deletion always succeed.
+    format!("add table bridge {table}\ndelete table bridge {table}\ntable bridge {table} {{{BODY}}}\n")
+}
+
+/// Tells tables of different releases apart.
+pub fn digest() -> String {
+    let mut hash = Fnv::default();
+    hash.write(BODY.as_bytes());
+    format!("{:016x}", hash.finish())
+}
+
+/// What the sets lack, and what they have too many of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// To be added.
+    pub lacking: Vec<Element>,
+    /// To be removed.
+    pub surplus: Vec<Element>,
+}
+
+impl Difference {
+    /// The ports that something is lacking for.
+    pub fn lacking_ports(&self) -> BTreeSet<&str> {
+        self.lacking.iter().filter_map(|(_, key)| port_of(key)).collect()
+    }
+}
+
+/// One allocation as the filter sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Guarded<'a> {
+    /// What the plugin says of it.
+    pub allocation: &'a Allocation,
+    /// Whether the plugin is done with it and its port is there. Else its elements may be in the sets,
+    /// but need not be: an ADD or DEL is about to add or remove them.
+    pub settled: bool,
+}
+
+/// Compares the sets with the allocations, which were read after the sets: what an ADD adds while
+/// somebody looks is then never surplus.
+pub fn difference<'a>(
+    table: &str,
+    allocations: impl IntoIterator<Item = Guarded<'a>>,
+    found: &BTreeSet<Element>,
+) -> Difference {
+    // With a truth value beside each: whether it must be there.
+    let mut allowed: BTreeMap<Element, bool> = BTreeMap::new();
+    for Guarded { allocation, settled } in allocations {
+        let of_table = allocation.port.as_ref().is_some_and(|port| port.filter.as_deref() == Some(table));
+        for element in allocation.filter_elements().into_iter().filter(|_| of_table) {
+            *allowed.entry(element).or_default() |= settled;
+        }
+    }
+    Difference {
+        lacking: allowed
+            .iter()
+            .filter(|(e, must)| **must && !found.contains(*e))
+            .map(|(e, _)| e.clone())
+            .collect(),
+        surplus: found.iter().filter(|e| !allowed.contains_key(*e)).cloned().collect(),
+    }
+}
+
+/// The elements set by set, as they are sent.
+pub fn by_set(elements: &[Element]) -> Vec<(PortSet, Vec<Vec<u8>>)> {
+    let of = |set: PortSet| elements.iter().filter(move |(s, _)| *s == set).map(|(_, key)| key.clone());
+    PortSet::ALL
+        .into_iter()
+        .map(|set| (set, of(set).collect::<Vec<_>>()))
+        .filter(|(_, k)| !k.is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use loden_proto::Mac;
+    use loden_proto::allocation::Port;
+
+    use super::*;
+
+    fn allocation(last: u8, filter: Option<&str>) -> Allocation {
+        Allocation {
+            address: [10, 5, 7, last].into(),
+            container_id: format!("c{last}"),
+            ifname: "eth0".into(),
+            netns: "/run/netns/c".into(),
+            host_veth: format!("veth{last}"),
+            mac: Mac([0x0a, 0x58, 10, 5, 7, last]),
+            name: None,
+            port: Some(Port {
+                bridge: "loden0".into(),
+                filter: filter.map(str::to_owned),
+                ..Port::default()
+            }),
+        }
+    }
+
+    fn guarded(allocation: &Allocation, settled: bool) -> Guarded<'_> {
+        Guarded { allocation, settled }
+    }
+
+    #[test]
+    fn every_set_of_the_contract_is_in_the_table() {
+        let script = script("blue");
+        for set in PortSet::ALL {
+            assert!(script.contains(&format!("set {} {{", set.name())), "{}", set.name());
+        }
+        assert!(script.contains(&format!("set {REJECTED} {{")) && script.contains("table bridge blue {"));
+    }
+
+    #[test]
+    fn the_sets_come_to_what_the_allocations_say() {
+        let (one, two, other) =
+            (allocation(2, Some("loden")), allocation(3, Some("loden")), allocation(4, Some("blue")));
+        let free = allocation(5, None);
+        let all = || [guarded(&one, true), guarded(&other, true), guarded(&free, true)];
+        let stray: BTreeSet<Element> = two.filter_elements().into_iter().collect();
+        let first = difference("loden", all(), &stray);
+        assert_eq!(first.lacking_ports(), ["veth2"].into());
+        assert_eq!(first.surplus.len(), stray.len());
+        let found: BTreeSet<Element> = first.lacking.iter().cloned().collect();
+        assert_eq!(difference("loden", all(), &found), Difference::default());
+    }
+
+    #[test]
+    fn what_the_plugin_works_on_is_left_to_it() {
+        let one = allocation(2, Some("loden"));
+        let elements: BTreeSet<Element> = one.filter_elements().into_iter().collect();
+        for found in [BTreeSet::new(), elements] {
+            assert_eq!(difference("loden", [guarded(&one, false)], &found), Difference::default());
+        }
+    }
+
+    #[test]
+    fn elements_are_sent_set_by_set() {
+        let all = allocation(2, Some("loden")).filter_elements();
+        let sets = by_set(&all);
+        assert_eq!(sets.iter().map(|(_, keys)| keys.len()).sum::<usize>(), all.len());
+        assert!(by_set(&[]).is_empty());
+    }
+}

@@ -1,0 +1,184 @@
+//! Endpoints: the containers that hold an address of ours. The plugin's allocation files say who they
+//! are; they are read here, never written. [`task`] keeps what the kernel must have for them.
+
+mod task;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use loden_cni::bridge::{self, PortState};
+use loden_cni::gc;
+use loden_netlink::Socket;
+use loden_proto::allocation::Allocation;
+use loden_proto::lease::LeaseKey;
+use loden_proto::status::{EndpointState, EndpointStatus};
+
+pub use task::{Endpoints, Standing};
+
+/// An allocation file.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The plugin's name of the network: the folder that the file is in.
+    pub network: String,
+    /// What is in it.
+    pub allocation: Allocation,
+    /// Whether an ADD works on it at this moment.
+    pub in_work: bool,
+    /// When it was written.
+    pub since: Option<SystemTime>,
+}
+
+/// All allocations below `<run-dir>/ipam`, over all networks of the plugin. Files that cannot be
+/// read are skipped: they are the plugin's to report.
+pub fn all(folder: &Path) -> Vec<Found> {
+    let list = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
+    let mut found = Vec::new();
+    for network in list(folder).filter(|p| p.is_dir()) {
+        let Some(name) = network.file_name().and_then(|n| n.to_str()) else { continue };
+        let is_address = |p: &Path| {
+            p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.parse::<std::net::IpAddr>().is_ok())
+        };
+        found.extend(list(&network).filter(|p| is_address(p)).filter_map(|path| read(name, &path)));
+    }
+    found.sort_by_key(|f| f.allocation.address);
+    found
+}
+
+fn read(network: &str, path: &Path) -> Option<Found> {
+    let mut file = File::open(path).ok()?;
+    let in_work = file.try_lock_shared().is_err();
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    let since = file.metadata().ok()?.modified().ok();
+    Some(Found { network: network.into(), allocation: Allocation::parse(&text).ok()?, in_work, since })
+}
+
+/// The endpoint table without the daemon: what files and kernel tell.
+pub fn survey(folder: &Path) -> anyhow::Result<Vec<EndpointStatus>> {
+    let mut socket = Socket::route().context("cannot open an rtnetlink socket")?;
+    let found = all(folder);
+    let mut ports = BTreeMap::new();
+    for Allocation { host_veth, port, .. } in found.iter().map(|f| &f.allocation) {
+        let bridge = port.as_ref().map(|port| port.bridge.as_str()).unwrap_or_default();
+        ports.insert(host_veth.clone(), bridge::port_state(&mut socket, bridge, host_veth)?);
+    }
+    Ok(table(&found, &ports))
+}
+
+/// Frees the addresses of containers that are dead for certain, in all networks of the plugin; returns
+/// them, and what went wrong. Needs root, and enters namespaces with the calling thread.
+pub fn free_dead(folder: &Path) -> (Vec<Allocation>, Vec<String>) {
+    let (mut freed, mut errors) = (Vec::new(), Vec::new());
+    let networks: BTreeSet<String> = all(folder).into_iter().map(|f| f.network).collect();
+    for network in networks {
+        match gc::gc(folder, &network, &BTreeSet::new()) {
+            Ok(of_network) => freed.extend(of_network),
+            Err(error) => errors.push(format!("network {network}: {error}")),
+        }
+    }
+    (freed, errors)
+}
+
+/// How many containers hold an address; one of two families is one container.
+pub fn count(folder: &Path) -> usize {
+    table(&all(folder), &BTreeMap::new()).len()
+}
+
+/// How many addresses of this lease are in use.
+pub fn count_in(folder: &Path, key: &LeaseKey) -> usize {
+    all(folder).iter().filter(|f| key.subnets().any(|s| s.contains(f.allocation.address))).count()
+}
+
+/// The endpoint table: one row for each interface of a container, in order of the addresses. `ports`
+/// are the states of the ports by name.
+pub fn table(found: &[Found], ports: &BTreeMap<String, PortState>) -> Vec<EndpointStatus> {
+    let mut rows: Vec<EndpointStatus> = Vec::new();
+    for Found { network, allocation, in_work, since } in found {
+        let same = |row: &&mut EndpointStatus| {
+            (&row.network, &row.container_id, &row.interface)
+                == (network, &allocation.container_id, &allocation.ifname)
+        };
+        if let Some(row) = rows.iter_mut().find(same) {
+            row.addresses.push(allocation.address);
+            continue;
+        }
+        let port = allocation.port.clone().unwrap_or_default();
+        let state = match (in_work, ports.get(&allocation.host_veth)) {
+            (true, _) => EndpointState::Connecting,
+            (false, Some(PortState::Connected)) => EndpointState::Connected,
+            (false, Some(PortState::Gone)) => EndpointState::Gone,
+            (false, Some(PortState::Detached)) => EndpointState::Detached,
+            (false, Some(PortState::Elsewhere(_))) => EndpointState::Elsewhere,
+            (false, None) => EndpointState::Unknown,
+        };
+        rows.push(EndpointStatus {
+            addresses: vec![allocation.address],
+            name: allocation.name.clone(),
+            network: network.clone(),
+            container_id: allocation.container_id.clone(),
+            interface: allocation.ifname.clone(),
+            netns: allocation.netns.clone(),
+            mac: allocation.mac,
+            port: allocation.host_veth.clone(),
+            bridge: port.bridge,
+            guarded: port.filter.is_some(),
+            rejected_frames: 0,
+            since_unix_seconds: since
+                .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
+                .map(|age| age.as_secs()),
+            state,
+        });
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(folder: &Path, network: &str, address: &str, port: &str) {
+        let dir = folder.join(network);
+        std::fs::create_dir_all(&dir).expect("folder");
+        let allocation = Allocation {
+            address: address.parse().expect("ip"),
+            container_id: format!("c-{port}"),
+            ifname: "eth0".into(),
+            netns: "/run/netns/c".into(),
+            host_veth: port.into(),
+            mac: loden_proto::Mac([2, 0, 0, 0, 0, 1]),
+            name: None,
+            port: None,
+        };
+        std::fs::write(dir.join(address), allocation.to_json()).expect("file");
+    }
+
+    #[test]
+    fn a_container_of_two_families_is_one_row() {
+        let folder = tempfile::tempdir().expect("folder");
+        write(folder.path(), "loden", "10.5.7.2", "veth1");
+        write(folder.path(), "loden", "fd00::2", "veth1");
+        write(folder.path(), "other", "10.5.7.3", "veth2");
+        std::fs::write(folder.path().join("loden/10.5.7.9"), "half a fi").expect("file");
+        let found = all(folder.path());
+        let ports = [("veth1".to_owned(), PortState::Connected), ("veth2".to_owned(), PortState::Gone)];
+        let rows = table(&found, &ports.into());
+        let states: Vec<_> = rows.iter().map(|r| (r.addresses.len(), r.state)).collect();
+        assert_eq!(states, [(2, EndpointState::Connected), (1, EndpointState::Gone)]);
+        assert_eq!(count(folder.path()), 2);
+    }
+
+    #[test]
+    fn what_an_add_works_on_is_connecting() {
+        let folder = tempfile::tempdir().expect("folder");
+        write(folder.path(), "loden", "10.5.7.2", "veth1");
+        let lock = File::open(folder.path().join("loden/10.5.7.2")).expect("open");
+        lock.lock().expect("lock");
+        let rows = table(&all(folder.path()), &[("veth1".to_owned(), PortState::Gone)].into());
+        assert_eq!(rows[0].state, EndpointState::Connecting);
+    }
+}

@@ -1,0 +1,249 @@
+//! Keeps what the kernel must have for the endpoints: the port filter with an element for each guarded
+//! port, the bridge with its address, every port on it. The plugin makes all of that; this mends it
+//! when somebody broke it, and follows the lease to another subnet. A task of its own: no peer's route
+//! waits for it, nor it for etcd.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use loden_cni::bridge::{Bridge, PortState};
+use loden_cni::ifname::IfName;
+use loden_core::backoff::Backoff;
+use loden_core::port_filter::{Guarded, difference};
+use loden_proto::Subnet;
+use loden_proto::allocation::{Allocation, Port};
+use loden_proto::status::EndpointStatus;
+use loden_proto::subnet_env::SubnetEnv;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::watch::FolderWatch;
+use super::{Found, all, table};
+use crate::clock;
+use crate::kernel::Ports;
+
+/// How things stand, for `status` and `loden endpoints`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Standing {
+    /// The endpoint table.
+    pub endpoints: Vec<EndpointStatus>,
+    /// What was put right, by kind of object.
+    pub repairs: BTreeMap<String, u64>,
+    /// What could not be.
+    pub problems: Vec<String>,
+    /// Whether there has been a look.
+    pub looked: bool,
+}
+
+/// The task and what it hears.
+pub struct Endpoints {
+    /// Folder of the allocation files.
+    pub folder: PathBuf,
+    /// The kernel.
+    pub ports: Ports,
+    /// What `subnet.env` says.
+    pub subnet: watch::Receiver<Option<SubnetEnv>>,
+    /// Told when a link or an address has changed, or an element of the port filter.
+    pub changed: Arc<Notify>,
+    /// Told when somebody has changed the port filter's table.
+    pub table_changed: Arc<Notify>,
+    /// Where it is told how things stand.
+    pub standing: watch::Sender<Standing>,
+}
+
+/// Changes within this time are answered together: an ADD makes a dozen.
+const COALESCE: Duration = Duration::from_millis(100);
+/// In case a notice was lost.
+const FULL_LOOK: Duration = Duration::from_secs(30);
+/// After this long without trouble, the next trouble is met at once again.
+const PEACE: Duration = Duration::from_secs(10);
+
+/// What one look found.
+#[derive(Default)]
+struct Look {
+    /// Objects put right, and how to say it.
+    repaired: Vec<(&'static str, String)>,
+    problems: Vec<String>,
+}
+
+impl Look {
+    fn note<T, E: std::fmt::Display>(&mut self, what: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|e| self.problems.push(format!("{what}{e}"))).ok()
+    }
+}
+
+/// What died while the daemon was down is freed at its start, where it may: under its unit it is no
+/// root, and the unit has done it.
+fn free_dead(folder: &Path) {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let folder = folder.to_path_buf();
+    // A thread of its own, since it enters containers' namespaces.
+    std::thread::spawn(move || {
+        let (freed, errors) = super::free_dead(&folder);
+        for Allocation { address, container_id, ifname, .. } in freed {
+            tracing::warn!("freed {address} of container {container_id}, interface {ifname}: it is dead");
+        }
+        for error in errors {
+            tracing::warn!("addresses of dead containers may be left: {error}");
+        }
+    });
+}
+
+impl Endpoints {
+    /// Runs for ever.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let files = FolderWatch::open()?;
+        free_dead(&self.folder);
+        let mut calm = Backoff::new(20, 1000);
+        let mut last_trouble = Instant::now();
+        let mut suspect = true;
+        let mut former = None;
+        loop {
+            files.cover(&self.folder);
+            let env = self.subnet.borrow_and_update().clone();
+            let (look, endpoints) = self.look(env.as_ref(), suspect).await;
+            // What changes because the subnet did is no repair.
+            let same = self.standing.borrow().looked && former == env;
+            former = env;
+            let trouble = !look.problems.is_empty() || same && !look.repaired.is_empty();
+            suspect = !look.problems.is_empty();
+            self.tell(look, endpoints, same);
+            if trouble {
+                // So that two managers never fight in a hot loop.
+                if last_trouble.elapsed() > PEACE {
+                    calm.reset();
+                }
+                last_trouble = Instant::now();
+                tokio::time::sleep(Duration::from_millis(calm.wait(clock::chance()))).await;
+                if suspect {
+                    continue;
+                }
+            }
+            tokio::select! {
+                changed = self.subnet.changed() => changed?,
+                () = self.changed.notified() => {}
+                () = self.table_changed.notified() => suspect = true,
+                changed = files.changed() => changed?,
+                () = tokio::time::sleep(FULL_LOOK) => suspect = true,
+            }
+            tokio::time::sleep(COALESCE).await;
+        }
+    }
+
+    /// One look: what is, what should be, and the difference carried out.
+    async fn look(&mut self, env: Option<&SubnetEnv>, suspect: bool) -> (Look, Vec<EndpointStatus>) {
+        let mut look = Look::default();
+        if suspect {
+            let brought = self.ports.bring_table().await;
+            let what = "containers are not held to their own addresses: ";
+            if look.note(what, brought) == Some(true) {
+                let table = self.ports.table();
+                look.repaired.push(("port_filter", format!("made the nftables table bridge {table}")));
+            }
+        }
+        let elements = self.ports.elements();
+        // After the sets, so that what an ADD adds in between is not taken for surplus.
+        let found = all(&self.folder);
+        let ports = self.bring_bridges(env, &found, &mut look);
+        match elements {
+            Ok(elements) => {
+                let guarded = found.iter().map(|f| Guarded {
+                    allocation: &f.allocation,
+                    settled: !f.in_work && ports.get(&f.allocation.host_veth) != Some(&PortState::Gone),
+                });
+                let difference = difference(self.ports.table(), guarded, &elements);
+                look.note("the port filter does not follow the containers: ", self.ports.change(&difference));
+                let lacking: Vec<&str> = difference.lacking_ports().into_iter().collect();
+                if !lacking.is_empty() {
+                    look.repaired.push(("port", format!("guarded {}", lacking.join(", "))));
+                }
+            }
+            // Said already, when the table was not brought.
+            Err(error) if look.problems.is_empty() => {
+                look.problems.push(format!("the port filter cannot be read: {error}"));
+            }
+            Err(_) => {}
+        }
+        (look, table(&found, &ports))
+    }
+
+    /// Mends the bridge of the containers, and puts their ports back on it. Returns how each port stands.
+    fn bring_bridges(
+        &mut self,
+        env: Option<&SubnetEnv>,
+        found: &[Found],
+        look: &mut Look,
+    ) -> BTreeMap<String, PortState> {
+        let mut states = BTreeMap::new();
+        let Some(env) = env else { return states };
+        let mut by_bridge: BTreeMap<&str, Vec<(&str, &Port)>> = BTreeMap::new();
+        for Allocation { host_veth, port, .. } in found.iter().map(|f| &f.allocation) {
+            if let Some(port) = port {
+                by_bridge.entry(&port.bridge).or_default().push((host_veth, port));
+            }
+        }
+        if by_bridge.is_empty()
+            && let Some(name) = env.bridge.as_deref().filter(|name| self.has(name))
+        {
+            // Without containers the next ADD makes it; but one that is there follows the lease.
+            by_bridge.insert(name, Vec::new());
+        }
+        for (bridge_name, ports) in by_bridge {
+            let Some(bridge) = self.bring_bridge(env, bridge_name, found, look) else { continue };
+            for (name, port) in ports {
+                let Some(mut state) = look.note("", self.ports.state(bridge_name, name)) else { continue };
+                if state == PortState::Detached
+                    && look.note("", self.ports.connect(&bridge, name, port)).is_some()
+                {
+                    look.repaired.push(("port", format!("connected {name} to {bridge_name}")));
+                    state = PortState::Connected;
+                }
+                states.insert(name.to_owned(), state);
+            }
+        }
+        states
+    }
+
+    fn has(&mut self, name: &str) -> bool {
+        IfName::new(name).is_ok_and(|name| self.ports.has_bridge(&name).unwrap_or_default())
+    }
+
+    fn bring_bridge(
+        &mut self,
+        env: &SubnetEnv,
+        name: &str,
+        found: &[Found],
+        look: &mut Look,
+    ) -> Option<Bridge> {
+        let name = look.note("", IfName::new(name))?;
+        let in_use = |subnet: Subnet| found.iter().any(|f| subnet.contains(f.allocation.address));
+        let brought = self.ports.bring_bridge(&name, env, in_use);
+        let bridge = look.note("", brought)?;
+        if bridge.mended {
+            look.repaired.push(("bridge", format!("set up {name}")));
+        }
+        Some(bridge)
+    }
+
+    fn tell(&mut self, look: Look, endpoints: Vec<EndpointStatus>, repairing: bool) {
+        let known = self.standing.borrow().clone();
+        for problem in look.problems.iter().filter(|p| !known.problems.contains(p)) {
+            tracing::error!("{problem}");
+        }
+        let mut standing =
+            Standing { endpoints, looked: true, problems: look.problems, repairs: known.repairs };
+        for (object, what) in look.repaired {
+            if repairing {
+                tracing::warn!("repaired: {what}");
+                *standing.repairs.entry(object.to_owned()).or_default() += 1;
+            } else {
+                tracing::debug!("{what}");
+            }
+        }
+        self.standing.send_replace(standing);
+    }
+}

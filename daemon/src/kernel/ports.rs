@@ -1,0 +1,105 @@
+//! The containers' ports: the nftables table that guards them, and the bridge that they are on. Table
+//! and elements are the plugin's as well as ours, so both know how to find the other's work done.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use loden_cni::bridge::{self, Bridge, Plan, PortState};
+use loden_cni::ifname::IfName;
+use loden_core::port_filter::{self, Difference};
+use loden_netlink::nftset::{self, Change, FAMILY_BRIDGE, Set};
+use loden_netlink::{Error, Socket};
+use loden_proto::Subnet;
+use loden_proto::allocation::Port;
+use loden_proto::port_filter::{Element, PortSet};
+use loden_proto::subnet_env::SubnetEnv;
+
+use super::filters::{self, Ledger};
+
+/// The kernel as far as ports are concerned.
+#[derive(Debug)]
+pub struct Ports {
+    route: Socket,
+    netfilter: Socket,
+    ledger: Ledger,
+    table: String,
+}
+
+impl Ports {
+    /// Opens the sockets. `run_dir` keeps the table's digest across restarts.
+    pub fn open(run_dir: &Path, network: &str) -> anyhow::Result<Self> {
+        let ledger = Ledger::load(run_dir.join("port-filter.json"), format!("bridge {network}"));
+        Ok(Self { route: Socket::route()?, netfilter: Socket::netfilter()?, ledger, table: network.into() })
+    }
+
+    /// The table's name.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Puts the table in place where it is missing or not as we left it; whether it was not.
+    pub async fn bring_table(&mut self) -> Result<bool, String> {
+        let digest = port_filter::digest();
+        if self.ledger.digest(&mut self.netfilter).await.as_ref() == Some(&digest) {
+            return Ok(false);
+        }
+        self.ledger.replace(&mut self.netfilter, &port_filter::script(&self.table), digest).await?;
+        Ok(true)
+    }
+
+    /// What the table's sets hold.
+    pub fn elements(&mut self) -> Result<BTreeSet<Element>, Error> {
+        let mut all = BTreeSet::new();
+        for set in PortSet::ALL {
+            let keys = Set { family: FAMILY_BRIDGE, table: &self.table, set: set.name() }
+                .list(&mut self.netfilter)?;
+            all.extend(keys.into_iter().map(|key| (set, key)));
+        }
+        Ok(all)
+    }
+
+    /// Changes the sets. What the plugin has removed meanwhile is fine.
+    pub fn change(&mut self, difference: &Difference) -> Result<(), Error> {
+        let lacking = port_filter::by_set(&difference.lacking);
+        let surplus = port_filter::by_set(&difference.surplus);
+        let set = |set: &PortSet| Set { family: FAMILY_BRIDGE, table: &self.table, set: set.name() };
+        let add = lacking.iter().map(|(s, keys)| (set(s), Change::Add(keys)));
+        // Adding first makes the removal always succeed.
+        let remove = surplus
+            .iter()
+            .flat_map(|(s, keys)| [(set(s), Change::Add(keys)), (set(s), Change::Remove(keys))]);
+        let changes: Vec<_> = add.chain(remove).collect();
+        nftset::change(&mut self.netfilter, &changes)
+    }
+
+    /// Makes the bridge or mends it, as an ADD does.
+    pub fn bring_bridge(
+        &mut self,
+        name: &IfName,
+        env: &SubnetEnv,
+        in_use: impl Fn(Subnet) -> bool,
+    ) -> Result<Bridge, loden_cni::Error> {
+        let plan = Plan { name, subnets: &env.subnets, networks: &env.networks, mtu: env.mtu };
+        bridge::ensure(&mut self.route, plan, |subnet| Ok(in_use(subnet)))
+    }
+
+    /// Whether there is an interface of the bridge's name.
+    pub fn has_bridge(&mut self, name: &IfName) -> Result<bool, loden_cni::Error> {
+        bridge::exists(&mut self.route, name)
+    }
+
+    /// How a container's port stands.
+    pub fn state(&mut self, bridge: &str, port: &str) -> Result<PortState, loden_cni::Error> {
+        bridge::port_state(&mut self.route, bridge, port)
+    }
+
+    /// Puts a container's port back on the bridge.
+    pub fn connect(&mut self, bridge: &Bridge, name: &str, port: &Port) -> Result<(), loden_cni::Error> {
+        bridge::connect(&mut self.route, bridge, name, port)
+    }
+}
+
+/// Frames dropped at containers' ports, by port.
+pub async fn rejected_ports(network: &str) -> BTreeMap<String, u64> {
+    filters::counted("bridge", network, port_filter::REJECTED).await
+}
