@@ -93,7 +93,9 @@ pub fn ensure(
             changes.push((what, links::remove_address(former)));
         }
     }
-    if link.mtu != plan.mtu {
+    // Also when it is right already: from then on the kernel leaves it alone, and does not lower it to
+    // that of a port.
+    if made || link.mtu != plan.mtu {
         changes
             .push((format!("set the MTU of {name} to {}", plan.mtu), links::set_mtu(link.index, plan.mtu)));
     }
@@ -151,12 +153,6 @@ fn create(socket: &mut Socket, plan: Plan<'_>) -> Result<Link, Error> {
     let link = links::by_name(socket, name).map_err(Error::kernel(format!("look up {name}")))?;
     // Somebody removed it again at once; the message below then has the kernel's ENODEV.
     Ok(link.unwrap_or(Link { name: name.into(), kind: Some(InfoKind::Bridge), ..Link::default() }))
-}
-
-/// Sets the MTU, also where it is right already: from then on the kernel leaves it alone.
-pub fn set_mtu(socket: &mut Socket, bridge: &Bridge, plan: Plan<'_>) -> Result<(), Error> {
-    let what = format!("set the MTU of {} to {}", plan.name, plan.mtu);
-    socket.request(&links::set_mtu(bridge.index, plan.mtu)).map_err(Error::kernel(what))
 }
 
 fn addresses(socket: &mut Socket, plan: Plan<'_>) -> Result<Vec<Held>, Error> {

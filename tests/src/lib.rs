@@ -23,6 +23,7 @@ mod daemon;
 mod docker;
 mod etcd;
 mod foreign;
+pub mod frames;
 mod host;
 mod invariants;
 pub mod kernel;

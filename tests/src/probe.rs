@@ -218,7 +218,7 @@ fn try_ping(target: IpAddr) -> std::io::Result<bool> {
 }
 
 /// The internet checksum, RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 =
         bytes.chunks(2).map(|c| u32::from(c[0]) << 8 | c.get(1).copied().map_or(0, u32::from)).sum();
     while sum > 0xffff {

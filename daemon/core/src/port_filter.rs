@@ -36,31 +36,31 @@ const BODY: &str = r"
         ether type ip goto container_ipv4
         ether type ip6 goto container_ipv6
         ether type arp goto container_arp
-        goto reject
+        goto refuse
     }
     chain container_ipv4 {
-        ip saddr 0.0.0.0 goto reject
-        udp dport 68 goto reject
+        ip saddr 0.0.0.0 goto refuse
+        udp dport 68 goto refuse
         iifname . ether saddr . ip saddr @sources4 accept
-        goto reject
+        goto refuse
     }
     chain container_ipv6 {
         ip6 saddr :: goto container_unspecified
-        icmpv6 type { nd-router-advert, nd-redirect } goto reject
-        icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @targets6 goto reject
-        udp dport 546 goto reject
+        icmpv6 type { nd-router-advert, nd-redirect } goto refuse
+        icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @targets6 goto refuse
+        udp dport 546 goto refuse
         iifname . ether saddr . ip6 saddr @sources6 accept
-        goto reject
+        goto refuse
     }
     chain container_unspecified {
         icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld-listener-report, mld2-listener-report } iifname . ether saddr . ip6 saddr @sources6 accept
-        goto reject
+        goto refuse
     }
     chain container_arp {
         arp htype 1 arp ptype ip arp hlen 6 arp plen 4 iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
-        goto reject
+        goto refuse
     }
-    chain reject {
+    chain refuse {
         update @rejected { iifname counter }
         drop
     }

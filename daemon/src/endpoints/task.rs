@@ -3,7 +3,7 @@
 //! when somebody broke it, and follows the lease to another subnet. A task of its own: no peer's route
 //! waits for it, nor it for etcd.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use loden_core::backoff::Backoff;
 use loden_core::port_filter::{Guarded, difference};
 use loden_proto::Subnet;
 use loden_proto::allocation::{Allocation, Port};
+use loden_proto::port_filter::Element;
 use loden_proto::status::EndpointStatus;
 use loden_proto::subnet_env::SubnetEnv;
 use tokio::sync::{Notify, watch};
@@ -139,36 +140,45 @@ impl Endpoints {
         let mut look = Look::default();
         if suspect {
             let brought = self.ports.bring_table().await;
-            let what = "containers are not held to their own addresses: ";
-            if look.note(what, brought) == Some(true) {
+            if look.note("containers are not held to their own addresses: ", brought) == Some(true) {
                 let table = self.ports.table();
                 look.repaired.push(("port_filter", format!("made the nftables table bridge {table}")));
             }
         }
-        let elements = self.ports.elements();
+        // Without the table there are no sets.
+        let elements = match look.problems.is_empty() {
+            true => look.note("the port filter cannot be read: ", self.ports.elements()),
+            false => None,
+        };
         // After the sets, so that what an ADD adds in between is not taken for surplus.
         let found = all(&self.folder);
         let ports = self.bring_bridges(env, &found, &mut look);
-        match elements {
-            Ok(elements) => {
-                let guarded = found.iter().map(|f| Guarded {
-                    allocation: &f.allocation,
-                    settled: !f.in_work && ports.get(&f.allocation.host_veth) != Some(&PortState::Gone),
-                });
-                let difference = difference(self.ports.table(), guarded, &elements);
-                look.note("the port filter does not follow the containers: ", self.ports.change(&difference));
-                let lacking: Vec<&str> = difference.lacking_ports().into_iter().collect();
-                if !lacking.is_empty() {
-                    look.repaired.push(("port", format!("guarded {}", lacking.join(", "))));
-                }
-            }
-            // Said already, when the table was not brought.
-            Err(error) if look.problems.is_empty() => {
-                look.problems.push(format!("the port filter cannot be read: {error}"));
-            }
-            Err(_) => {}
+        if let Some(elements) = elements {
+            self.guard(&found, &ports, &elements, &mut look);
         }
         (look, table(&found, &ports))
+    }
+
+    /// Brings the port filter's sets to what the allocations say.
+    fn guard(
+        &mut self,
+        found: &[Found],
+        ports: &BTreeMap<String, PortState>,
+        elements: &BTreeSet<Element>,
+        look: &mut Look,
+    ) {
+        let guarded = found.iter().map(|f| Guarded {
+            allocation: &f.allocation,
+            settled: !f.in_work && ports.get(&f.allocation.host_veth) != Some(&PortState::Gone),
+        });
+        let difference = difference(self.ports.table(), guarded, elements);
+        let changed = self.ports.change(&difference);
+        let lacking: Vec<&str> = difference.lacking_ports().into_iter().collect();
+        if look.note("the port filter does not follow the containers: ", changed).is_some()
+            && !lacking.is_empty()
+        {
+            look.repaired.push(("port", format!("guarded {}", lacking.join(", "))));
+        }
     }
 
     /// Mends the bridge of the containers, and puts their ports back on it. Returns how each port stands.
