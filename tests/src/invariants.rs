@@ -1,10 +1,11 @@
 //! What must hold at the end of every scenario.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use loden_proto::ROUTE_PROTOCOL;
+use loden_proto::allocation::Allocation;
 use loden_proto::status::{PeerStatus, Status};
 use serde_json::Value;
 
@@ -36,6 +37,7 @@ pub(crate) fn check(lab: &Lab) {
                 }
             }
             kernel_equals_status(host, &status)?;
+            port_filter_equals_allocations(host)?;
         }
         hosts.iter().find_map(Host::foreign_damage).map_or(Ok(()), Err)
     });
@@ -47,6 +49,28 @@ fn runs_loden(lab: &Lab, host: &Host) -> bool {
         .iter()
         .any(|(name, p)| name == host.name() && p.name().starts_with("loden") && p.exited().is_none());
     running && host.read_file("/run/loden/subnet.env").is_some()
+}
+
+/// The port filter guards the ports that the allocation files name, and no others.
+fn port_filter_equals_allocations(host: &Host) -> Result<(), String> {
+    let folder = "/run/loden/ipam";
+    let files =
+        host.exec(&["find", folder, "-mindepth", "2", "-maxdepth", "2", "-type", "f", "-name", "*[.:]*"]);
+    let guarded = |path: &str| {
+        // Gone again: the next look will agree.
+        let allocation = Allocation::parse(&host.read_file(path)?).ok()?;
+        allocation.port.as_ref()?.filter.as_ref()?;
+        Some(allocation.host_veth)
+    };
+    let expected: BTreeSet<String> = files.stdout.lines().filter_map(guarded).collect();
+    let set = host.exec(&["nft", "-j", "list", "set", "bridge", "loden", "ports"]);
+    let shown: Value = serde_json::from_str(&set.stdout).map_err(|_| set.describe())?;
+    let elements = shown["nftables"][1]["set"]["elem"].as_array().cloned().unwrap_or_default();
+    let found: BTreeSet<String> = elements.iter().filter_map(|e| e.as_str().map(str::to_owned)).collect();
+    if found == expected {
+        return Ok(());
+    }
+    Err(format!("on {}: the port filter guards {found:?}, the allocations name {expected:?}", host.name()))
 }
 
 /// Each programmed peer has its route, neighbour and FDB entry, and none of ours serves nobody.
