@@ -128,6 +128,10 @@ fn guard(allocations: &[Allocation], options: &Options) -> Result<(), Error> {
 
 fn connect(host: &mut Socket, inside: &mut Socket, wiring: Wiring<'_>, plan: Plan<'_>) -> Result<(), Error> {
     container::create_pair(host, wiring)?;
+    if wiring.mtu < plan.mtu {
+        // The kernel lowers the bridge's to its ports', unless somebody has changed it once.
+        bridge::set_mtu(host, wiring.bridge, plan)?;
+    }
     container::configure(inside, wiring)?;
     container::await_carrier(host, &wiring.host_end.name)?;
     if !wiring.bridge.running {

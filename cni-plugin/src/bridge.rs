@@ -93,9 +93,7 @@ pub fn ensure(
             changes.push((what, links::remove_address(former)));
         }
     }
-    // Also when it is right already: from then on the kernel leaves it alone, and does not lower it to
-    // that of a port.
-    if made || link.mtu != plan.mtu {
+    if link.mtu != plan.mtu {
         changes
             .push((format!("set the MTU of {name} to {}", plan.mtu), links::set_mtu(link.index, plan.mtu)));
     }
@@ -144,7 +142,7 @@ fn mac(plan: Plan<'_>) -> Mac {
 
 fn create(socket: &mut Socket, plan: Plan<'_>) -> Result<Link, Error> {
     let name = plan.name.as_str();
-    match socket.request(&links::new_bridge(name, mac(plan), plan.mtu)) {
+    match socket.request(&links::new_bridge(name, mac(plan))) {
         Err(e) if !e.kernel().is_some_and(KernelError::is_present) => {
             return Err(Error::kernel(format!("make the bridge {name}"))(e));
         }
@@ -153,6 +151,12 @@ fn create(socket: &mut Socket, plan: Plan<'_>) -> Result<Link, Error> {
     let link = links::by_name(socket, name).map_err(Error::kernel(format!("look up {name}")))?;
     // Somebody removed it again at once; the message below then has the kernel's ENODEV.
     Ok(link.unwrap_or(Link { name: name.into(), kind: Some(InfoKind::Bridge), ..Link::default() }))
+}
+
+/// Sets the MTU again after a port with a smaller one has joined.
+pub(crate) fn set_mtu(socket: &mut Socket, bridge: &Bridge, plan: Plan<'_>) -> Result<(), Error> {
+    let what = format!("set the MTU of {} to {}", plan.name, plan.mtu);
+    socket.request(&links::set_mtu(bridge.index, plan.mtu)).map_err(Error::kernel(what))
 }
 
 fn addresses(socket: &mut Socket, plan: Plan<'_>) -> Result<Vec<Held>, Error> {

@@ -99,13 +99,13 @@ pub(crate) fn namespace_of(socket: &mut Socket, pid: u32) -> Option<i32> {
     id.filter(|id| *id >= 0)
 }
 
-/// A new bridge, not yet up.
-pub(crate) fn new_bridge(name: &str, mac: Mac, mtu: u32) -> Request {
+/// A new bridge, not yet up, with the kernel's default MTU: only one that is set by a change stays,
+/// whatever ports come and go (`BROPT_MTU_SET_BY_USER`, net/bridge/br_device.c).
+pub(crate) fn new_bridge(name: &str, mac: Mac) -> Request {
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(name.into()),
         LinkAttribute::Address(mac.0.to_vec()),
-        LinkAttribute::Mtu(mtu),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
     ];
     Request::route(&RouteNetlinkMessage::NewLink(message), flags::CREATE | flags::EXCL)

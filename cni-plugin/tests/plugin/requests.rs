@@ -149,7 +149,6 @@ fn options_without_a_meaning_here_are_refused_by_name() {
         ("vlanTrunk", json!([{"id": 7}]), json!([])),
         ("preserveDefaultVlan", json!(false), json!(true)),
         ("promiscMode", json!(true), json!(false)),
-        ("macspoofchk", json!(true), json!(false)),
         ("forceAddress", json!(true), json!(false)),
         ("disableContainerInterface", json!(true), json!(false)),
         ("enabledad", json!(true), json!(false)),

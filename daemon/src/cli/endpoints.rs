@@ -29,7 +29,7 @@ pub(super) struct EndpointsArgs {
     json: bool,
 }
 
-pub(super) async fn run(args: EndpointsArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: EndpointsArgs) -> anyhow::Result<()> {
     let run_dir = args.place.run_dir();
     if args.free_dead {
         return free_dead(&run_dir, args.json);

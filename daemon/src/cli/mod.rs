@@ -105,7 +105,7 @@ async fn run(command: Command, sources: &settings::Sources) -> anyhow::Result<()
     match command {
         Command::Daemon(args) => daemon::run(*args, sources).await,
         Command::Status(args) => status::run(args).await,
-        Command::Endpoints(args) => endpoints::run(args).await,
+        Command::Endpoints(args) => endpoints::run(args),
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
         Command::JudgeRules => judge_rules::run().await,
