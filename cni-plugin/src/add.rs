@@ -22,8 +22,8 @@ use crate::ipam::{self, Pool};
 use crate::links;
 use crate::naming;
 use crate::netns::Netns;
-use crate::options::{Options, PortFilter, Routes};
-use crate::port_filter;
+use crate::options::{Guard, Options, Routes};
+use crate::port_filter::PortFilter;
 use crate::request::{Attachment, Request};
 use crate::result::{AddResult, Address, Interface, Route};
 use crate::wishes::{self, Wishes};
@@ -46,13 +46,15 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let no_socket = |e| Error::kernel("open a netlink socket")(e);
     let mut inside = netns.run(Socket::route)?.map_err(no_socket)?;
     let mut host = Socket::route().map_err(no_socket)?;
+    let port = port(bridge_name.as_str(), &config.options, &env);
+    // Opened now: after a failure there may be no way back to the host's namespace.
+    let mut filter = PortFilter::open([&port])?;
     let store = Store::new(&config.data_dir, &who.network);
     clear_the_name(&mut inside, &store, who)?;
     let plan = Plan { name: &bridge_name, subnets: &env.subnets, networks: &env.networks, mtu: env.mtu };
     let bridge = bridge::ensure(&mut host, plan, |subnet| store.uses(subnet))?;
 
     let Wishes { addresses: wanted, mac, name, .. } = &request.wishes;
-    let port = port(bridge_name.as_str(), &config.options, &env);
     let claim = Claim { pools: &pools, wanted, mac: *mac, name: name.as_deref(), port: Some(&port) };
     let claimed = store.claim(who, claim)?;
     let host_end = naming::host_end(who);
@@ -69,12 +71,12 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         addresses: &addresses,
         routes: &routes(&addresses, &env, config.options.routes),
     };
-    let made = guard(&claimed.allocations, &config.options)
+    let made = guard(&mut filter, &claimed.allocations, &config.options)
         .and_then(|()| connect(&mut host, &mut inside, wiring, plan));
     if let Err(error) = made {
         // While the pair may be there the address stays taken; DEL frees it then.
         if container::delete_pair(&mut host, &host_end.name).is_ok() {
-            let _ = port_filter::forget(&claimed.allocations);
+            let _ = filter.forget(&claimed.allocations);
             let _ = store.release(who, Rest::None);
         }
         return Err(error);
@@ -114,12 +116,12 @@ fn allow(wishes: &Wishes, pools: &[Pool], env: &SubnetEnv) -> Result<(), Error> 
 
 /// The port that the host's end will be.
 fn port(bridge: &str, options: &Options, env: &SubnetEnv) -> Port {
-    let filter = env.port_filter.clone().filter(|_| options.port_filter != PortFilter::Off);
+    let filter = env.port_filter.clone().filter(|_| options.port_filter != Guard::Off);
     Port { bridge: bridge.into(), hairpin: options.hairpin, isolated: options.isolated, filter }
 }
 
-fn guard(allocations: &[Allocation], options: &Options) -> Result<(), Error> {
-    if !port_filter::guard(allocations)? && options.port_filter == PortFilter::Required {
+fn guard(filter: &mut PortFilter, allocations: &[Allocation], options: &Options) -> Result<(), Error> {
+    if !filter.guard(allocations)? && options.port_filter == Guard::Required {
         let table = allocations.iter().find_map(|a| a.port.as_ref()?.filter.clone());
         return Err(Error::NoPortFilter(table.unwrap_or_default()));
     }

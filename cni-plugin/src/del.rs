@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::links;
 use crate::naming;
 use crate::netns::Netns;
-use crate::port_filter;
+use crate::port_filter::PortFilter;
 use crate::request::{Attachment, Request};
 
 /// Disconnects the container.
@@ -32,7 +32,7 @@ pub fn del(request: &Request) -> Result<(), Error> {
     }
     // Also of a port that could not be taken out of the filter the address is freed: the daemon
     // removes what is left there.
-    let forgotten = port_filter::forget(held);
+    let forgotten = PortFilter::open_for(held).and_then(|mut filter| filter.forget(held));
     // Only now: an address that is free while its interface lives could be given twice.
     store.release(who, Rest::CoolDown)?;
     allocations.map(drop).and(forgotten)

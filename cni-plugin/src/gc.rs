@@ -25,7 +25,7 @@ use crate::container;
 use crate::error::Error;
 use crate::links::{self, Link};
 use crate::netns::Netns;
-use crate::port_filter;
+use crate::port_filter::PortFilter;
 use crate::request::Known;
 
 /// Frees the dead of a network and returns them; goes on after errors and tells all of them.
@@ -68,7 +68,8 @@ fn free_if_dead(host: &mut Socket, store: &Store, idle: &Idle) -> Result<bool, E
         (Some(netns), None) if is_inside(&netns, allocation)? => return Ok(false),
         (_, None) => {}
     }
-    port_filter::forget(std::slice::from_ref(allocation))?;
+    let allocations = std::slice::from_ref(allocation);
+    PortFilter::open_for(allocations)?.forget(allocations)?;
     // Only now: an address that is free while its interface lives could be given twice.
     store.release_idle(idle)?;
     Ok(true)

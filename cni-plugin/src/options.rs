@@ -27,12 +27,12 @@ pub struct Options {
     /// `ipMasq`: what leaves the overlay must be masqueraded.
     pub masquerade: bool,
     /// `portFilter`.
-    pub port_filter: PortFilter,
+    pub port_filter: Guard,
 }
 
 /// Whether a container is held to its own MAC and addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PortFilter {
+pub enum Guard {
     /// As soon as the daemon's table is there.
     #[default]
     Default,
@@ -103,9 +103,9 @@ impl Options {
                         "macspoofchk is true, but portFilter, which checks the MAC too, is false; remove one";
                     return Err(Error::Config(error.into()));
                 }
-                (Some(false), false) => PortFilter::Off,
-                (Some(true), _) | (None, true) => PortFilter::Required,
-                (None, false) => PortFilter::Default,
+                (Some(false), false) => Guard::Off,
+                (Some(true), _) | (None, true) => Guard::Required,
+                (None, false) => Guard::Default,
             },
         })
     }
@@ -119,7 +119,7 @@ impl Options {
                     .into(),
             ));
         }
-        if self.port_filter == PortFilter::Required && env.port_filter.is_none() {
+        if self.port_filter == Guard::Required && env.port_filter.is_none() {
             return Err(Error::Config(
                 "portFilter (or macspoofchk) is true, but the daemon of this host filters no ports: subnet.env has \
                  no LODEN_PORT_FILTER; remove it from the configuration, or run Loden's daemon"
@@ -223,11 +223,11 @@ mod tests {
     #[test]
     fn ports_are_filtered_unless_told_otherwise() {
         for (config, expected) in [
-            (json!({}), PortFilter::Default),
-            (json!({"macspoofchk": false}), PortFilter::Default),
-            (json!({"macspoofchk": true}), PortFilter::Required),
-            (json!({"portFilter": true}), PortFilter::Required),
-            (json!({"portFilter": false}), PortFilter::Off),
+            (json!({}), Guard::Default),
+            (json!({"macspoofchk": false}), Guard::Default),
+            (json!({"macspoofchk": true}), Guard::Required),
+            (json!({"portFilter": true}), Guard::Required),
+            (json!({"portFilter": false}), Guard::Off),
         ] {
             assert_eq!(parse(config.clone()).expect("valid").port_filter, expected, "{config}");
         }
@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(both.code(), 7);
         let flannel = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
         let fits = |text: &str| {
-            let required = Options { port_filter: PortFilter::Required, ..Options::default() };
+            let required = Options { port_filter: Guard::Required, ..Options::default() };
             required.fit(&SubnetEnv::parse(text).expect("valid"))
         };
         assert_eq!(fits(flannel).expect_err("nobody filters").code(), 7);

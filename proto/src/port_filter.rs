@@ -5,6 +5,7 @@
 //! A key is what nftables makes of the set's type: its parts one after the other, each filled up with
 //! zeros to 32 bits (`NFT_REG32_SIZE`, `include/uapi/linux/netfilter/nf_tables.h`).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::Mac;
@@ -61,6 +62,18 @@ pub fn elements(port: &str, mac: Mac, address: IpAddr) -> Vec<Element> {
     all
 }
 
+/// The keys set by set, as they are sent. Each once: to remove an element twice is an error.
+pub fn by_set(elements: BTreeSet<Element>) -> Vec<(PortSet, Vec<Vec<u8>>)> {
+    let mut sets: Vec<(PortSet, Vec<Vec<u8>>)> = Vec::new();
+    for (set, key) in elements {
+        match sets.last_mut() {
+            Some((last, keys)) if *last == set => keys.push(key),
+            _ => sets.push((set, vec![key])),
+        }
+    }
+    sets
+}
+
 /// The port's name in a key of any of the sets; `None` when it is no name.
 pub fn port_of(key: &[u8]) -> Option<&str> {
     let name = key.get(..NAME_LEN)?;
@@ -111,6 +124,16 @@ mod tests {
         assert!(all.contains(&(PortSet::Ports, b"veth12345678901\0".to_vec())));
         assert!(all.iter().all(|(_, key)| port_of(key) == Some("veth12345678901")));
         assert!(all.iter().all(|(_, key)| key.len() % 4 == 0));
+    }
+
+    #[test]
+    fn elements_are_sent_set_by_set_and_once() {
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let all = ["10.5.7.2", "fd00::2"].map(|a| elements("veth0", mac, a.parse().expect("ip")));
+        let sets = by_set(all.into_iter().flatten().collect());
+        assert_eq!(sets.iter().map(|(set, _)| *set).collect::<Vec<_>>(), PortSet::ALL);
+        assert_eq!(sets.iter().map(|(_, keys)| keys.len()).collect::<Vec<_>>(), [1, 2, 3, 2]);
+        assert!(by_set(BTreeSet::new()).is_empty());
     }
 
     #[test]

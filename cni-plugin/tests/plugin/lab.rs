@@ -12,6 +12,8 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use loden_core::port_filter;
+use loden_proto::port_filter::PortSet;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
@@ -20,6 +22,8 @@ const PREFIX: &str = "lcni-";
 
 /// The subnet of most tests.
 pub(crate) const SUBNET: &str = "10.5.7.1/24";
+/// The port filter's table.
+const TABLE: &str = "testnet";
 
 pub(crate) struct Lab {
     id: usize,
@@ -41,7 +45,36 @@ impl Lab {
         };
         lab.namespace("host");
         lab.lease(&[SUBNET]);
+        lab.nft(&["-f", "-"], &port_filter::script(TABLE));
         lab
+    }
+
+    /// Runs `nft` on the host.
+    pub(crate) fn nft(&self, arguments: &[&str], input: &str) -> String {
+        let mut command = Command::new("nft");
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = inside(&self.host(), || command.spawn()).expect("nft is installed");
+        child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("input");
+        let output = child.wait_with_output().expect("wait");
+        assert!(output.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Removes the port filter's table, as a flush of all rules does.
+    pub(crate) fn remove_port_filter(&self) {
+        self.nft(&["delete", "table", "bridge", TABLE], "");
+    }
+
+    /// The elements of the port filter's sets as nft shows them, each with its set's name.
+    pub(crate) fn guarded(&self) -> BTreeSet<(&'static str, String)> {
+        let mut all = BTreeSet::new();
+        for set in PortSet::ALL {
+            let shown = self.nft(&["-j", "list", "set", "bridge", TABLE, set.name()], "");
+            let shown: Value = serde_json::from_str(&shown).expect("JSON");
+            let elements = shown["nftables"][1]["set"]["elem"].as_array().cloned().unwrap_or_default();
+            all.extend(elements.iter().map(|element| (set.name(), element.to_string())));
+        }
+        all
     }
 
     /// Writes `subnet.env` for these gateways.
@@ -54,7 +87,9 @@ impl Lab {
                 text += &format!("FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET={gateway}\n");
             }
         }
-        self.write_subnet_env(&(text + "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\nLODEN_LEASE=held\n"));
+        text +=
+            &format!("FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\nLODEN_LEASE=held\nLODEN_PORT_FILTER={TABLE}\n");
+        self.write_subnet_env(&text);
     }
 
     pub(crate) fn write_subnet_env(&self, text: &str) {
@@ -149,6 +184,7 @@ impl Lab {
         assert_eq!(host, Vec::<String>::new(), "{context}: interfaces of the host");
         assert_eq!(self.links(netns), Vec::<String>::new(), "{context}: interfaces of the container");
         assert!(!self.ipam().join(".new").exists(), "{context}: a half-written file");
+        assert_eq!(self.guarded(), BTreeSet::new(), "{context}: the port filter");
     }
 }
 

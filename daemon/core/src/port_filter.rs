@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use loden_proto::allocation::Allocation;
-use loden_proto::port_filter::{Element, PortSet, port_of};
+use loden_proto::port_filter::{Element, port_of};
 
 use crate::mac::Fnv;
 
@@ -84,9 +84,9 @@ pub fn digest() -> String {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Difference {
     /// To be added.
-    pub lacking: Vec<Element>,
+    pub lacking: BTreeSet<Element>,
     /// To be removed.
-    pub surplus: Vec<Element>,
+    pub surplus: BTreeSet<Element>,
 }
 
 impl Difference {
@@ -122,29 +122,20 @@ pub fn difference<'a>(
         }
     }
     Difference {
-        lacking: allowed
-            .iter()
-            .filter(|(e, must)| **must && !found.contains(*e))
-            .map(|(e, _)| e.clone())
-            .collect(),
         surplus: found.iter().filter(|e| !allowed.contains_key(*e)).cloned().collect(),
+        lacking: allowed
+            .into_iter()
+            .filter(|(e, must)| *must && !found.contains(e))
+            .map(|(e, _)| e)
+            .collect(),
     }
-}
-
-/// The elements set by set, as they are sent.
-pub fn by_set(elements: &[Element]) -> Vec<(PortSet, Vec<Vec<u8>>)> {
-    let of = |set: PortSet| elements.iter().filter(move |(s, _)| *s == set).map(|(_, key)| key.clone());
-    PortSet::ALL
-        .into_iter()
-        .map(|set| (set, of(set).collect::<Vec<_>>()))
-        .filter(|(_, k)| !k.is_empty())
-        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use loden_proto::Mac;
     use loden_proto::allocation::Port;
+    use loden_proto::port_filter::PortSet;
 
     use super::*;
 
@@ -188,8 +179,7 @@ mod tests {
         let first = difference("loden", all(), &stray);
         assert_eq!(first.lacking_ports(), ["veth2"].into());
         assert_eq!(first.surplus.len(), stray.len());
-        let found: BTreeSet<Element> = first.lacking.iter().cloned().collect();
-        assert_eq!(difference("loden", all(), &found), Difference::default());
+        assert_eq!(difference("loden", all(), &first.lacking), Difference::default());
     }
 
     #[test]
@@ -199,13 +189,5 @@ mod tests {
         for found in [BTreeSet::new(), elements] {
             assert_eq!(difference("loden", [guarded(&one, false)], &found), Difference::default());
         }
-    }
-
-    #[test]
-    fn elements_are_sent_set_by_set() {
-        let all = allocation(2, Some("loden")).filter_elements();
-        let sets = by_set(&all);
-        assert_eq!(sets.iter().map(|(_, keys)| keys.len()).sum::<usize>(), all.len());
-        assert!(by_set(&[]).is_empty());
     }
 }

@@ -172,8 +172,8 @@ impl Endpoints {
             settled: !f.in_work && ports.get(&f.allocation.host_veth) != Some(&PortState::Gone),
         });
         let difference = difference(self.ports.table(), guarded, elements);
-        let changed = self.ports.change(&difference);
-        let lacking: Vec<&str> = difference.lacking_ports().into_iter().collect();
+        let lacking: Vec<String> = difference.lacking_ports().into_iter().map(str::to_owned).collect();
+        let changed = self.ports.change(difference);
         if look.note("the port filter does not follow the containers: ", changed).is_some()
             && !lacking.is_empty()
         {

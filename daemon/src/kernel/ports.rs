@@ -11,7 +11,7 @@ use loden_netlink::nftset::{self, Change, FAMILY_BRIDGE, Set};
 use loden_netlink::{Error, Socket};
 use loden_proto::Subnet;
 use loden_proto::allocation::Port;
-use loden_proto::port_filter::{Element, PortSet};
+use loden_proto::port_filter::{Element, PortSet, by_set};
 use loden_proto::subnet_env::SubnetEnv;
 
 use super::filters::{self, Ledger};
@@ -59,9 +59,8 @@ impl Ports {
     }
 
     /// Changes the sets. What the plugin has removed meanwhile is fine.
-    pub fn change(&mut self, difference: &Difference) -> Result<(), Error> {
-        let lacking = port_filter::by_set(&difference.lacking);
-        let surplus = port_filter::by_set(&difference.surplus);
+    pub fn change(&mut self, difference: Difference) -> Result<(), Error> {
+        let (lacking, surplus) = (by_set(difference.lacking), by_set(difference.surplus));
         let set = |set: &PortSet| Set { family: FAMILY_BRIDGE, table: &self.table, set: set.name() };
         let add = lacking.iter().map(|(s, keys)| (set(s), Change::Add(keys)));
         // Adding first makes the removal always succeed.
