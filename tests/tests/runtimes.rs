@@ -11,16 +11,16 @@ use loden_tests::story::{Cluster, SOON, VXLAN};
 use loden_tests::{Container, Host, Needed, Runtimes, eventually, matrix, probe};
 use serde_json::{Value, json};
 
-/// The list of docs/cni.md, with plugins chained behind Loden's. Debian's know 1.0.0 at most.
-fn conflist(chained: &[Value]) -> Value {
-    let capabilities = json!({"ips": true, "mac": true, "aliases": true, "dns": true});
-    let mut plugins = vec![json!({"type": "loden", "capabilities": capabilities})];
-    plugins.extend_from_slice(chained);
-    json!({"cniVersion": "1.0.0", "name": "loden", "plugins": plugins})
+/// The list of docs/cni.md: Loden's plugin and portmap.
+fn documented() -> Value {
+    let example = include_str!("../../docs/cni.md").split("```json").nth(1).expect("an example");
+    let example = example.split("```").next().expect("its end");
+    serde_json::from_str(example).expect("the example is JSON")
 }
 
-fn portmap() -> Value {
-    json!({"type": "portmap", "capabilities": {"portMappings": true}})
+/// The list that the package brings: Loden's plugin alone.
+fn packaged() -> Value {
+    serde_json::from_str(include_str!("../../packaging/10-loden.conflist")).expect("JSON")
 }
 
 /// Hosts a and b with ready daemons, runtimes on a, and a container of the plugin's on b.
@@ -71,7 +71,7 @@ impl Scene {
 
 #[test]
 fn containerd_runs_containers_on_the_overlay() {
-    let Some(scene) = Scene::start("containerd", &[Needed::Containerd], &conflist(&[])) else { return };
+    let Some(scene) = Scene::start("containerd", &[Needed::Containerd], &packaged()) else { return };
     let containerd = scene.runtimes.containerd();
     let (a1, a2) = (containerd.container("a1"), containerd.container("a2"));
     for container in [&a1, &a2] {
@@ -87,7 +87,7 @@ fn containerd_runs_containers_on_the_overlay() {
 
 #[test]
 fn kubernetes_pods_by_containerds_cri() {
-    let Some(scene) = Scene::start("cri", &[Needed::Containerd], &conflist(&[portmap()])) else { return };
+    let Some(scene) = Scene::start("cri", &[Needed::Containerd], &documented()) else { return };
     let containerd = scene.runtimes.containerd();
     let cri = containerd.cri();
     eventually(SOON, "the CRI has read the network", || cri.network_ready());
@@ -110,7 +110,7 @@ fn kubernetes_pods_by_containerds_cri() {
 
 #[test]
 fn podman_runs_containers_on_the_overlay() {
-    let Some(scene) = Scene::start("podman", &[Needed::Podman], &conflist(&[portmap()])) else { return };
+    let Some(scene) = Scene::start("podman", &[Needed::Podman], &documented()) else { return };
     let Some(podman) = scene.runtimes.podman() else { return };
     let a1 = podman.container("a1", &["--publish=8080:7"]);
     let wanted = scene.a().subnet().nth(77);
@@ -142,7 +142,7 @@ fn podman_runs_containers_on_the_overlay() {
 #[test]
 fn containerd_and_podman_share_a_network() {
     let needed = [Needed::Containerd, Needed::Podman];
-    let Some(scene) = Scene::start("two_runtimes", &needed, &conflist(&[])) else { return };
+    let Some(scene) = Scene::start("two_runtimes", &needed, &packaged()) else { return };
     let Some(podman) = scene.runtimes.podman() else { return };
     let containerd = scene.runtimes.containerd();
     let mut all: Vec<Container> = Vec::new();
@@ -164,13 +164,13 @@ fn containerd_and_podman_share_a_network() {
 
 #[test]
 fn a_chain_of_plugins_by_cnitool() {
-    let chain = [
-        portmap(),
+    let mut list = documented();
+    list["plugins"].as_array_mut().expect("a list").extend([
         json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}),
         json!({"type": "firewall", "backend": "iptables"}),
         json!({"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}}),
-    ];
-    let Some(scene) = Scene::start("chain", &[Needed::Cnitool], &conflist(&chain)) else { return };
+    ]);
+    let Some(scene) = Scene::start("chain", &[Needed::Cnitool], &list) else { return };
     let cnitool = scene.runtimes.cnitool("loden");
     let published = json!({"portMappings": [{"hostPort": 8080, "containerPort": 7, "protocol": "tcp"}]});
     let rate = 8_000_000;
@@ -202,9 +202,7 @@ fn a_chain_of_plugins_by_cnitool() {
 
 #[test]
 fn status_and_gc_by_cnitool() {
-    let mut list = conflist(&[]);
-    list["cniVersion"] = json!("1.1.0");
-    let Some(scene) = Scene::start("gc", &[Needed::Cnitool], &list) else { return };
+    let Some(scene) = Scene::start("gc", &[Needed::Cnitool], &packaged()) else { return };
     let cnitool = scene.runtimes.cnitool("loden");
     let (lives, dead) = (cnitool.add("lives", &Value::Null), cnitool.add("dead", &Value::Null));
     matrix(&[&lives, &dead, &scene.b1]);
