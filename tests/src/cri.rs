@@ -2,6 +2,7 @@
 //! network. Field numbers are those of Kubernetes' `api.proto`.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use prost::Message;
@@ -159,7 +160,7 @@ pub struct Pod {
     /// Its container, the addresses as it sees them itself.
     pub container: Container,
     /// The addresses that the runtime tells Kubernetes.
-    pub told: Vec<String>,
+    pub told: Vec<IpAddr>,
     id: String,
 }
 
@@ -235,11 +236,13 @@ impl Cri {
         let answer: PodSandboxStatusResponse = self.runtime("PodSandboxStatus", request).map_err(text)?;
         let network = answer.status.and_then(|s| s.network).unwrap_or_default();
         let told = [network.ip].into_iter().chain(network.additional_ips.into_iter().map(|ip| ip.ip));
+        let told = told.map(|ip| ip.parse().map_err(|e| format!("{ip:?}: {e}")));
+        let told: Vec<IpAddr> = told.collect::<Result<_, _>>()?;
         let info = answer.info.get("info").ok_or("no details of the pod")?;
         let info: serde_json::Value = serde_json::from_str(info).map_err(|e| e.to_string())?;
         let pid = info["pid"].as_u64().ok_or_else(|| format!("no process in {info}"))?;
         let container = self.runtimes.find(name, pid)?;
-        Ok(Pod { container, told: told.collect(), id })
+        Ok(Pod { container, told, id })
     }
 
     /// StopPodSandbox and RemovePodSandbox.

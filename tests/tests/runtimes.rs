@@ -7,7 +7,9 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use loden_tests::story::{Cluster, SOON, VXLAN};
+use loden_proto::Family;
+use loden_proto::allocation::Allocation;
+use loden_tests::story::{Cluster, SOON, Stack, VXLAN};
 use loden_tests::{Container, Host, Needed, Runtimes, eventually, matrix, probe};
 use serde_json::{Value, json};
 
@@ -32,7 +34,11 @@ struct Scene {
 
 impl Scene {
     fn start(story: &str, needed: &[Needed], conflist: &Value) -> Option<Self> {
-        let cluster = Cluster::start(story, VXLAN, &[]);
+        Self::start_on(VXLAN, story, needed, conflist)
+    }
+
+    fn start_on(config: &str, story: &str, needed: &[Needed], conflist: &Value) -> Option<Self> {
+        let cluster = Cluster::start(story, config, &[]);
         let runtimes = cluster.hosts[0].runtimes(needed, conflist)?;
         let b1 = cluster.hosts[1].container("b1");
         Some(Self { cluster, runtimes, b1 })
@@ -44,6 +50,14 @@ impl Scene {
 
     fn b(&self) -> &Host {
         &self.cluster.hosts[1]
+    }
+
+    /// The name that a container's allocation keeps for people.
+    #[track_caller]
+    fn name_kept_of(&self, container: &Container) -> Option<String> {
+        let path = format!("/run/loden/ipam/loden/{}", container.address());
+        let text = self.a().read_file(&path).unwrap_or_else(|| panic!("no {path}"));
+        Allocation::parse(&text).unwrap_or_else(|e| panic!("{path}: {e}: {text}")).name
     }
 
     /// Asserts that all containers of host a have left nothing, and what holds at every scenario's end.
@@ -87,18 +101,24 @@ fn containerd_runs_containers_on_the_overlay() {
 
 #[test]
 fn kubernetes_pods_by_containerds_cri() {
-    let Some(scene) = Scene::start("cri", &[Needed::Containerd], &documented()) else { return };
+    let config = Stack::Dual.vxlan();
+    let scene = Scene::start_on(&config, "cri", &[Needed::Containerd], &documented());
+    let Some(scene) = scene else { return };
     let containerd = scene.runtimes.containerd();
     let cri = containerd.cri();
     eventually(SOON, "the CRI has read the network", || cri.network_ready());
     let (pod, published) = (cri.run_pod("web", None), cri.run_pod("published", Some(7)));
     for pod in [&pod, &published] {
-        assert_eq!(pod.told, [pod.container.address().to_string()], "the pod and Kubernetes agree");
-        assert!(scene.a().subnet().contains(pod.container.address()));
+        assert_eq!(pod.told, pod.container.addresses(), "Kubernetes and the pod agree");
+        for family in [Family::V4, Family::V6] {
+            let (subnet, address) = (scene.a().subnet_of(family), pod.container.address_of(family));
+            assert!(subnet.contains(address), "{address} lies outside {subnet}");
+        }
     }
+    assert_eq!(scene.name_kept_of(&pod.container).as_deref(), Some("default/web"));
     matrix(&[&pod.container, &published.container, &scene.b1]);
     scene.port_leads_to(7, &published.container);
-    let addresses = [pod.container.address(), published.container.address()];
+    let addresses = [pod.container.addresses(), published.container.addresses()].concat();
     assert_eq!(scene.a().status().endpoints, 2);
     containerd.restart();
     eventually(SOON, "the CRI has read the network again", || cri.network_ready());
@@ -120,6 +140,7 @@ fn podman_runs_containers_on_the_overlay() {
     let network = podman.inspect("a2")["NetworkSettings"]["Networks"]["loden"].clone();
     assert_eq!(network["IPAddress"], json!(wanted), "Podman knows it: {network}");
     assert_eq!(network["MacAddress"], mac);
+    assert_eq!(scene.name_kept_of(&a2).as_deref(), Some("a2"));
     assert!(a2.ns().run(&["ip", "link", "show", "eth0"]).contains(mac));
     matrix(&[&a1, &a2, &scene.b1]);
     scene.port_leads_to(8080, &a1);
