@@ -18,6 +18,9 @@ network_backend = "cni"
 cni_plugin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
 "#;
 
+/// Its locks lie in /dev/shm by default, where those of the machine's own Podman are.
+const OWN_LOCKS: &str = "[engine]\nlock_type = \"file\"\n";
+
 impl Runtimes {
     /// Podman, which finds the network as a person would have configured it. `None`, with a note, where
     /// Debian's has no CNI: since version 5.
@@ -28,7 +31,8 @@ impl Runtimes {
             eprintln!("skipped: no CNI in {version}");
             return None;
         }
-        self.host().write_file("/etc/containers/containers.conf", CONTAINERS_CONF);
+        let config = format!("{CONTAINERS_CONF}{OWN_LOCKS}");
+        self.host().write_file("/etc/containers/containers.conf", &config);
         self.host().write_file(
             "/etc/containers/policy.json",
             r#"{"default": [{"type": "insecureAcceptAnything"}]}"#,
