@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -66,6 +66,8 @@ impl Needed {
 
 /// Debian's reference plugins.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+/// The first process: the shell reaps orphans while it waits.
+const FIRST: &str = "sleep infinity & wait";
 /// The name of the one image, busybox that sleeps.
 pub(crate) const IMAGE: &str = "localhost/lab:latest";
 
@@ -93,18 +95,15 @@ impl Host {
         self.install_packages(needed);
         self.write_file("/etc/cni/net.d/10-loden.conflist", &conflist.to_string());
         write_image(&self.lab().dir);
-        // The shell waits for more than its one child: it is the parent of orphans, too.
-        let argv = "unshare --pid --fork --kill-child --mount-proc sh -c";
-        let mut argv: Vec<&str> = argv.split(' ').collect();
-        argv.push("sleep infinity & wait");
-        let process = self.spawn("runtimes", &argv);
+        let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", FIRST];
+        let process = self.spawn("runtimes", &unshare);
         let first: OwnedFd = eventually(SOON, "the runtimes' first process is there", || {
             pidfd_open(first_pid(&process)?, PidfdFlags::empty()).ok()
         });
         process.takes_along(first);
         let runtimes = Runtimes { host: self.clone(), process };
         eventually(SOON, "the runtimes have a /proc of their own", || {
-            runtimes.exec(&["sh", "-c", "test -d /proc/1 && test \"$(cat /proc/1/comm)\" = sh"]).success()
+            runtimes.exec(&["grep", "--quiet", FIRST, "/proc/1/cmdline"]).success()
         });
         Some(runtimes)
     }
@@ -125,17 +124,26 @@ impl Host {
         self.run(&["sh", "-c", &format!("ln -s {REFERENCE_PLUGINS}/* /opt/cni/bin/")]);
     }
 
-    /// Allocations, veth pairs, and rules that mention one of these addresses, which ended containers
-    /// may have left.
-    pub fn leftovers(&self, addresses: &[IpAddr]) -> Vec<String> {
+    /// The rules, of whatever table, that mention one of these addresses.
+    pub fn rules_about(&self, addresses: &[IpAddr]) -> Vec<String> {
+        let rules = self.run(&["nft", "--stateless", "list", "ruleset"]);
+        // As 10.5.7.2, 10.5.7.2/32 and 10.5.7.2:80.
+        let address = |word: &str| match word.parse::<SocketAddr>() {
+            Ok(socket) => Some(socket.ip()),
+            Err(_) => word.parse().ok(),
+        };
+        let mentions = |line: &&str| {
+            let mut words = line.split(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':');
+            words.any(|word| address(word).is_some_and(|a| addresses.contains(&a)))
+        };
+        rules.lines().filter(mentions).map(|line| line.trim().to_owned()).collect()
+    }
+
+    /// What ended containers may have left: allocations, veth pairs, rules about their addresses.
+    fn leftovers(&self, addresses: &[IpAddr]) -> Vec<String> {
         let mut left = self.allocations();
         left.extend(kernel::links(self).into_iter().filter(|link| link.contains("veth")));
-        let rules = self.run(&["nft", "--stateless", "list", "ruleset"]);
-        let mentions = |line: &&str| {
-            let words = line.split(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':');
-            words.filter_map(|word| word.parse().ok()).any(|word: IpAddr| addresses.contains(&word))
-        };
-        left.extend(rules.lines().filter(mentions).map(|line| line.trim().to_owned()));
+        left.extend(self.rules_about(addresses));
         left
     }
 
