@@ -20,9 +20,13 @@ TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 s
 	containernetworking-plugins dbus firewalld ufw network-manager
 # Unpacked for the lab, not installed.
 DOCKER_PACKAGES := docker.io containerd runc busybox-static '?docker-cli'
+# Podman and the libraries of it that others seldom need, as Debian 12 and 13 name them.
+PODMAN_PACKAGES := podman conmon golang-github-containers-common '?libsubid4' '?libsubid5' \
+	'?libgpgme11' '?libgpgme11t64' '?libassuan0' '?libassuan9'
 
 CARGO_DENY_VERSION := 0.20.2
 FLANNEL_VERSION := v0.28.7
+CNITOOL_VERSION := v1.3.1
 # Docker publishes its module under versions of its own; the second is the release it became.
 MOBY_VERSION := v2.0.0-beta.24
 DOCKER29_VERSION := 29.8.0
@@ -61,7 +65,7 @@ HOST_TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-'
 TEST_RUNNER := CARGO_TARGET_$(HOST_TRIPLE)_RUNNER='sudo -E'
 endif
 .PHONY: test
-test: deps docker build ## Unit tests, property tests and lab scenarios (the lab needs root)
+test: deps docker podman build ## Unit tests, property tests and lab scenarios (the lab needs root)
 	$(TEST_RUNNER) cargo test --locked --workspace
 .PHONY: test-docker29
 test-docker29: deps docker docker29 build ## The scenarios with Docker again, with Docker 29 (needs Go)
@@ -86,20 +90,26 @@ $(TOOLS)/bin/cargo-deny:
 	cargo install --locked --root '$(TOOLS)' --version $(CARGO_DENY_VERSION) cargo-deny
 
 .PHONY: peers
-peers: ## Build the real flanneld that mixed-cluster tests run against (skipped without Go)
-	@if [ -x '$(PEERS)/flanneld' ]; then exit 0; fi; \
+peers: ## Build the real flanneld and cnitool that scenarios run against (skipped without Go)
+	@if [ -x '$(PEERS)/flanneld' ] && [ -x '$(PEERS)/cnitool' ]; then exit 0; fi; \
 	if ! command -v go >/dev/null; then \
-		echo 'peers: Go is not installed, so scenarios with a real flanneld will be skipped'; exit 0; fi; \
-	scripts/install-deps gcc libc6-dev; \
-	echo 'peers: building flanneld $(FLANNEL_VERSION)'; \
-	GOBIN='$(PEERS)' CGO_ENABLED=1 GOFLAGS=-mod=mod go install \
-		-ldflags '-s -w -X github.com/flannel-io/flannel/pkg/version.Version=$(FLANNEL_VERSION)' \
-		github.com/flannel-io/flannel@$(FLANNEL_VERSION); \
-	mv '$(PEERS)/flannel' '$(PEERS)/flanneld'
+		echo 'peers: Go is not installed, so scenarios with a real flanneld or cnitool will be skipped'; exit 0; fi; \
+	export GOBIN='$(PEERS)' GOFLAGS=-mod=mod; \
+	if ! [ -x '$(PEERS)/flanneld' ]; then \
+		scripts/install-deps gcc libc6-dev; \
+		echo 'peers: building flanneld $(FLANNEL_VERSION)'; \
+		CGO_ENABLED=1 go install \
+			-ldflags '-s -w -X github.com/flannel-io/flannel/pkg/version.Version=$(FLANNEL_VERSION)' \
+			github.com/flannel-io/flannel@$(FLANNEL_VERSION); \
+		mv '$(PEERS)/flannel' '$(PEERS)/flanneld'; fi; \
+	echo 'peers: building cnitool $(CNITOOL_VERSION)'; \
+	CGO_ENABLED=0 go install -ldflags '-s -w' github.com/containernetworking/cni/cnitool@$(CNITOOL_VERSION)
 
-.PHONY: docker docker29
-docker: ## Fetch Debian's Docker for the lab, without installing it
+.PHONY: docker podman docker29
+docker: ## Fetch Debian's Docker and containerd for the lab, without installing them
 	@scripts/unpack-debs '$(PEERS)/docker' $(DOCKER_PACKAGES)
+podman: docker ## Fetch Debian's Podman for the lab, without installing it
+	@scripts/unpack-debs '$(PEERS)/podman' $(PODMAN_PACKAGES)
 # Debian's runc and docker-proxy are too old for it.
 docker29: ## Build Docker 29 for the lab (needs Go)
 	@if [ -x '$(PEERS)/docker29/dockerd' ] && [ -x '$(PEERS)/docker29/docker-proxy' ] && [ -x '$(PEERS)/docker29/runc' ]; then exit 0; fi; \

@@ -100,8 +100,8 @@ impl Engine {
     }
 }
 
-/// Where `make docker` and `make docker29` put what they fetch and build.
-fn peers() -> &'static Path {
+/// Where `make peers`, `make docker`, `make docker29` and `make podman` put what they fetch and build.
+pub(crate) fn peers() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers"))
 }
 
@@ -305,7 +305,7 @@ impl Docker {
         let mut all: Vec<u32> = first.into_iter().collect();
         let mut known = 0;
         while let Some(pid) = all.get(known).copied() {
-            all.extend(children(pid));
+            all.extend(process::children(pid));
             known += 1;
         }
         all
@@ -381,16 +381,7 @@ fn tail(log: &str) -> String {
 
 /// The first process of the PID namespace that `unshare` has made.
 fn first_pid(unshare: &Process) -> Option<Pid> {
-    Pid::from_raw(children(unshare.pid()).first()?.cast_signed())
-}
-
-/// The children of all threads of a process.
-fn children(pid: u32) -> Vec<u32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    lists
-        .flat_map(|list| list.split_whitespace().filter_map(|c| c.parse().ok()).collect::<Vec<_>>())
-        .collect()
+    Pid::from_raw(process::children(unshare.pid()).first()?.cast_signed())
 }
 
 fn first_inside(unshare: &Process) -> Option<OwnedFd> {

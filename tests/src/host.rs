@@ -232,7 +232,7 @@ impl Host {
     /// A new installation on the same hardware and address: empty disk, new machine id.
     pub fn reinstall(&self) {
         self.lab().kill_processes(self.name());
-        for layer in ["etc", "lib"] {
+        for layer in ["etc", "opt", "lib"] {
             crate::process::run(shell(&format!("rm -rf {}/{layer}", self.inner.disk.display())), b"")
                 .expect_success();
         }

@@ -14,11 +14,14 @@
 //!
 //! Everything hangs on file descriptors and children of the test process: namespaces live as
 //! long as the descriptors, children get SIGKILL when the process dies, mounts are private to a
-//! host's mount namespace, Docker and its containers to a PID namespace. So an interrupted run
-//! leaves nothing but a folder and Docker's empty cgroups, which the next `Lab::new` sweeps.
+//! host's mount namespace, container runtimes and their containers to a PID namespace. So an interrupted run
+//! leaves nothing but a folder and empty cgroups, which the next `Lab::new` sweeps.
 //! `LODEN_LAB_PAUSE=1` keeps a failed scenario standing, to look around.
 
+mod cnitool;
 mod container;
+mod containerd;
+mod cri;
 mod daemon;
 mod docker;
 mod etcd;
@@ -30,14 +33,19 @@ pub mod kernel;
 mod lab;
 mod managers;
 mod netns;
+mod podman;
 pub mod probe;
 mod process;
+mod runtimes;
 pub mod story;
 mod tls;
 mod wait;
 mod world;
 
+pub use cnitool::Cnitool;
 pub use container::{Container, matrix};
+pub use containerd::Containerd;
+pub use cri::{Cri, Pod};
 pub use daemon::Daemon;
 pub use docker::{Docker, Engine};
 pub use etcd::{Etcd, PREFIX};
@@ -45,6 +53,8 @@ pub use host::Host;
 pub use lab::{Lab, Segment};
 pub use managers::Firewalld;
 pub use netns::Ns;
+pub use podman::Podman;
 pub use process::{Output, Process};
+pub use runtimes::{Needed, Runtimes};
 pub use tls::Security;
 pub use wait::{Outcome, always, eventually};

@@ -1,9 +1,9 @@
-//! What makes a namespace look like a machine: its own /etc, /var/lib, /run, /sys, host name,
+//! What makes a namespace look like a machine: its own /etc, /opt, /var/lib, /run, /sys, host name,
 //! machine id and boot id.
 
 use std::ffi::CString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::mount::{
     MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_move,
@@ -13,10 +13,10 @@ use rustix::thread::UnshareFlags;
 
 use crate::Ns;
 
-/// The namespaces of a host. Its disk, the upper layers over /etc and /var/lib, lies in `disk`
+/// The namespaces of a host. Its disk, the upper layers over /etc, /opt and /var/lib, lies in `disk`
 /// and outlives them; /run and the boot id do not.
 pub(crate) fn boot(name: &str, disk: &Path, boot_id: &str) -> Ns {
-    for folder in ["etc", "etc.work", "lib", "lib.work", "cgroup"] {
+    for folder in ["etc", "etc.work", "opt", "opt.work", "lib", "lib.work", "cgroup"] {
         fs::create_dir_all(disk.join(folder)).expect("a folder of the host's disk");
     }
     let boot_file = disk.join("boot_id");
@@ -33,6 +33,7 @@ pub(crate) fn boot(name: &str, disk: &Path, boot_id: &str) -> Ns {
         // Absent from kernels without BPF.
         let _ = mount("bpf", "/sys/fs/bpf", "bpf", MountFlags::empty(), None);
         overlay("/etc", &disk.join("etc"), &disk.join("etc.work"));
+        overlay("/opt", &disk.join("opt"), &disk.join("opt.work"));
         overlay("/var/lib", &disk.join("lib"), &disk.join("lib.work"));
         mount("tmpfs", "/run", "tmpfs", MountFlags::NOSUID, Some(c"mode=0755")).expect("mounting /run");
         fs::create_dir_all("/run/netns").and_then(|()| fs::create_dir_all("/run/lock")).expect("/run");
@@ -41,6 +42,15 @@ pub(crate) fn boot(name: &str, disk: &Path, boot_id: &str) -> Ns {
     });
     ns.ip("link set lo up");
     ns
+}
+
+/// Shows the files of these folders in another, as if they had been installed there, to the calling
+/// thread's mount namespace.
+pub(crate) fn cover(target: &str, folders: &[PathBuf]) {
+    let upper: String = folders.iter().map(|folder| format!("{}:", folder.display())).collect();
+    let options = CString::new(format!("lowerdir={upper}{target}")).expect("no NUL in paths");
+    mount("overlay", target, "overlay", MountFlags::empty(), Some(options.as_c_str()))
+        .unwrap_or_else(|e| panic!("mounting {folders:?} over {target}: {e}"));
 }
 
 fn overlay(target: &str, upper: &Path, work: &Path) {
