@@ -16,6 +16,7 @@
 
 pub mod add;
 pub mod allocations;
+pub mod attached;
 pub mod bridge;
 pub mod check;
 pub mod container;
