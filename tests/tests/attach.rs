@@ -232,6 +232,10 @@ fn a_machine_is_found_by_its_leader_and_what_is_not_there_is_said() {
     );
     refused(a.loden(&["attach", "99999999"]), &["/run/netns/99999999", "/proc/99999999/ns/net"]);
     refused(a.loden(&["attach", "run/netns/box"]), &["relative"]);
+    refused(
+        a.loden(&["attach", "box", "--subnet-file", "/none"]),
+        &["/none does not exist", "start the daemon", "--subnet-file"],
+    );
     a.write_file("/run/netns/plain", "");
     refused(a.loden(&["attach", "plain"]), &["/run/netns/plain is no network namespace"]);
     let own = a.spawn("own", &["sleep", "1000"]);
