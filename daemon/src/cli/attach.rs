@@ -204,6 +204,10 @@ fn explained(error: Error, args: &AttachArgs, target: &Target) -> anyhow::Error 
             args.target,
             args.target
         ),
+        Error::NoSubnet(path) => anyhow::anyhow!(
+            "{} does not exist, so this host has no subnet yet; start the daemon (loden status), or name the file with --subnet-file",
+            path.display()
+        ),
         other => {
             anyhow::Error::from(other).context(format!("cannot attach {} ({})", args.target, target.id()))
         }
