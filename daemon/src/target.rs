@@ -30,7 +30,7 @@ pub enum Target {
 impl Target {
     /// All that a text can mean, in the order in which it is tried.
     pub fn readings(text: &str) -> Result<Vec<Self>, String> {
-        if text.contains('/') {
+        if text.contains('/') && !text.chars().any(char::is_control) {
             return Ok(vec![Self::of_path(text)?]);
         }
         let name = !text.is_empty() && !text.starts_with('.') && text.len() <= MAX_NAME;
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_is_no_target_is_refused() {
-        for text in ["", ".", "..", ".hidden", "a\nb", "./web", "netns/web"] {
+        for text in ["", ".", "..", ".hidden", "a\nb", "/a\nb", "./web", "netns/web"] {
             Target::readings(text).expect_err(text);
         }
     }
