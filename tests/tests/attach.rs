@@ -125,6 +125,15 @@ fn a_second_attach_keeps_what_the_first_gave() {
     refused(a.loden(&["attach", "same"]), &["same has an interface eth0 already", "--interface"]);
     a.run(&["ip", "netns", "del", "same"]);
 
+    // One at a time.
+    a.namespace("busy");
+    let file = a.ns().within_all(|| std::fs::File::open("/run/netns/busy")).expect("the namespace");
+    file.lock().expect("its lock");
+    refused(a.loden(&["attach", "busy"]), &["another loden attach works on busy", "/run/netns/busy"]);
+    drop(file);
+    a.loden(&["attach", "busy"]).expect_success();
+    assert_eq!(detach(a, &["busy"]).len(), 1);
+
     // A name, an address and a MAC have one holder.
     a.namespace("other");
     refused(a.loden(&["attach", "other", "--name", "web"]), &["the name web is that of netns-web", &wanted]);

@@ -1,6 +1,7 @@
 //! `loden attach`: connect what no container runtime connects, by the CNI plugin's own code.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::net::IpAddr;
 
 use anyhow::{Context, bail};
@@ -15,6 +16,8 @@ use loden_cni::{Error, add, attached, gc};
 use loden_proto::Mac;
 use loden_proto::allocation::Allocation;
 use loden_proto::subnet_env::SubnetEnv;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::daemon::PlaceArgs;
@@ -113,6 +116,7 @@ fn mac(text: &str) -> Result<Mac, String> {
 fn attach(args: AttachArgs) -> anyhow::Result<Given> {
     let (target, netns) = target::resolve(&args.target)?;
     refuse_unfit(&args.target, &netns)?;
+    let _lock = lock(&args.target, &netns)?;
     let attachments = attachments(&args.place);
     let (id, ifname) = (target.id(), &args.wanted_ifname);
     let name = args.wanted_name.clone().unwrap_or_else(|| args.target.clone());
@@ -147,6 +151,19 @@ fn refuse_unfit(target: &str, path: &str) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// One attach of a namespace at a time: the plugin relies on its runtime for that. Does not wait, since
+/// what is inside could hold the lock too.
+fn lock(target: &str, path: &str) -> anyhow::Result<File> {
+    let file = File::open(path).with_context(|| format!("cannot open {path}"))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => {
+            bail!("another loden attach works on {target} at this moment ({path} is locked); try again")
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot lock {path}")),
+    }
 }
 
 fn refuse_taken_name(attachments: &Attachments, id: &str, name: &str) -> anyhow::Result<()> {
