@@ -31,6 +31,7 @@ CNITOOL_VERSION := v1.3.1
 MOBY_VERSION := v2.0.0-beta.24
 DOCKER29_VERSION := 29.8.0
 RUNC_VERSION := v1.4.0
+NETAVARK_VERSION := 2.1.0
 
 PREFIX ?= /usr
 DESTDIR ?=
@@ -70,6 +71,10 @@ test: deps docker podman build ## Unit tests, property tests and lab scenarios (
 .PHONY: test-docker29
 test-docker29: deps docker docker29 build ## The scenarios with Docker again, with Docker 29 (needs Go)
 	$(TEST_RUNNER) cargo test --locked -p loden-tests --test docker -- --ignored docker29
+
+.PHONY: test-netavark
+test-netavark: deps netavark build ## The plugin below a real netavark, which is Podman 5's CNI
+	$(TEST_RUNNER) cargo test --locked -p loden-cni --test plugin -- --ignored real_netavark
 
 .PHONY: check
 check: check-deps $(TOOLS)/bin/cargo-deny ## Format, lints, documentation, each crate alone, licences, unit hardening
@@ -121,6 +126,11 @@ docker29: ## Build Docker 29 for the lab (needs Go)
 		-ldflags '-s -w -X github.com/moby/moby/v2/dockerversion.Version=$(DOCKER29_VERSION)' \
 		github.com/moby/moby/v2/cmd/dockerd@$(MOBY_VERSION) github.com/moby/moby/v2/cmd/docker-proxy@$(MOBY_VERSION); \
 	CGO_ENABLED=1 go install -tags seccomp -ldflags '-s -w' github.com/opencontainers/runc@$(RUNC_VERSION)
+
+.PHONY: netavark
+netavark: build-deps ## Build netavark for the lab
+	@if [ -x '$(PEERS)/netavark/bin/netavark' ]; then exit 0; fi; \
+	cargo install --locked --root '$(PEERS)/netavark' --version $(NETAVARK_VERSION) --bin netavark netavark
 
 .PHONY: install
 install: ## Install what `make release` built (DESTDIR, PREFIX, CNI_BIN)

@@ -1,6 +1,6 @@
 //! Loden's CNI plugin as a library: addresses from the leased subnet, one bridge, one veth
 //! pair per container. The binary `loden-cni` (installed as `/opt/cni/bin/loden`) is
-//! [`run::run`]; the daemon's `loden attach` calls [`add::add`] and [`del::del`].
+//! [`run::run`], or [`netavark::run`] for Podman 5; the daemon's `loden attach` calls [`add::add`] and [`del::del`].
 //!
 //! ```text
 //! environment, stdin ─► request ─► add ─► netns, bridge ─► links ─► kernel
@@ -17,6 +17,7 @@
 
 pub mod add;
 pub mod allocations;
+pub mod attached;
 pub mod bridge;
 pub mod check;
 pub mod container;
@@ -30,6 +31,8 @@ pub mod ipam;
 mod json;
 mod links;
 pub mod naming;
+pub mod netavark;
+mod netavark_config;
 pub mod netns;
 pub mod options;
 mod port_filter;

@@ -1,8 +1,9 @@
-//! The binary: hands environment and standard streams to the library.
+//! The binary: hands environment, arguments and standard streams to the library.
 
 use std::io::{stderr, stdin, stdout};
 use std::process::ExitCode;
 
+use loden_cni::netavark;
 use loden_cni::request::Environment;
 use loden_cni::run::{Streams, run};
 use rustix::fs::Mode;
@@ -12,5 +13,12 @@ fn main() -> ExitCode {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let streams =
         Streams { stdin: &mut stdin().lock(), stdout: &mut stdout().lock(), stderr: &mut stderr().lock() };
-    ExitCode::from(run(&Environment::of_process(), streams))
+    let environment = Environment::of_process();
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    let code = match netavark::is_meant(&arguments, &environment.command) {
+        true => netavark::run(&arguments, streams),
+        false => run(&environment, streams),
+    };
+    ExitCode::from(code)
 }

@@ -1,5 +1,5 @@
 //! Network namespaces: opening one by path, and running code inside. Called by `add.rs`,
-//! `del.rs`, `check.rs` and `gc.rs`.
+//! `del.rs`, `check.rs`, `gc.rs`, `attached.rs` and the daemon's `loden attach`.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -35,7 +35,7 @@ impl Netns {
 
     /// The namespace at a path; `None` when it is gone: there is nothing at the path, or the
     /// plain file that a namespace had been mounted on.
-    pub(crate) fn find(path: &str) -> Result<Option<Self>, Error> {
+    pub fn find(path: &str) -> Result<Option<Self>, Error> {
         match Self::open(path) {
             Ok(netns) => {
                 let system = fstatfs(&netns.file).map_err(|e| netns.error(e.into()))?;

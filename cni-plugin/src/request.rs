@@ -1,6 +1,6 @@
 //! One CNI request: environment and standard input in, checked types out (`environment.rs`,
 //! `version.rs`, `options.rs` and `wishes.rs` have the checks of their parts). Called by
-//! `run.rs`. The order of the checks and the words of the errors are those of Go's
+//! `run.rs`; `netavark_config.rs` makes requests of its own. The order of the checks and the words of the errors are those of Go's
 //! `pkg/skel`, because runtimes and test suites know them.
 //!
 //! Options and wishes are read for ADD and STATUS only: a DEL must not fail for what an ADD
@@ -248,7 +248,7 @@ fn is_plain(text: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
-fn network_name(object: &Map<String, Value>) -> Result<String, Error> {
+pub(crate) fn network_name(object: &Map<String, Value>) -> Result<String, Error> {
     let name = json::string(object, "name").map_err(undecodable)?.unwrap_or_default();
     if name.is_empty() {
         return Err(Error::Config("missing network name".into()));
@@ -260,7 +260,7 @@ fn network_name(object: &Map<String, Value>) -> Result<String, Error> {
     Ok(name.to_owned())
 }
 
-fn container_id(id: &str) -> Result<&str, Error> {
+pub(crate) fn container_id(id: &str) -> Result<&str, Error> {
     if is_plain(id) {
         return Ok(id);
     }

@@ -164,7 +164,12 @@ fn name(args: Args<'_>, labels: &[(&str, &str)], aliases: Vec<String>) -> Option
     let plain = || label("name").map(str::to_owned);
     let name = kubernetes().or_else(nomad).or_else(nerdctl).or_else(pod).or_else(plain);
     let name = name.or_else(|| aliases.into_iter().next());
-    name.filter(|n| !n.is_empty() && n.len() <= MAX_NAME && n.chars().all(|c| !c.is_control()))
+    name.filter(|n| is_name(n))
+}
+
+/// Whether people can read it.
+pub(crate) fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_NAME && text.chars().all(|c| !c.is_control())
 }
 
 /// Whether a container may have this MAC with these addresses: those that the plugin makes

@@ -4,9 +4,10 @@
 //! [`network_config`] follows the config, [`reconcile`] decides with the core and writes through
 //! [`kernel`], [`status`] answers questions, [`subnet_file`] tells plugins, [`flanneld`] finds the other
 //! daemon; [`cli`] is what an
-//! operator types.
+//! operator types, [`target`] and [`attachments`] what `loden attach` works with.
 
 pub mod app;
+pub mod attachments;
 pub mod cli;
 pub mod clock;
 pub mod docker_user;
@@ -22,3 +23,4 @@ pub mod state;
 pub mod status;
 pub mod store;
 pub mod subnet_file;
+pub mod target;

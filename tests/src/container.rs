@@ -10,7 +10,7 @@ use loden_proto::subnet_env::SubnetEnv;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use serde_json::{Value, json};
 
-use crate::process::{self, lock};
+use crate::process::{self, Process, lock};
 use crate::{Host, Ns, daemon, eventually, probe};
 
 /// A container on a host. It lives until [`Container::delete`], a reboot or the lab's end.
@@ -55,9 +55,7 @@ impl Host {
             }
         };
         let result: Value = serde_json::from_str(&answer).map_err(|e| format!("{e} in {answer}"))?;
-        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
-        let addresses: Vec<IpAddr> =
-            result["ips"].as_array().into_iter().flatten().filter_map(address).collect();
+        let addresses = addresses(&result["ips"]);
         if addresses.is_empty() {
             return Err(format!("no address in {answer}"));
         }
@@ -97,6 +95,43 @@ impl Host {
         Container::new(self, name, ns, addresses, None, Value::Null)
     }
 
+    /// A namespace that `ip netns` knows by this name and nothing has connected.
+    pub fn namespace(&self, name: &str) -> Arc<Ns> {
+        let ns = Arc::new(Ns::new());
+        self.bind_netns(name, &ns);
+        ns
+    }
+
+    /// Removes the name of a namespace, as `ip netns del` does.
+    pub fn remove_namespace(&self, name: &str) {
+        self.unbind_netns(name);
+    }
+
+    /// A process in a network namespace of its own.
+    #[track_caller]
+    pub fn process_apart(&self, name: &str) -> (Arc<Process>, Arc<Ns>) {
+        let process = self.spawn(name, &["unshare", "--net", "sleep", "1000"]);
+        let own = |path: &str| std::fs::read_link(path).ok();
+        let (host, path) = (own(&self.ns().path()), format!("/proc/{}/ns/net", process.pid()));
+        eventually(Duration::from_secs(10), "it has left the namespaces of lab and host", || {
+            let now = own(&path);
+            now.is_some() && now != host && now != own("/proc/self/ns/net")
+        });
+        let ns = Ns::open(path.as_ref()).expect("the namespace of a living process");
+        (process, Arc::new(ns))
+    }
+
+    /// What `loden attach` has connected, or what it answered instead.
+    pub fn attach(&self, target: &str, ns: &Arc<Ns>, flags: &[&str]) -> Result<Container, String> {
+        let output = self.loden(&[&["attach", target, "--json"], flags].concat());
+        if !output.success() {
+            return Err(output.describe());
+        }
+        let result: Value = serde_json::from_str(&output.stdout).map_err(|e| e.to_string())?;
+        let addresses: Vec<IpAddr> = addresses(&result["addresses"]);
+        Ok(Container::new(self, target, ns.clone(), addresses, None, result))
+    }
+
     fn bind_netns(&self, name: &str, ns: &Ns) {
         let (path, source) = (netns_path(name), ns.path());
         self.ns().within_all(|| {
@@ -112,6 +147,12 @@ impl Host {
             let _ = std::fs::remove_file(&path);
         });
     }
+}
+
+/// The addresses of a list of objects, without their lengths.
+fn addresses(list: &Value) -> Vec<IpAddr> {
+    let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
+    list.as_array().into_iter().flatten().filter_map(address).collect()
 }
 
 fn forwarding_of_all(family: Family) -> &'static str {
@@ -196,7 +237,8 @@ impl Container {
         cni(&self.host, "ADD", &self.name, conf)
     }
 
-    /// Ends it, as a runtime does: DEL, then the namespace goes.
+    /// Ends it, as a runtime does: DEL, then the namespace goes. One that was attached must have been
+    /// detached before.
     #[track_caller]
     pub fn delete(self) {
         if let Some(conf) = &self.conf {

@@ -5,6 +5,7 @@ mod addresses;
 mod chain;
 mod failures;
 mod lab;
+mod netavark;
 mod port_filter;
 mod protocol;
 mod requests;

@@ -3,9 +3,11 @@
 //! Every flag can also be given in the environment (`LODEN_…`) and in one configuration file; a
 //! flag wins over the environment, the environment over the file.
 
+mod attach;
 mod cleanup;
 mod config;
 mod daemon;
+mod detach;
 mod docker_opts;
 mod endpoints;
 mod judge_rules;
@@ -49,6 +51,10 @@ enum Command {
     /// List, reserve and release subnet leases
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
+    /// Connect a namespace, a process or a machine that no container runtime connects
+    Attach(attach::AttachArgs),
+    /// Take back what attach gave
+    Detach(detach::DetachArgs),
     /// Print the options that make Docker's containers members of the overlay
     DockerOpts(docker_opts::DockerOptsArgs),
     /// Remove from this host's kernel what Loden made
@@ -108,6 +114,8 @@ async fn run(command: Command, sources: &settings::Sources) -> anyhow::Result<()
         Command::Endpoints(args) => endpoints::run(args),
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
+        Command::Attach(args) => attach::run(args).await,
+        Command::Detach(args) => detach::run(args).await,
         Command::JudgeRules => judge_rules::run().await,
         Command::DockerOpts(args) => docker_opts::run(args).await,
         Command::Cleanup(args) => cleanup::run(args).await,
