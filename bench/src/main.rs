@@ -54,13 +54,28 @@ fn run() -> Result<()> {
         if !wanted.is_empty() && !wanted.iter().any(|w| w == name) {
             continue;
         }
+        let before = load();
         let rows = measure(rounds).with_context(|| format!("group {name}"))?;
         fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
         let path = dir.join(format!("{name}.json"));
         let json = serde_json::to_string_pretty(&rows)?;
         fs::write(&path, json + "\n").with_context(|| format!("write {}", path.display()))?;
         stdout().write_all(report::table(name, &rows).as_bytes())?;
+        writeln!(stdout(), "  {}, load before {before}, after {}", machine(), load())?;
         eprintln!("written to {}", path.display());
     }
     Ok(())
+}
+
+/// Processes that wanted a CPU lately, on average over a minute: with more than there are CPUs,
+/// others' work is in the numbers.
+fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+fn machine() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    format!("Linux {}, {cpus} CPUs", release.trim())
 }

@@ -16,6 +16,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::ExitCode;
 
 use loden_netlink::{Request, Socket, flags};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
@@ -23,8 +24,15 @@ use netlink_packet_route::link::{
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+// Message types (linux/rtnetlink.h).
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
+const RTM_NEWADDR: u16 = 20;
+const RTM_NEWROUTE: u16 = 24;
 
 const LOOPBACK: u32 = 1;
 const MTU: u32 = 1450;
@@ -71,7 +79,7 @@ fn add(namespace: &str, host_end: &str, name: &str, bridge: &str, address: &str)
 fn del(host_end: &str) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(host_end.into()));
-    send(&mut Socket::route()?, &[Request::route(&RouteNetlinkMessage::DelLink(message), 0)])
+    send(&mut Socket::route()?, &[Request::of(RTM_DELLINK, &message, 0)])
 }
 
 fn send(socket: &mut Socket, requests: &[Request]) -> io::Result<()> {
@@ -84,6 +92,8 @@ fn new_pair(host_end: &str, name: &str, namespace: &File, bridge: u32) -> Reques
     peer.attributes = vec![
         LinkAttribute::IfName(name.into()),
         LinkAttribute::Mtu(MTU),
+        LinkAttribute::NumTxQueues(1),
+        LinkAttribute::NumRxQueues(1),
         LinkAttribute::NetNsFd(namespace.as_raw_fd()),
     ];
     let mut message = LinkMessage::default();
@@ -92,25 +102,24 @@ fn new_pair(host_end: &str, name: &str, namespace: &File, bridge: u32) -> Reques
     message.attributes = vec![
         LinkAttribute::IfName(host_end.into()),
         LinkAttribute::Mtu(MTU),
+        LinkAttribute::NumTxQueues(1),
+        LinkAttribute::NumRxQueues(1),
         LinkAttribute::Controller(bridge),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]),
     ];
-    Request::route(&RouteNetlinkMessage::NewLink(message), flags::CREATE | flags::EXCL)
+    Request::of(RTM_NEWLINK, &message, flags::CREATE | flags::EXCL)
 }
 
 fn index_of(socket: &mut Socket, name: &str) -> io::Result<u32> {
     let mut message = LinkMessage::default();
     message.attributes =
         vec![LinkAttribute::IfName(name.into()), LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
-    let reply =
-        socket.get(&Request::route(&RouteNetlinkMessage::GetLink(message), 0)).map_err(io::Error::other)?;
-    match reply.map(|r| r.route()).transpose().map_err(io::Error::other)? {
-        Some(RouteNetlinkMessage::NewLink(link)) => Ok(link.header.index),
-        _ => Err(io::ErrorKind::NotFound.into()),
-    }
+    let reply = socket.get(&Request::of(RTM_GETLINK, &message, 0)).map_err(io::Error::other)?;
+    let link: LinkMessage = reply.ok_or(io::ErrorKind::NotFound)?.decode().map_err(io::Error::other)?;
+    Ok(link.header.index)
 }
 
 fn set_up(index: u32) -> Request {
@@ -118,7 +127,7 @@ fn set_up(index: u32) -> Request {
     message.header.index = index;
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
-    Request::route(&RouteNetlinkMessage::SetLink(message), 0)
+    Request::of(RTM_SETLINK, &message, 0)
 }
 
 fn add_address(index: u32, address: Ipv4Addr) -> Request {
@@ -133,7 +142,7 @@ fn add_address(index: u32, address: Ipv4Addr) -> Request {
         AddressAttribute::Address(IpAddr::V4(address)),
         AddressAttribute::Broadcast(Ipv4Addr::new(a, b, c, 255)),
     ];
-    Request::route(&RouteNetlinkMessage::NewAddress(message), flags::CREATE | flags::EXCL)
+    Request::of(RTM_NEWADDR, &message, flags::CREATE | flags::EXCL)
 }
 
 fn add_default_route(index: u32, gateway: Ipv4Addr) -> Request {
@@ -145,5 +154,5 @@ fn add_default_route(index: u32, gateway: Ipv4Addr) -> Request {
     message.header.kind = RouteType::Unicast;
     message.attributes =
         vec![RouteAttribute::Gateway(IpAddr::V4(gateway).into()), RouteAttribute::Oif(index)];
-    Request::route(&RouteNetlinkMessage::NewRoute(message), flags::CREATE | flags::EXCL)
+    Request::of(RTM_NEWROUTE, &message, flags::CREATE | flags::EXCL)
 }
