@@ -29,7 +29,8 @@ impl Call {
         let (reader, mut writer) = pipe().context("a pipe")?;
         // A pipe holds 64 KiB, so nobody need read it yet.
         writer.write_all(stdin.as_bytes()).context("fill a pipe")?;
-        command.stdin(Stdio::from(reader)).stdout(Stdio::piped());
+        // Errors come on standard output, and flannel's plugin is talkative.
+        command.stdin(Stdio::from(reader)).stdout(Stdio::piped()).stderr(Stdio::null());
         Ok(Self { command })
     }
 

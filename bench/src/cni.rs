@@ -224,21 +224,28 @@ impl Measured {
         let mut rows = Vec::new();
         let mut row = |metric: &str, unit, chain: Option<Budget>, floor: Option<Budget>| {
             let loden = self.loden.get(metric).map(Vec::as_slice).unwrap_or_default();
-            let baselines =
-                [(&self.chain, self.chain_name.as_str(), chain), (&self.floor, "the kernel alone", floor)];
-            for (rounds, name, budget) in baselines {
-                let Some(baseline) = rounds.get(metric) else { continue };
-                let row = Row::new(metric, unit, loden).beside(name, loden, baseline);
-                rows.push(match budget {
-                    Some(budget) => row.within(budget),
-                    None => row,
-                });
+            let with = |row: Row, budget: Option<Budget>| match budget {
+                Some(budget) => row.within(budget),
+                None => row,
+            };
+            let baselines = [
+                (self.chain.get(metric), self.chain_name.as_str(), chain),
+                (self.floor.get(metric), "the kernel alone", floor),
+            ];
+            for (baseline, name, budget) in baselines {
+                if let Some(baseline) = baseline {
+                    rows.push(with(Row::new(metric, unit, loden).beside(name, loden, baseline), budget));
+                }
+            }
+            if baselines.iter().all(|(baseline, ..)| baseline.is_none()) {
+                rows.push(with(Row::new(metric, unit, loden), chain.or(floor)));
             }
         };
         let at_most = |value| Some(Budget::Value(value));
         row("ADD, fastest", "ms", None, None);
         row("ADD, p50", "ms", at_most(2.0), None);
         row("ADD, p99", "ms", at_most(6.0), None);
+        row("DEL, fastest", "ms", None, None);
         row("DEL, p50", "ms", None, Some(Budget::Ratio(1.2)));
         row("DEL, p99", "ms", None, None);
         row("CHECK, p50", "ms", at_most(2.0), None);

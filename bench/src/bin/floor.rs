@@ -10,7 +10,7 @@
 //! ```
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::ExitCode;
@@ -51,7 +51,8 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("loden-bench-floor: {arguments:?}: {error}");
+            // As a plugin does.
+            let _ = writeln!(io::stdout(), "loden-bench-floor: {arguments:?}: {error}");
             ExitCode::FAILURE
         }
     }
