@@ -50,11 +50,16 @@ build-deps:
 check-deps:
 	@scripts/install-deps $(BUILD_PACKAGES) $(CHECK_PACKAGES)
 
+# A process that lives for two milliseconds spends a fifth of them in the dynamic linker.
+STATIC_BUILD := cargo rustc --locked --release
+STATIC := -- -C target-feature=+crt-static
+
 .PHONY: build release
 build: build-deps ## Build everything, unoptimised
 	cargo build --locked --workspace --bins
 release: build-deps ## Build the two binaries to install
-	cargo build --locked --release -p loden -p loden-cni
+	cargo build --locked --release -p loden
+	$(STATIC_BUILD) -p loden-cni --bin loden-cni $(STATIC)
 
 .PHONY: demo
 demo: deps build ## Three hosts on this machine, their containers talking (KEEP=1 leaves it running)
@@ -75,6 +80,14 @@ test-docker29: deps docker docker29 build ## The scenarios with Docker again, wi
 .PHONY: test-netavark
 test-netavark: deps netavark build ## The plugin below a real netavark, which is Podman 5's CNI
 	$(TEST_RUNNER) cargo test --locked -p loden-cni --test plugin -- --ignored real_netavark
+
+# The one that does only what the kernel needs is linked as the plugin is.
+.PHONY: bench
+bench: deps release ## Measure beside flannel and the kernel itself (ONLY=cni: one group; FLANNEL_CNI=flannel's plugin)
+	$(STATIC_BUILD) -p loden-bench --bin loden-bench-floor $(STATIC)
+	cargo build --locked --release -p loden-bench --bin loden-bench
+	@$(if $(filter-out 0,$(shell id -u)),sudo -E) env LODEN_BIN_DIR='$(TARGET)/release' LODEN_BENCH_DIR='$(CURDIR)/target/bench' \
+		'$(TARGET)/release/loden-bench' $(ONLY)
 
 .PHONY: check
 check: check-deps $(TOOLS)/bin/cargo-deny ## Format, lints, documentation, each crate alone, licences, unit hardening

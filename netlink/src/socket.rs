@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
+use netlink_packet_core::{Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, Parseable};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 
@@ -68,6 +68,14 @@ impl Request {
         Self { message_type: message.message_type(), flags, payload }
     }
 
+    /// The same for a message whose type (`RTM_…`) the caller knows. [`Request::route`] brings the
+    /// code for every type there is, half a mebibyte, into a program that is to be small.
+    pub fn of(message_type: u16, message: &impl Emitable, flags: u16) -> Self {
+        let mut payload = vec![0; message.buffer_len()];
+        message.emit(&mut payload);
+        Self { message_type, flags, payload }
+    }
+
     fn encode(&self, flags: u16, sequence: u32, out: &mut Vec<u8>) {
         let length = (HEADER_LEN + self.payload.len()) as u32;
         out.extend_from_slice(&length.to_ne_bytes());
@@ -95,6 +103,12 @@ impl Reply {
         let mut header = NetlinkHeader::default();
         header.message_type = self.message_type;
         RouteNetlinkMessage::deserialize(&header, &self.payload)
+            .map_err(|e| Error::Decode { message_type: self.message_type, reason: e.to_string() })
+    }
+
+    /// Decodes it as the message that its type says, as [`Request::of`] encodes.
+    pub fn decode<T: Parseable<[u8]>>(&self) -> Result<T, Error> {
+        T::parse(&self.payload)
             .map_err(|e| Error::Decode { message_type: self.message_type, reason: e.to_string() })
     }
 }

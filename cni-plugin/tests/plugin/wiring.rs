@@ -161,6 +161,18 @@ fn the_bridge_forwards_for_a_container_when_add_returns() {
 }
 
 #[test]
+fn a_pair_has_one_queue_however_many_cpus_there_are() {
+    let lab = Lab::new();
+    let netns = lab.namespace("c");
+    let host_end = lab.add(&netns)["interfaces"][1]["name"].as_str().expect("name").to_owned();
+    for (namespace, name) in [(&lab.host(), host_end.as_str()), (&netns, "eth0")] {
+        let shown = ip(namespace, &format!("-d -json link show {name}"));
+        let link: Value = serde_json::from_str(&shown).expect("JSON");
+        assert_eq!((&link[0]["num_tx_queues"], &link[0]["num_rx_queues"]), (&json!(1), &json!(1)), "{shown}");
+    }
+}
+
+#[test]
 fn a_bridge_made_by_many_at_once_is_made_once() {
     const MAKERS: usize = 8;
     let lab = Lab::new();
