@@ -219,7 +219,7 @@ pub(crate) fn set_up(index: u32) -> Request {
 pub(crate) fn set_master(name: &str, bridge: u32) -> Request {
     let mut message = LinkMessage::default();
     message.attributes = vec![LinkAttribute::IfName(name.into()), LinkAttribute::Controller(bridge)];
-    Request::route(&RouteNetlinkMessage::SetLink(message), 0)
+    Request::of(RTM_SETLINK, &message, 0)
 }
 
 pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {

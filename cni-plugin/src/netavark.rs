@@ -78,7 +78,7 @@ fn connect(request: &Request) -> Result<AddResult, Error> {
         Err(Error::Exhausted(_)) => {
             let own = (request.attachment.container_id.clone(), request.attachment.ifname.to_string());
             // What cannot be freed is told by the second ADD, if it fails.
-            let _ = gc::gc(&request.config, &BTreeSet::from([own]));
+            let _ = gc::gc(&request.config.data_dir, &request.attachment.network, &BTreeSet::from([own]));
             add::add(request)
         }
         other => other,

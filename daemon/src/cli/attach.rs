@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use super::daemon::PlaceArgs;
 use super::output::{print, print_json, table};
-use crate::attachments::Attachments;
+use crate::attachments::{Attachments, NETWORK};
 use crate::target::{self, Target};
 
 /// Connect a namespace, a process or a machine that no container runtime connects.
@@ -122,7 +122,7 @@ fn attach(args: AttachArgs) -> anyhow::Result<Given> {
     let name = args.wanted_name.clone().unwrap_or_else(|| args.target.clone());
     // Nobody else would: no runtime knows these.
     let own = BTreeSet::from([(id.clone(), ifname.to_string())]);
-    if let Err(error) = gc::gc(&attachments.config(), &own) {
+    if let Err(error) = gc::gc(&attachments.data_dir, NETWORK, &own) {
         eprintln!("loden: could not free what is gone: {error}");
     }
     refuse_taken_name(&attachments, &id, &name)?;

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::attach::{attachments, be_root, ifname, spelled};
 use super::daemon::PlaceArgs;
 use super::output::{print, print_json, table};
-use crate::attachments::{Attachments, Held};
+use crate::attachments::{Attachments, Held, NETWORK};
 use crate::target::Target;
 
 /// Take back what attach gave.
@@ -145,13 +145,13 @@ fn remove_unknown(args: &DetachArgs, attachments: &Attachments) -> anyhow::Resul
 }
 
 fn dead(attachments: &Attachments, before: &[Held]) -> anyhow::Result<Vec<Freed>> {
-    let collected = gc::gc(&attachments.config(), &BTreeSet::new());
+    let collected = gc::gc(&attachments.data_dir, NETWORK, &BTreeSet::new());
     let (after, _) = attachments.all()?;
     let left: BTreeSet<IpAddr> = after.iter().flatten().map(|a| a.address).collect();
     let gone = before.iter().filter(|held| !held.iter().any(|a| left.contains(&a.address)));
     let freed: Vec<Freed> = gone.filter_map(freed).collect();
     match collected {
-        Ok(()) => Ok(freed),
+        Ok(_) => Ok(freed),
         Err(error) => {
             print(&text(&freed))?;
             Err(anyhow::Error::from(error).context("not all could be looked at or freed"))
