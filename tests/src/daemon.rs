@@ -66,8 +66,12 @@ impl Host {
 
     /// Runs a `loden` command to its end.
     pub fn loden(&self, args: &[&str]) -> crate::Output {
-        let loden = binary("loden");
-        self.exec(&[&[loden.as_str()], args].concat())
+        self.loden_under(&[], args)
+    }
+
+    /// The same, started by a program that changes its circumstances.
+    pub fn loden_under(&self, wrapper: &[&str], args: &[&str]) -> crate::Output {
+        self.exec(&[wrapper, &[binary("loden").as_str()], args].concat())
     }
 
     /// Starts real flanneld; `None`, with a note, where it has not been built.

@@ -255,11 +255,9 @@ fn a_machine_is_found_by_its_leader_and_what_is_not_there_is_said() {
     let unknown = a.loden(&["detach", "--ip", &a.subnet().nth(200).to_string()]);
     assert!(unknown.stderr.contains("has no allocation"), "{unknown:?}");
     unknown.expect_success();
-    let loden = std::env::var("LODEN_BIN_DIR").map(|dir| format!("{dir}/loden"));
-    if let Ok(loden) = loden {
-        let nobody = ["setpriv", "--reuid=nobody", "--clear-groups", &loden, "attach", "box"];
-        refused(a.exec(&nobody), &["needs root"]);
-    }
+    let nobody = ["setpriv", "--reuid=nobody", "--clear-groups"];
+    refused(a.loden_under(&nobody, &["attach", "box"]), &["loden attach", "needs root", "sudo"]);
+    refused(a.loden_under(&nobody, &["detach", "box"]), &["loden detach", "needs root"]);
     assert!(c1.pings(a.subnet().gateway()));
     cluster.lab.check_invariants();
 }
