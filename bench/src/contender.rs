@@ -2,11 +2,13 @@
 //! sandbox into the calls that connect, check and disconnect it. Used by `cni.rs`.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use loden_core::port_filter;
 use loden_proto::Subnet;
 use loden_proto::subnet_env::{LeaseState, SubnetEnv};
 use serde_json::{Value, json};
@@ -17,6 +19,8 @@ use crate::host::Sandbox;
 const NETWORK: &str = "10.5.0.0/16";
 const MTU: u32 = 1450;
 const IFNAME: &str = "eth0";
+/// The port filter's.
+const TABLE: &str = "loden";
 /// The floor's subnet is 10.5.10.0/24; a sandbox's address is this and its number.
 const FLOOR_FIRST: u32 = u32::from_be_bytes([10, 5, 10, 2]);
 const FLOOR_BRIDGE: &str = "floor0";
@@ -43,6 +47,7 @@ impl Contender {
     /// Loden's plugin with the packaged configuration.
     pub(crate) fn loden(program: PathBuf) -> Result<Self> {
         subnet_env("/run/loden/subnet.env", "10.5.8.0/24", true)?;
+        make_port_filter()?;
         let config = json!({"cniVersion": "1.0.0", "name": "loden", "type": "loden"});
         let path = program.parent().unwrap_or(Path::new("/")).display().to_string();
         Ok(Self { name: "Loden".into(), kind: Kind::Plugin { program, path, config, checks: true } })
@@ -204,6 +209,19 @@ fn host_end(sandbox: &Sandbox) -> String {
     format!("floor{}-{IFNAME}", sandbox.number)
 }
 
+/// The table in which the plugin guards ports, as the daemon makes it.
+fn make_port_filter() -> Result<()> {
+    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("start nft")?;
+    let mut input = nft.stdin.take().context("a pipe")?;
+    input.write_all(port_filter::script(TABLE).as_bytes()).context("write to nft")?;
+    drop(input);
+    let status = nft.wait().context("wait for nft")?;
+    if !status.success() {
+        bail!("nft: {status}");
+    }
+    Ok(())
+}
+
 /// What a daemon would write.
 fn subnet_env(path: &str, subnet: &str, ours: bool) -> Result<()> {
     let parse = |text: &str| text.parse::<Subnet>().with_context(|| format!("{text} is no subnet"));
@@ -215,6 +233,7 @@ fn subnet_env(path: &str, subnet: &str, ours: bool) -> Result<()> {
         lease: LeaseState::Held,
         bridge: None,
         docker_ranges: Vec::new(),
+        port_filter: ours.then(|| TABLE.into()),
     };
     let path = Path::new(path);
     let folder = path.parent().context("a path with a folder")?;
