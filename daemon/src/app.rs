@@ -146,6 +146,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let sources = Sources {
         network: options.settings.options.network.clone(),
         etcd: (options.etcd.endpoints.clone(), options.etcd.prefix.clone()),
+        allocations: options.run_dir.join("ipam"),
         endpoints: endpoints.clone(),
         views: views.clone(),
         news,

@@ -32,7 +32,9 @@ pub struct Sources {
     pub network: String,
     /// etcd endpoints and prefix.
     pub etcd: (Vec<String>, String),
-    /// The containers.
+    /// Folder of the allocation files.
+    pub allocations: PathBuf,
+    /// How bridge and port filter stand.
     pub endpoints: watch::Receiver<endpoints::Standing>,
     /// What stands in etcd.
     pub views: watch::Receiver<View>,
@@ -64,13 +66,13 @@ const RULES_FRESH: Duration = Duration::from_secs(1);
 
 impl Sources {
     /// The endpoint table, with what was dropped at each port.
-    pub async fn endpoints(&self) -> Endpoints {
-        let mut endpoints = self.endpoints.borrow().endpoints.clone();
+    pub async fn endpoints(&self) -> anyhow::Result<Endpoints> {
+        let mut endpoints = endpoints::survey(&self.allocations)?;
         let rejected = kernel::rejected_ports(&self.network).await;
         for endpoint in &mut endpoints {
             endpoint.rejected_frames = rejected.get(&endpoint.port).copied().unwrap_or_default();
         }
-        Endpoints { source: "daemon".into(), endpoints }
+        Ok(Endpoints { source: "daemon".into(), endpoints })
     }
 
     /// Everything, now.
@@ -94,7 +96,7 @@ impl Sources {
             pid: Some(std::process::id()),
             repairs: report.repairs.clone(),
             rejected_vxlan,
-            endpoints: endpoints.endpoints.len(),
+            endpoints: endpoints::count(&self.allocations),
             ..Status::default()
         };
         status.config = news.in_force.as_ref().map(|config| ConfigStatus {
@@ -352,7 +354,7 @@ async fn answer(stream: UnixStream, sources: &Sources) -> anyhow::Result<()> {
     BufReader::new(read.take(REQUEST_LIMIT)).read_line(&mut line).await?;
     let text = match serde_json::from_str::<Request>(&line) {
         Ok(Request::Status) => serde_json::to_string(&sources.status().await)?,
-        Ok(Request::Endpoints) => serde_json::to_string(&sources.endpoints().await)?,
+        Ok(Request::Endpoints) => serde_json::to_string(&sources.endpoints().await?)?,
         Err(error) => serde_json::json!({ "error": format!("not a request: {error}") }).to_string(),
     };
     write.write_all(text.as_bytes()).await?;

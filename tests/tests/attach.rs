@@ -196,16 +196,18 @@ fn what_is_gone_can_be_detached_and_is_freed_by_the_next() {
     assert!(allocation(a, gone[3]).is_none() && allocation(a, gone[4]).is_none());
     assert!(allocation(a, living.address()).is_some());
 
-    // --dead leaves what lives, also where no path leads to it but a process is in it.
+    // --free-dead leaves what lives, also where no path leads to it but a process is in it.
     let (process, ns) = a.process_apart("apart");
     let pid = process.pid().to_string();
     a.run(&["ip", "netns", "attach", "named", &pid]);
     let named = a.attach("named", &ns, &[]).expect("attached");
     a.run(&["ip", "netns", "del", "named"]);
-    assert_eq!(detach(a, &["--dead"]), BTreeSet::new());
+    let free_dead = || a.loden(&["endpoints", "--free-dead"]).expect_success();
+    assert!(free_dead().contains("no address"));
     matrix(&[&living, &named, &again]);
     process.kill9();
-    assert_eq!(detach(a, &["--dead"]), BTreeSet::from([named.address()]));
+    assert!(free_dead().contains(&named.address().to_string()));
+    assert_eq!(allocation(a, named.address()), None);
     matrix(&[&living, &again]);
     cluster.lab.check_invariants();
 }

@@ -1,32 +1,31 @@
 //! `loden detach`: take back what `loden attach` gave, whether or not its namespace still is there.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use loden_cni::del;
 use loden_cni::ifname::IfName;
 use loden_cni::wishes::Wishes;
-use loden_cni::{del, gc};
 use loden_proto::allocation::Allocation;
 use serde::Serialize;
 
 use super::attach::{attachments, be_root, ifname, spelled};
 use super::daemon::PlaceArgs;
 use super::output::{print, print_json, table};
-use crate::attachments::{Attachments, Held, NETWORK};
+use crate::attachments::{Attachments, Held};
 use crate::target::Target;
 
 /// Take back what attach gave.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Removes the interface and frees its addresses; a freed address rests for a while before it is given again. All of that is found by what was written down, so the namespace, process or machine may be gone. What is not attached is no error: it is said, and the exit code is 0.\n\nA TARGET is read as by loden attach: a name of ip netns, then a pid, then a machine; the first of these that is attached.\n\nExamples:\n  loden detach web\n  loden detach --name db\n  loden detach --ip 10.5.7.9\n  loden detach --dead      all whose namespace is gone"
+    after_help = "Removes the interface and frees its addresses; a freed address rests for a while before it is given again. All of that is found by what was written down, so the namespace, process or machine may be gone. What is not attached is no error: it is said, and the exit code is 0.\n\nA TARGET is read as by loden attach: a name of ip netns, then a pid, then a machine; the first of these that is attached.\n\nExamples:\n  loden detach web\n  loden detach --name db\n  loden detach --ip 10.5.7.9\n\nloden endpoints --free-dead frees all, also containers, whose namespace is gone."
 )]
 pub(super) struct DetachArgs {
     #[command(flatten)]
     what: What,
     /// Only this interface [default: all of the target]
-    #[arg(long = "interface", value_name = "NAME", value_parser = ifname, conflicts_with_all = ["wanted_address", "dead"])]
+    #[arg(long = "interface", value_name = "NAME", value_parser = ifname, conflicts_with = "wanted_address")]
     wanted_ifname: Option<IfName>,
     /// Print as JSON with stable names
     #[arg(long)]
@@ -47,9 +46,6 @@ struct What {
     /// An address that it has; all of the interface's are freed
     #[arg(long = "ip", value_name = "IP")]
     wanted_address: Option<IpAddr>,
-    /// All whose namespace is gone for certain
-    #[arg(long)]
-    dead: bool,
 }
 
 /// One row of `loden detach --json`.
@@ -75,9 +71,6 @@ fn detach(args: &DetachArgs) -> anyhow::Result<Vec<Freed>> {
     let (all, unreadable) = attachments.all()?;
     for error in unreadable {
         eprintln!("loden: {error}; it holds its address until it is removed");
-    }
-    if args.what.dead {
-        return dead(&attachments, &all);
     }
     let chosen = choose(args, &attachments, all)?;
     for held in &chosen {
@@ -142,21 +135,6 @@ fn remove_unknown(args: &DetachArgs, attachments: &Attachments) -> anyhow::Resul
         del::del(&attachments.request(&target.id(), &ifname, "", Wishes::default()))?;
     }
     Ok(())
-}
-
-fn dead(attachments: &Attachments, before: &[Held]) -> anyhow::Result<Vec<Freed>> {
-    let collected = gc::gc(&attachments.data_dir, NETWORK, &BTreeSet::new());
-    let (after, _) = attachments.all()?;
-    let left: BTreeSet<IpAddr> = after.iter().flatten().map(|a| a.address).collect();
-    let gone = before.iter().filter(|held| !held.iter().any(|a| left.contains(&a.address)));
-    let freed: Vec<Freed> = gone.filter_map(freed).collect();
-    match collected {
-        Ok(_) => Ok(freed),
-        Err(error) => {
-            print(&text(&freed))?;
-            Err(anyhow::Error::from(error).context("not all could be looked at or freed"))
-        }
-    }
 }
 
 fn freed(held: &Held) -> Option<Freed> {

@@ -58,7 +58,7 @@ fn read(network: &str, path: &Path) -> Option<Found> {
     Some(Found { network: network.into(), allocation: Allocation::parse(&text).ok()?, in_work, since })
 }
 
-/// The endpoint table without the daemon: what files and kernel tell.
+/// The endpoint table, now: what files and kernel tell.
 pub fn survey(folder: &Path) -> anyhow::Result<Vec<EndpointStatus>> {
     let mut socket = Socket::route().context("cannot open an rtnetlink socket")?;
     let found = all(folder);
@@ -96,7 +96,7 @@ pub fn count_in(folder: &Path, key: &LeaseKey) -> usize {
 
 /// The endpoint table: one row for each interface of a container, in order of the addresses. `ports`
 /// are the states of the ports by name.
-pub fn table(found: &[Found], ports: &BTreeMap<String, PortState>) -> Vec<EndpointStatus> {
+fn table(found: &[Found], ports: &BTreeMap<String, PortState>) -> Vec<EndpointStatus> {
     let mut rows: Vec<EndpointStatus> = Vec::new();
     for Found { network, allocation, in_work, since } in found {
         let same = |row: &&mut EndpointStatus| {

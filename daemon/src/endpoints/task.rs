@@ -15,21 +15,18 @@ use loden_core::port_filter::{Guarded, difference};
 use loden_proto::Subnet;
 use loden_proto::allocation::{Allocation, Port};
 use loden_proto::port_filter::Element;
-use loden_proto::status::EndpointStatus;
 use loden_proto::subnet_env::SubnetEnv;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::watch::FolderWatch;
-use super::{Found, all, table};
+use super::{Found, all};
 use crate::clock;
 use crate::kernel::Ports;
 
-/// How things stand, for `status` and `loden endpoints`.
+/// How things stand, for `status`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Standing {
-    /// The endpoint table.
-    pub endpoints: Vec<EndpointStatus>,
     /// What was put right, by kind of object.
     pub repairs: BTreeMap<String, u64>,
     /// What could not be.
@@ -106,13 +103,13 @@ impl Endpoints {
         loop {
             files.cover(&self.folder);
             let env = self.subnet.borrow_and_update().clone();
-            let (look, endpoints) = self.look(env.as_ref(), suspect).await;
+            let look = self.look(env.as_ref(), suspect).await;
             // What changes because the subnet did is no repair.
             let same = self.standing.borrow().looked && former == env;
             former = env;
             let trouble = !look.problems.is_empty() || same && !look.repaired.is_empty();
             suspect = !look.problems.is_empty();
-            self.tell(look, endpoints, same);
+            self.tell(look, same);
             if trouble {
                 // So that two managers never fight in a hot loop.
                 if last_trouble.elapsed() > PEACE {
@@ -136,7 +133,7 @@ impl Endpoints {
     }
 
     /// One look: what is, what should be, and the difference carried out.
-    async fn look(&mut self, env: Option<&SubnetEnv>, suspect: bool) -> (Look, Vec<EndpointStatus>) {
+    async fn look(&mut self, env: Option<&SubnetEnv>, suspect: bool) -> Look {
         let mut look = Look::default();
         if suspect {
             let brought = self.ports.bring_table().await;
@@ -156,7 +153,7 @@ impl Endpoints {
         if let Some(elements) = elements {
             self.guard(&found, &ports, &elements, &mut look);
         }
-        (look, table(&found, &ports))
+        look
     }
 
     /// Brings the port filter's sets to what the allocations say.
@@ -239,13 +236,12 @@ impl Endpoints {
         Some(bridge)
     }
 
-    fn tell(&mut self, look: Look, endpoints: Vec<EndpointStatus>, repairing: bool) {
+    fn tell(&mut self, look: Look, repairing: bool) {
         let known = self.standing.borrow().clone();
         for problem in look.problems.iter().filter(|p| !known.problems.contains(p)) {
             tracing::error!("{problem}");
         }
-        let mut standing =
-            Standing { endpoints, looked: true, problems: look.problems, repairs: known.repairs };
+        let mut standing = Standing { looked: true, problems: look.problems, repairs: known.repairs };
         for (object, what) in look.repaired {
             if repairing {
                 tracing::warn!("repaired: {what}");
