@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use loden_netlink::{Events, KernelError, Request, Socket};
+use loden_netlink::{KernelError, Request, Socket};
 use loden_proto::{Family, Mac};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::bridge::Bridge;
 use crate::error::Error;
+use crate::events;
 use crate::links;
 use crate::naming::HostEnd;
 use crate::netns::Netns;
@@ -47,8 +47,6 @@ const LOOPBACK: u32 = 1;
 const SECOND_METRIC: u32 = 2048;
 /// The kernel tells of a carrier within a millisecond; this only ends a wait without end.
 const CARRIER_WAIT: Duration = Duration::from_secs(2);
-/// `RTNLGRP_LINK`
-const LINK_GROUP: u32 = 1;
 
 /// Makes the pair. A host's end that is there already is left from an ADD that was killed
 /// (the name says it is this container interface's) and goes first.
@@ -147,28 +145,11 @@ fn parameters(wiring: Wiring<'_>) -> Result<(), Error> {
 /// packets. Since Linux 6.8 asking for the link is enough: the kernel works off the queue
 /// before it answers. Older ones are waited for by event.
 pub fn await_carrier(host: &mut Socket, name: &str) -> Result<(), Error> {
-    if is_running(host, name)? {
-        return Ok(());
-    }
-    let socket =
-        |e| Error::Kernel { action: format!("wait for {name}"), source: loden_netlink::Error::Socket(e) };
-    let events = Events::route(&[LINK_GROUP]).map_err(socket)?;
     let deadline = Instant::now() + CARRIER_WAIT;
-    // Looked at again after listening began, so that no change falls in between.
-    while !is_running(host, name)? {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Error::NotUp(name.into()));
-        }
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(socket(e.into())),
-        }
-        // What the event says does not matter, nor that some were lost: the next look tells.
-        let _ = events.read();
+    match events::await_links(name, deadline, || is_running(host, name))? {
+        true => Ok(()),
+        false => Err(Error::NotUp(name.into())),
     }
-    Ok(())
 }
 
 fn is_running(host: &mut Socket, name: &str) -> Result<bool, Error> {

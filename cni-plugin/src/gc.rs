@@ -4,29 +4,32 @@
 //! all others. But several runtimes may share one network, and each knows its own alone; so
 //! an attachment that is not in the list is freed only when it is dead for certain:
 //!
-//! | its namespace's path | its pair | |
+//! | its pair | its namespace's path | |
 //! |---|---|---|
-//! | leads to no namespace | gone | dead |
-//! | leads to no namespace | there | alive if a process is in the namespace, else dead |
-//! | leads to a namespace | there | alive |
-//! | leads to a namespace | gone | dead |
+//! | there | leads to a namespace | alive |
+//! | there | leads to no namespace | alive, if it stays: the kernel removes a pair with its namespace, a moment after that ended, so something holds it |
+//! | gone | leads to a namespace | dead, unless the container's end is in there: somebody renamed the host's |
+//! | gone | leads to no namespace | dead |
 //!
 //! What an ADD works on at this moment is alive (it holds the allocation's file locked).
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use loden_netlink::Socket;
 use loden_proto::allocation::Allocation;
 
 use crate::allocations::{Idle, Store};
-use crate::container;
 use crate::error::Error;
-use crate::links::{self, Link};
+use crate::events::await_links;
+use crate::links;
 use crate::netns::Netns;
 use crate::port_filter::PortFilter;
 use crate::request::Known;
+
+/// The kernel removes the pairs of a namespace that has ended within some 100 ms.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Frees the dead of a network and returns them; goes on after errors and tells all of them.
 pub fn gc(data_dir: &Path, network: &str, known: &BTreeSet<Known>) -> Result<Vec<Allocation>, Error> {
@@ -35,12 +38,14 @@ pub fn gc(data_dir: &Path, network: &str, known: &BTreeSet<Known>) -> Result<Vec
     let (idle, errors) = store.idle()?;
     let mut errors: Vec<String> = errors.iter().map(Error::to_string).collect();
     let mut host = Socket::route().map_err(|e| Error::kernel("open a netlink socket")(e))?;
+    // One for all: whatever is to go goes at the same time.
+    let deadline = Instant::now() + PATIENCE;
     let unknown = |idle: &&Idle| {
         let Allocation { container_id, ifname, .. } = &idle.allocation;
         !known.contains(&(container_id.clone(), ifname.clone()))
     };
     for idle in idle.iter().filter(unknown) {
-        match free_if_dead(&mut host, &store, idle) {
+        match free_if_dead(&mut host, &store, idle, deadline) {
             Ok(true) => freed.push(idle.allocation.clone()),
             Ok(false) => {}
             Err(error) => {
@@ -52,36 +57,23 @@ pub fn gc(data_dir: &Path, network: &str, known: &BTreeSet<Known>) -> Result<Vec
     if errors.is_empty() { Ok(freed) } else { Err(Error::Gc(errors)) }
 }
 
-fn free_if_dead(host: &mut Socket, store: &Store, idle: &Idle) -> Result<bool, Error> {
+fn free_if_dead(host: &mut Socket, store: &Store, idle: &Idle, deadline: Instant) -> Result<bool, Error> {
     let allocation = &idle.allocation;
-    let pair = links::by_name(host, &allocation.host_veth)
-        .map_err(Error::kernel(format!("look up {}", allocation.host_veth)))?
-        .filter(Link::is_veth);
-    match (Netns::find(&allocation.netns)?, pair) {
-        (None, Some(pair)) => {
-            if is_inhabited(host, &pair)? {
-                return Ok(false);
-            }
-            container::delete_pair(host, &allocation.host_veth)?;
-        }
-        (Some(_), Some(_)) => return Ok(false),
-        (Some(netns), None) if is_inside(&netns, allocation)? => return Ok(false),
-        (_, None) => {}
+    let Allocation { host_veth, netns, .. } = allocation;
+    let gone = |host: &mut Socket| {
+        let link = links::by_name(host, host_veth).map_err(Error::kernel(format!("look up {host_veth}")));
+        Ok(!link?.is_some_and(|link| link.is_veth()))
+    };
+    match Netns::find(netns)? {
+        Some(netns) if !gone(host)? || is_inside(&netns, allocation)? => return Ok(false),
+        None if !await_links(&format!("{host_veth} to go"), deadline, || gone(host))? => return Ok(false),
+        _ => {}
     }
     let allocations = std::slice::from_ref(allocation);
     PortFilter::open_for(allocations)?.forget(allocations)?;
     // Only now: an address that is free while its interface lives could be given twice.
     store.release_idle(idle)?;
     Ok(true)
-}
-
-/// Whether a process is in the namespace of the pair's other end: a runtime with mounts of
-/// its own may know it by a path that leads nowhere here.
-fn is_inhabited(host: &mut Socket, pair: &Link) -> Result<bool, Error> {
-    let Some(namespace) = pair.peer_namespace else { return Ok(true) };
-    let processes = fs::read_dir("/proc").map_err(Error::file("list", "/proc"))?;
-    let mut pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    Ok(pids.any(|pid| links::namespace_of(host, pid) == Some(namespace)))
 }
 
 /// Whether the container's end is there, whatever somebody has named the host's.

@@ -24,6 +24,7 @@ pub mod container;
 pub mod del;
 pub mod environment;
 pub mod error;
+mod events;
 mod folder;
 pub mod gc;
 pub mod ifname;

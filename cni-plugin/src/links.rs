@@ -14,7 +14,6 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
     InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
-use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -29,8 +28,6 @@ const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
-const RTM_NEWNSID: u16 = 88;
-const RTM_GETNSID: u16 = 90;
 
 /// What is known of a link.
 #[derive(Debug, Clone, Default)]
@@ -46,8 +43,6 @@ pub(crate) struct Link {
     pub(crate) kind: Option<InfoKind>,
     /// Index of the bridge that it is a port of.
     pub(crate) master: Option<u32>,
-    /// The kernel's number, in this namespace, of that in which a pair's other end is.
-    pub(crate) peer_namespace: Option<i32>,
 }
 
 impl Link {
@@ -89,7 +84,6 @@ fn link(message: LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::OperState(state) => link.running = state == State::Up,
             LinkAttribute::Controller(index) => link.master = Some(index),
-            LinkAttribute::LinkNetNsId(id) => link.peer_namespace = Some(id),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind =
                     infos.into_iter().find_map(|i| if let LinkInfo::Kind(k) = i { Some(k) } else { None });
@@ -98,21 +92,6 @@ fn link(message: LinkMessage) -> Link {
         }
     }
     link
-}
-
-/// The kernel's number, in this namespace, of that in which a process is; `None` when it has
-/// none or the process has ended.
-pub(crate) fn namespace_of(socket: &mut Socket, pid: u32) -> Option<i32> {
-    let mut message = NsidMessage::default();
-    message.attributes.push(NsidAttribute::Pid(pid));
-    let reply = socket.get(&Request::of(RTM_GETNSID, &message, 0)).ok()??;
-    if reply.message_type != RTM_NEWNSID {
-        return None;
-    }
-    let message: NsidMessage = reply.decode().ok()?;
-    let id =
-        message.attributes.iter().find_map(|a| if let NsidAttribute::Id(id) = a { Some(*id) } else { None });
-    id.filter(|id| *id >= 0)
 }
 
 /// A new bridge, not yet up, with the kernel's default MTU: only one that is set by a change stays,

@@ -20,8 +20,7 @@ use crate::{clock, endpoints};
 pub(super) struct EndpointsArgs {
     #[command(flatten)]
     place: PlaceArgs,
-    /// Free the addresses of containers that are dead for certain: their interface is gone and their
-    /// namespace as well. Needs root
+    /// Free the addresses of containers that are dead for certain: their interface is gone. Needs root
     #[arg(long)]
     free_dead: bool,
     /// Print everything as JSON with stable names
