@@ -15,6 +15,8 @@ PEERS := $(CURDIR)/target/peers
 # etcd-client compiles etcd's protocol files, so a build needs protoc and its include files.
 BUILD_PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev
 CHECK_PACKAGES := jq systemd
+# libFuzzer itself is C++ and comes with its crate.
+FUZZ_PACKAGES := gcc g++ libc6-dev
 TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace \
 	conntrack openssl procps util-linux kmod ethtool iptables libdevmapper1.02.1 \
 	containernetworking-plugins dbus firewalld ufw network-manager
@@ -22,6 +24,7 @@ TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 s
 DOCKER_PACKAGES := docker.io containerd runc busybox-static '?docker-cli'
 
 CARGO_DENY_VERSION := 0.20.2
+CARGO_FUZZ_VERSION := 0.13.2
 FLANNEL_VERSION := v0.28.7
 # Docker publishes its module under versions of its own; the second is the release it became.
 MOBY_VERSION := v2.0.0-beta.24
@@ -77,6 +80,19 @@ check: check-deps $(TOOLS)/bin/cargo-deny ## Format, lints, documentation, each 
 	'$(TOOLS)/bin/cargo-deny' --locked check licenses bans sources
 	@# The threshold is ten times the score: at most 2.0.
 	systemd-analyze security --offline=true --no-pager --threshold=20 packaging/loden.service | tail -n 1
+
+FUZZ_SECONDS ?= 60
+.PHONY: fuzz
+# Without a sanitizer: the code is safe Rust, and a sanitizer would need a nightly compiler.
+fuzz: $(TOOLS)/bin/cargo-fuzz ## Fuzz what the CNI plugin reads, each target for FUZZ_SECONDS
+	scripts/install-deps $(FUZZ_PACKAGES)
+	for target in $(patsubst fuzz/targets/%.rs,%,$(wildcard fuzz/targets/*.rs)); do \
+		mkdir -p fuzz/corpus/$$target fuzz/seeds/$$target; \
+		'$<' run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-dict=fuzz/dictionary -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; done
+
+$(TOOLS)/bin/cargo-fuzz:
+	cargo install --locked --root '$(TOOLS)' --version $(CARGO_FUZZ_VERSION) cargo-fuzz
 
 .PHONY: advisories
 advisories: $(TOOLS)/bin/cargo-deny ## Look for known vulnerabilities (fetches the advisory database)
