@@ -42,6 +42,7 @@ pub fn gc(config: &Config, known: &BTreeSet<Known>) -> Result<(), Error> {
             errors.push(format!("{address} of {container_id} {ifname}: {error}"));
         }
     }
+    errors.extend(store.tidy().err().map(|error| error.to_string()));
     if errors.is_empty() { Ok(()) } else { Err(Error::Gc(errors)) }
 }
 

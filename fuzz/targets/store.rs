@@ -196,8 +196,15 @@ fn take(root: &Path, step: &Step) {
             }
             assert_eq!(store.find(&who).expect("readable as before"), []);
         }
-        Step::Collect { network } => {
-            let store = store(*network);
+        Step::Collect { network: other } => {
+            let store = store(*other);
+            let before = holders(&top);
+            if let Err(error) = store.tidy() {
+                return assert_error(&error, &CODES);
+            }
+            assert_eq!(holders(&top), before, "tidying frees no address");
+            let folder = top.join(network(*other));
+            assert!(!names(&folder).contains(".new"));
             let idle = match store.idle() {
                 Ok((idle, _)) => idle,
                 Err(error) => return assert_error(&error, &CODES),
