@@ -149,6 +149,7 @@ fn add_again(lab: &Lab, netns: &str) {
     if retry.code != Some(0) {
         // The pair was complete but for the answer; then DEL has to come first.
         retry.failure(102, &["DEL must come before"]);
+        assert!(ip(netns, "link show eth0").contains(",UP"), "a half-made pair is no obstacle");
         lab.del(netns);
         lab.add(netns);
     }
