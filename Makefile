@@ -46,7 +46,7 @@ deps: ## Install the Debian packages that building, testing and the demo need
 build-deps:
 	@scripts/install-deps $(BUILD_PACKAGES)
 check-deps:
-	@scripts/install-deps $(BUILD_PACKAGES) $(CHECK_PACKAGES)
+	@scripts/install-deps $(BUILD_PACKAGES) $(CHECK_PACKAGES) $(FUZZ_PACKAGES)
 
 .PHONY: build release
 build: build-deps ## Build everything, unoptimised
@@ -74,6 +74,9 @@ test-docker29: deps docker docker29 build ## The scenarios with Docker again, wi
 check: check-deps $(TOOLS)/bin/cargo-deny ## Format, lints, documentation, each crate alone, licences, unit hardening
 	cargo fmt --all -- --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@# The fuzz targets are a workspace of their own, and must not fall behind.
+	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
+	cargo clippy --locked --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
 	for crate in $$(cargo metadata --locked --no-deps --format-version 1 | jq -r '.packages[].name'); do \
 		echo "cargo check -p $$crate"; cargo check --locked --quiet -p $$crate; done
@@ -85,7 +88,7 @@ FUZZ_SECONDS ?= 60
 .PHONY: fuzz
 # Without a sanitizer: the code is safe Rust, and a sanitizer would need a nightly compiler.
 fuzz: $(TOOLS)/bin/cargo-fuzz ## Fuzz what the CNI plugin reads, each target for FUZZ_SECONDS
-	scripts/install-deps $(FUZZ_PACKAGES)
+	@scripts/install-deps $(FUZZ_PACKAGES)
 	for target in $(patsubst fuzz/targets/%.rs,%,$(wildcard fuzz/targets/*.rs)); do \
 		mkdir -p fuzz/corpus/$$target fuzz/seeds/$$target; \
 		'$<' run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
@@ -161,4 +164,4 @@ install: ## Install what `make release` built (DESTDIR, PREFIX, CNI_BIN)
 .PHONY: clean
 clean: ## Remove everything that was built, tools and flanneld included
 	cargo clean
-	rm -rf target
+	rm -rf target fuzz/target
