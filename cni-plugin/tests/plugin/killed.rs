@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::lab::{Lab, Outcome, assert_connected, interfaces, ip};
+use crate::lab::{Call, Lab, Outcome, assert_connected, interfaces, ip};
 
 /// What the runtime does once the plugin has been killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl Scene {
             }
             Collect => {
                 lab.remove(netns);
-                collect(lab);
+                gc(lab).run().success();
             }
         }
         lab.assert_only(&[], context);
@@ -156,12 +156,11 @@ fn add_again(lab: &Lab, netns: &str) {
 }
 
 /// GC for a runtime without containers.
-fn collect(lab: &Lab) {
-    let call = lab.call("GC", &lab.host()).config(|config| {
+fn gc(lab: &Lab) -> Call {
+    lab.call("GC", &lab.host()).config(|config| {
         config["cniVersion"] = json!("1.1.0");
         config["cni.dev/valid-attachments"] = json!([]);
-    });
-    call.run().success();
+    })
 }
 
 /// The first call of our own; before it is the loader's work.
@@ -235,6 +234,32 @@ fn an_add_that_repeats_a_killed_one_can_be_killed_at_any_call() {
 #[test]
 fn a_del_can_be_killed_at_any_call() {
     sweep(Before::Connected, "DEL", false);
+}
+
+/// At those that change files: how many others there are depends on the machine's processes.
+#[test]
+fn a_gc_can_be_killed() {
+    let lab = dual_stack();
+    let mut killed = 0;
+    for call in ["flock", "utimensat", "renameat", "unlinkat"] {
+        for n in 1.. {
+            let netns = lab.namespace("c");
+            lab.add(&netns);
+            lab.remove(&netns);
+            // Left by another command that was killed.
+            fs::write(lab.ipam().join(".new"), "").expect("written");
+            let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=SIGKILL:when={n}"));
+            let strace = ["strace", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+            let out = gc(&lab).under(&strace).run();
+            gc(&lab).run().success();
+            lab.assert_only(&[], &format!("GC killed at {call} {n}"));
+            if out.code == Some(0) {
+                break;
+            }
+            killed += 1;
+        }
+    }
+    assert!(killed > 8, "killed only {killed} times");
 }
 
 /// Starts the command and holds it where it begins the call for the `n`th time; it is killed there
@@ -344,7 +369,7 @@ fn of_fifty_at_once_any_can_be_killed() {
             lab.remove(netns);
         }
     }
-    collect(&lab);
+    gc(&lab).run().success();
     lab.assert_only(&[], &context);
 }
 
