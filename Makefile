@@ -15,6 +15,8 @@ PEERS := $(CURDIR)/target/peers
 # etcd-client compiles etcd's protocol files, so a build needs protoc and its include files.
 BUILD_PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev
 CHECK_PACKAGES := jq systemd
+# libFuzzer itself is C++ and comes with its crate.
+FUZZ_PACKAGES := gcc g++ libc6-dev
 TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace \
 	conntrack openssl procps util-linux kmod ethtool iptables libdevmapper1.02.1 \
 	containernetworking-plugins dbus firewalld ufw network-manager
@@ -25,6 +27,7 @@ PODMAN_PACKAGES := podman conmon golang-github-containers-common '?libsubid4' '?
 	'?libgpgme11' '?libgpgme11t64' '?libassuan0' '?libassuan9'
 
 CARGO_DENY_VERSION := 0.20.2
+CARGO_FUZZ_VERSION := 0.13.2
 FLANNEL_VERSION := v0.28.7
 CNITOOL_VERSION := v1.3.1
 # Docker publishes its module under versions of its own; the second is the release it became.
@@ -48,7 +51,7 @@ deps: ## Install the Debian packages that building, testing and the demo need
 build-deps:
 	@scripts/install-deps $(BUILD_PACKAGES)
 check-deps:
-	@scripts/install-deps $(BUILD_PACKAGES) $(CHECK_PACKAGES)
+	@scripts/install-deps $(BUILD_PACKAGES) $(CHECK_PACKAGES) $(FUZZ_PACKAGES)
 
 # A process that lives for two milliseconds spends a fifth of them in the dynamic linker.
 STATIC_BUILD := cargo rustc --locked --release
@@ -93,12 +96,28 @@ bench: deps release ## Measure beside flannel and the kernel itself (ONLY=cni: o
 check: check-deps $(TOOLS)/bin/cargo-deny ## Format, lints, documentation, each crate alone, licences, unit hardening
 	cargo fmt --all -- --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@# The fuzz targets are a workspace of their own, and must not fall behind.
+	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
+	cargo clippy --locked --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
 	for crate in $$(cargo metadata --locked --no-deps --format-version 1 | jq -r '.packages[].name'); do \
 		echo "cargo check -p $$crate"; cargo check --locked --quiet -p $$crate; done
 	'$(TOOLS)/bin/cargo-deny' --locked check licenses bans sources
 	@# The threshold is ten times the score: at most 2.0.
 	systemd-analyze security --offline=true --no-pager --threshold=20 packaging/loden.service | tail -n 1
+
+FUZZ_SECONDS ?= 60
+.PHONY: fuzz
+# Without a sanitizer: the code is safe Rust, and a sanitizer would need a nightly compiler.
+fuzz: $(TOOLS)/bin/cargo-fuzz ## Fuzz what the CNI plugin reads, each target for FUZZ_SECONDS
+	@scripts/install-deps $(FUZZ_PACKAGES)
+	for target in $(patsubst fuzz/targets/%.rs,%,$(wildcard fuzz/targets/*.rs)); do \
+		mkdir -p fuzz/corpus/$$target fuzz/seeds/$$target; \
+		'$<' run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-dict=fuzz/dictionary -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; done
+
+$(TOOLS)/bin/cargo-fuzz:
+	cargo install --locked --root '$(TOOLS)' --version $(CARGO_FUZZ_VERSION) cargo-fuzz
 
 .PHONY: advisories
 advisories: $(TOOLS)/bin/cargo-deny ## Look for known vulnerabilities (fetches the advisory database)
@@ -178,4 +197,4 @@ install: ## Install what `make release` built (DESTDIR, PREFIX, CNI_BIN)
 .PHONY: clean
 clean: ## Remove everything that was built, tools and flanneld included
 	cargo clean
-	rm -rf target
+	rm -rf target fuzz/target

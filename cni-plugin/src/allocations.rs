@@ -13,8 +13,8 @@
 //! A crash between two steps can waste an address until the same container's next ADD or
 //! DEL, but never give it twice: the index comes before the file and is believed only if
 //! the file agrees, the file turns into its mark in one step, and a file that cannot be read
-//! holds its address. Files are not synced: by default they lie on a tmpfs, and a power
-//! failure ends the containers too.
+//! holds its address. What else a crash leaves goes with the next GC. Files are not synced:
+//! by default they lie on a tmpfs, and a power failure ends the containers too.
 //!
 //! ADD's time is spent here where /run is no tmpfs: an inode costs 50 µs on ext4, hence hard
 //! links, a mark that is the old file, and no file for the cursor.
@@ -241,6 +241,20 @@ impl Store {
         Ok(())
     }
 
+    /// Removes what commands that were killed have left beside the allocations.
+    pub fn tidy(&self) -> Result<(), Error> {
+        let Some(open) = self.open()? else { return Ok(()) };
+        if open.remains().is_empty() {
+            return Ok(());
+        }
+        let _lock = open.lock()?;
+        // Looked at again: until the lock was ours, they were perhaps an ADD's at work.
+        for name in open.remains() {
+            absent_is_fine(open.dir.remove(&name)).map_err(Error::file("remove", open.dir.path(&name)))?;
+        }
+        Ok(())
+    }
+
     /// Whether a container has an address in this subnet.
     pub fn uses(&self, subnet: Subnet) -> Result<bool, Error> {
         let Some(open) = self.open()? else { return Ok(false) };
@@ -386,7 +400,11 @@ impl Open {
             let mut file = self.or_after_removal(NEW_FILE, || self.dir.file(NEW_FILE, flags, 0o644))?;
             file.try_lock().map_err(io::Error::from)?;
             file.write_all(allocation.to_json().as_bytes())?;
-            self.or_after_removal(&index, || self.dir.link(NEW_FILE, &index))?;
+            // One that leads here stays: removed and made again, it could be missing after a crash,
+            // and the next ADD would not find what this attachment holds.
+            if self.indexed_at(&index) != Some(allocation.address) {
+                self.or_after_removal(&index, || self.dir.link(NEW_FILE, &index))?;
+            }
             self.dir.rename(NEW_FILE, &name)?;
             Ok(file)
         };
@@ -434,11 +452,27 @@ impl Open {
 
     /// What the index says, as far as the files agree with it.
     fn indexed(&self, who: &Attachment, host_veth: &str) -> Vec<Allocation> {
-        let entry = |family| {
-            let text = self.dir.read(&index_name(host_veth, family)).ok()?;
-            self.read(Allocation::parse(&text).ok()?.address).ok()
-        };
+        let entry = |family| self.read(self.indexed_at(&index_name(host_veth, family))?).ok();
         Family::ALL.into_iter().filter_map(entry).filter(|a| belongs(a, who)).collect()
+    }
+
+    /// The address that an entry of the index leads to.
+    fn indexed_at(&self, index: &str) -> Option<IpAddr> {
+        Some(Allocation::parse(&self.dir.read(index).ok()?).ok()?.address)
+    }
+
+    /// Names of what no command needs unless it is at work right now: the file that is being
+    /// written, and entries of the index that no file agrees with.
+    fn remains(&self) -> Vec<String> {
+        let agrees = |index: &String| {
+            let file = self.indexed_at(index).and_then(|address| self.read(address).ok());
+            file.is_some_and(|a| index_name(&a.host_veth, Family::of(a.address)) == *index)
+        };
+        let entries = self.dir.names(INDEX_DIR).unwrap_or_default().into_iter();
+        let mut remains: Vec<String> =
+            entries.map(|name| format!("{INDEX_DIR}/{name}")).filter(|index| !agrees(index)).collect();
+        remains.extend(Some(NEW_FILE.to_owned()).filter(|name| self.dir.has(name)));
+        remains
     }
 
     /// Every address that has a file, whatever is in it.

@@ -381,3 +381,40 @@ fn a_folder_that_is_not_ours_is_not_written_to() {
     }
     assert_eq!(fs::read_dir(&elsewhere).expect("dir").count(), 0);
 }
+
+#[test]
+fn a_repeated_claim_leaves_its_index_alone() {
+    let f = Fixture::new();
+    f.claim("a", SMALL).expect("free");
+    let index = f.path(&index_name(&naming::host_end(&who("a")).name, Family::V4));
+    let before = fs::metadata(&index).expect("entry").ino();
+    assert_eq!(f.claim("a", SMALL).expect("kept"), ["10.5.7.2"]);
+    assert_eq!(fs::metadata(&index).expect("entry").ino(), before, "it was never missing");
+    assert_eq!(f.claim("a", "10.5.9.0/24").expect("moved"), ["10.5.9.2"]);
+    let moved = f.store.find(&who("a")).expect("found");
+    assert_eq!(moved.iter().map(|a| a.address.to_string()).collect::<Vec<_>>(), ["10.5.9.2"]);
+}
+
+#[test]
+fn what_killed_commands_left_is_tidied() {
+    let f = Fixture::new();
+    f.store.tidy().expect("no folder is fine");
+    f.claim("a", "10.5.7.0/24 fd00::/64").expect("free");
+    f.claim("b", SMALL).expect("free");
+    let entries = || -> BTreeSet<String> {
+        let entries = fs::read_dir(f.path("by-veth")).expect("dir");
+        entries.map(|e| e.expect("entry").file_name().into_string().expect("name")).collect()
+    };
+    let whole = entries();
+    f.store.tidy().expect("nothing to do");
+    assert_eq!(entries(), whole);
+    // A DEL that was killed before it came to the index, an ADD before it gave the file its name.
+    fs::remove_file(f.path("10.5.7.3")).expect("freed");
+    fs::write(f.path(".new"), "{").expect("written");
+    fs::hard_link(f.path(".new"), f.path("by-veth/veth0.ipv4")).expect("linked");
+    fs::copy(f.path("10.5.7.2"), f.path("by-veth/veth1.ipv4")).expect("copied");
+    f.store.tidy().expect("tidied");
+    let ours = naming::host_end(&who("a")).name;
+    assert_eq!(entries(), BTreeSet::from([format!("{ours}.ipv4"), format!("{ours}.ipv6")]));
+    assert!(!f.path(".new").exists() && f.path("10.5.7.2").exists());
+}

@@ -54,6 +54,7 @@ pub fn gc(data_dir: &Path, network: &str, known: &BTreeSet<Known>) -> Result<Vec
             }
         }
     }
+    errors.extend(store.tidy().err().map(|error| error.to_string()));
     if errors.is_empty() { Ok(freed) } else { Err(Error::Gc(errors)) }
 }
 

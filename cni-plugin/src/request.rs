@@ -11,6 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use loden_proto::DEFAULT_RUN_DIR;
+use loden_proto::allocation::LOCK_FILE;
 use serde_json::{Map, Value, json};
 
 pub use crate::environment::{Command, Environment};
@@ -256,6 +257,10 @@ pub(crate) fn network_name(object: &Map<String, Value>) -> Result<String, Error>
     // A folder has this name; the kernel's limit for it (`NAME_MAX`) is 255 bytes.
     if !is_plain(name) || name.len() > 255 {
         return Err(Error::Config(format!("invalid characters found in network name {name:?}")));
+    }
+    // A folder of this name would stand where all networks' lock is.
+    if name == LOCK_FILE {
+        return Err(Error::Config(format!("no network can have the name {name:?}; give it another")));
     }
     Ok(name.to_owned())
 }

@@ -60,6 +60,13 @@ fn a_network_name_cannot_lead_out_of_its_folder() {
 }
 
 #[test]
+fn no_network_is_named_like_the_lock() {
+    let error = parse(&json!({"cniVersion": "1.0.0", "name": "lock"})).expect_err("the lock's name");
+    assert_eq!(error.code(), 7);
+    assert!(error.to_string().contains("\"lock\""), "{error}");
+}
+
+#[test]
 fn values_that_cannot_be_right_are_refused_by_name() {
     for (key, value, code) in [
         ("dataDir", json!("relative"), 7),

@@ -82,10 +82,13 @@ impl SubnetEnv {
                 "FLANNEL_NETWORK" | "FLANNEL_IPV6_NETWORK" => {
                     networks.extend(list(value).ok_or_else(|| error("networks such as 10.5.0.0/16"))?);
                 }
-                "FLANNEL_SUBNET" | "FLANNEL_IPV6_SUBNET" => subnets.push(
-                    gateway_form(value)
-                        .ok_or_else(|| error("a gateway address with its length such as 10.5.7.1/24"))?,
-                ),
+                "FLANNEL_SUBNET" | "FLANNEL_IPV6_SUBNET" => {
+                    let subnet = gateway_form(value)
+                        .ok_or_else(|| error("a gateway address with its length such as 10.5.7.1/24"))?;
+                    // Of two lines the last counts, as for a shell and for flannel.
+                    subnets.retain(|other: &Subnet| other.family() != subnet.family());
+                    subnets.push(subnet);
+                }
                 // 68 is the least MTU of IPv4 (RFC 791).
                 "FLANNEL_MTU" => {
                     let number = value.parse().ok().filter(|mtu| (68..=65535).contains(mtu));
@@ -217,6 +220,15 @@ mod tests {
         assert_eq!((env.lease, env.bridge.as_deref()), (LeaseState::Lost, Some("loden0")));
         assert_eq!(env.docker_range(Family::V6), env.subnet(Family::V6).and_then(|s| s.upper_half()));
         assert_eq!(env.to_text(true), text);
+    }
+
+    #[test]
+    fn of_two_subnets_of_a_family_the_last_counts() {
+        for key in ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"] {
+            let env = SubnetEnv::parse(&format!("{FLANNEL}{key}=10.5.53.1/24\n")).expect("valid");
+            assert_eq!(env.subnets, ["10.5.53.0/24".parse().expect("subnet")]);
+            assert_eq!(SubnetEnv::parse(&env.to_text(true)), Ok(env));
+        }
     }
 
     #[test]

@@ -1,6 +1,4 @@
-//! What fails is undone, and what was killed half way can be repeated.
-
-use std::collections::BTreeSet;
+//! What fails is undone. `killed.rs` has what is killed.
 
 use crate::lab::{Lab, PLUGIN, address, assert_connected, ip};
 
@@ -88,116 +86,36 @@ fn a_read_only_disk_is_named_and_nothing_is_half_done() {
     lab.assert_nothing_left(&netns, "read-only");
 }
 
-/// Runs ADD once for every call of each of these system calls, each time with that one call
-/// spoilt, until an ADD gets through unspoilt. Returns how many were spoilt.
-fn sweep(lab: &Lab, netns: &str, calls: &[&str], spoil: &str, mut after: impl FnMut(&str)) -> usize {
-    let mut spoilt = 0;
-    for call in calls {
-        for n in 1.. {
-            assert!(n < 200, "{call} is never called less often than {n} times");
-            let inject = format!("inject={call}:{spoil}:when={n}");
-            let log = lab.path().join("strace");
-            let arguments = [
-                "strace",
-                "-qq",
-                "-o",
-                log.to_str().expect("path"),
-                "-e",
-                &format!("trace={call}"),
-                "-e",
-                &inject,
-            ];
-            let out = lab.call("ADD", netns).under(&arguments).run();
-            let text = std::fs::read_to_string(&log).expect("strace's log");
-            let hit = text.contains("(INJECTED)") || text.contains("killed by SIGKILL");
-            if hit {
-                spoilt += 1;
-                if out.code == Some(0) {
-                    // A failure that does not matter, such as that of a look for a file that
-                    // need not be there.
-                    lab.del(netns);
-                }
-                after(&format!("{call} {n}: {} {}", out.stdout.trim(), out.stderr.trim()));
-            } else {
-                out.success();
-                lab.del(netns);
-                break;
-            }
-        }
-    }
-    spoilt
-}
-
 #[test]
 fn whatever_call_fails_everything_is_undone() {
     let lab = Lab::new();
     lab.lease(&["10.5.7.1/24", "fd00:0:0:7::1/64"]);
     let netns = lab.namespace("c");
-    let calls = ["sendto", "recvfrom", "setns", "openat", "renameat", "linkat", "flock", "pwrite64"];
-    let spoilt = sweep(&lab, &netns, &calls, "error=ENOBUFS", |context| {
-        lab.assert_nothing_left(&netns, context);
-    });
-    assert!(spoilt > 30, "only {spoilt} calls were spoilt");
-}
-
-#[test]
-fn an_add_that_was_killed_can_be_repeated() {
-    let lab = Lab::new();
-    let (netns, other) = (lab.namespace("c"), lab.namespace("other"));
-    lab.add(&other);
-    let calls = ["sendto", "setns", "renameat", "linkat", "unlinkat", "write", "pwrite64"];
-    let mut remains = 0;
-    let spoilt = sweep(&lab, &netns, &calls, "signal=SIGKILL", |context| {
-        let half_made = lab.links(&netns) == ["eth0"] && !ip(&netns, "link show eth0").contains(",UP");
-        remains += usize::from(half_made);
-        let retry = lab.call("ADD", &netns).run();
-        if half_made {
-            retry.success();
-        } else if retry.code != Some(0) {
-            // The pair was complete but for the answer; then DEL has to come first.
-            retry.failure(102, &["DEL must come before"]);
-            lab.del(&netns);
-            lab.add(&netns);
-        }
-        assert_connected(&netns, &lab.host(), "10.5.7.1");
-        assert_eq!(lab.allocated().len(), 2, "{context}: {:?}", lab.allocated());
-        assert_eq!(lab.links(&lab.host()).len(), 3, "{context}");
-        lab.del(&netns);
-        assert_eq!(lab.allocated(), BTreeSet::from(["10.5.7.2".parse().expect("ip")]), "{context}");
-        assert_eq!(lab.links(&lab.host()).len(), 2, "{context}");
-        assert!(lab.links(&netns).is_empty(), "{context}");
-    });
-    assert!(spoilt > 10 && remains > 0, "only {spoilt} kills, {remains} with a half-made pair");
-    assert_connected(&other, &lab.host(), "10.5.7.1");
-}
-
-#[test]
-fn a_del_that_was_killed_can_be_repeated() {
-    let lab = Lab::new();
-    let netns = lab.namespace("c");
-    for call in ["sendto", "renameat", "unlinkat", "openat"] {
-        for n in 1..40 {
-            lab.add(&netns);
+    let mut spoilt = 0;
+    for call in ["sendto", "recvfrom", "setns", "openat", "renameat", "linkat", "flock", "pwrite64"] {
+        // Each of its calls, until an ADD gets through unspoilt.
+        for n in 1.. {
+            assert!(n < 200, "{call} is never called less often than {n} times");
+            let (trace, inject) = (format!("trace={call}"), format!("inject={call}:error=ENOBUFS:when={n}"));
             let log = lab.path().join("strace");
-            let inject = format!("inject={call}:signal=SIGKILL:when={n}");
-            let arguments = [
-                "strace",
-                "-qq",
-                "-o",
-                log.to_str().expect("path"),
-                "-e",
-                &format!("trace={call}"),
-                "-e",
-                &inject,
-            ];
-            let out = lab.call("DEL", &netns).under(&arguments).run();
-            lab.del(&netns);
-            lab.assert_nothing_left(&netns, &format!("{call} {n}"));
-            if out.code == Some(0) {
+            let strace = ["strace", "-qq", "-o", log.to_str().expect("path"), "-e", &trace, "-e", &inject];
+            let out = lab.call("ADD", &netns).under(&strace).run();
+            if !std::fs::read_to_string(&log).expect("strace's log").contains("(INJECTED)") {
+                out.success();
+                lab.del(&netns);
                 break;
             }
+            spoilt += 1;
+            if out.code == Some(0) {
+                // A failure that does not matter, such as that of a look for a file that
+                // need not be there.
+                lab.del(&netns);
+            }
+            let context = format!("{call} {n}: {} {}", out.stdout.trim(), out.stderr.trim());
+            lab.assert_nothing_left(&netns, &context);
         }
     }
+    assert!(spoilt > 30, "only {spoilt} calls were spoilt");
 }
 
 #[test]

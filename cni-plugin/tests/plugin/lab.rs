@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use loden_core::port_filter;
+use loden_proto::allocation::Allocation;
 use loden_proto::port_filter::PortSet;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
@@ -165,6 +166,63 @@ impl Lab {
     pub(crate) fn allocated(&self) -> BTreeSet<IpAddr> {
         let entries = fs::read_dir(self.ipam()).into_iter().flatten();
         entries.filter_map(|e| e.expect("entry").file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Removes a namespace that [`Self::namespace`] made.
+    pub(crate) fn remove(&self, netns: &str) {
+        let name = netns.trim_start_matches("/run/netns/");
+        command("ip", &["netns", "del", name]);
+        self.namespaces.lock().expect("lock").retain(|n| n != name);
+    }
+
+    /// Asserts that the host has exactly these containers, connected dual-stack: the files and the
+    /// index of their addresses and nothing else, a pair each and no other, and no lock is held.
+    pub(crate) fn assert_only(&self, living: &[&str], context: &str) {
+        let id = |netns: &&str| netns.rsplit('-').next().expect("a name").to_owned();
+        let ids: BTreeSet<String> = living.iter().map(id).collect();
+        let (mut held, mut pairs, mut indexed) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        for address in self.allocated() {
+            let text = fs::read_to_string(self.ipam().join(address.to_string())).expect("file");
+            let allocation = Allocation::parse(&text).expect("an allocation");
+            assert_eq!(allocation.address, address, "{context}");
+            let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+            indexed.insert(format!("{}.{family}", allocation.host_veth));
+            held.push((allocation.container_id, family));
+            pairs.insert(allocation.host_veth);
+        }
+        held.sort();
+        let expected: Vec<_> = ids.iter().flat_map(|i| [(i.clone(), "ipv4"), (i.clone(), "ipv6")]).collect();
+        assert_eq!(held, expected, "{context}: allocations");
+        let names = |folder: &Path| -> BTreeSet<String> {
+            let entries = fs::read_dir(folder).into_iter().flatten();
+            entries.map(|e| e.expect("entry").file_name().into_string().expect("UTF-8")).collect()
+        };
+        assert_eq!(names(&self.ipam().join("by-veth")), indexed, "{context}: the index");
+        let mut files = names(&self.ipam());
+        files.retain(|n| n.parse::<IpAddr>().is_err() && n != "by-veth" && n != "freed");
+        assert_eq!(files, BTreeSet::new(), "{context}: other files");
+        let mut veths: BTreeSet<String> = interfaces(&self.host()).into_iter().collect();
+        veths.remove("loden0");
+        assert_eq!(veths, pairs, "{context}: interfaces of the host");
+        for netns in living {
+            assert_eq!(interfaces(netns), ["eth0"], "{context}: interfaces of {netns}");
+        }
+        if let Ok(lock) = File::open(self.path().join("ipam/lock")) {
+            lock.try_lock().unwrap_or_else(|e| panic!("{context}: the lock: {e}"));
+        }
+        self.assert_only_guarded(living.len(), context);
+    }
+
+    /// Asserts that the port filter has the elements of so many containers, dual-stack all of them, and
+    /// no others.
+    fn assert_only_guarded(&self, containers: usize, context: &str) {
+        let guarded = self.guarded();
+        let ports: BTreeSet<&str> =
+            guarded.iter().filter(|(set, _)| *set == "ports").map(|(_, port)| port.as_str()).collect();
+        assert_eq!(ports.len(), containers, "{context}: {guarded:?}");
+        assert_eq!(guarded.len(), containers * (1 + 2 + 3 + 2), "{context}: {guarded:?}");
+        let strays = guarded.iter().filter(|(_, element)| !ports.iter().any(|port| element.contains(port)));
+        assert_eq!(strays.count(), 0, "{context}: {guarded:?}");
     }
 
     /// Names of all interfaces of a namespace but `lo`.
@@ -328,6 +386,14 @@ pub(crate) fn inside<T: Send>(netns: &str, code: impl FnOnce() -> T + Send) -> T
         code()
     };
     std::thread::scope(|scope| scope.spawn(run).join()).expect("the thread inside")
+}
+
+/// Names of all interfaces of a namespace but `lo`, without another process.
+pub(crate) fn interfaces(netns: &str) -> Vec<String> {
+    let table = inside(netns, || fs::read_to_string("/proc/thread-self/net/dev").expect("interfaces"));
+    // Two lines of headings.
+    let names = table.lines().skip(2).filter_map(|line| line.split_once(':'));
+    names.map(|(name, _)| name.trim().to_owned()).filter(|name| name != "lo").collect()
 }
 
 /// Runs `ip` for a namespace; the arguments are split at spaces.

@@ -4,6 +4,7 @@
 mod addresses;
 mod chain;
 mod failures;
+mod killed;
 mod lab;
 mod netavark;
 mod port_filter;
