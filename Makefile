@@ -45,16 +45,21 @@ build-deps:
 check-deps:
 	@scripts/install-deps $(BUILD_PACKAGES) $(CHECK_PACKAGES)
 
-# A process that lives for two milliseconds spends a fifth of them in the dynamic linker.
-STATIC_BUILD := cargo rustc --locked --release
-STATIC := -- -C target-feature=+crt-static
+# A process that lives for two milliseconds. Of these the GNU C library takes 0.7 to start, which is
+# its dynamic linker (0.4) and questions to the CPU that a virtual machine answers slowly (0.3).
+MUSL := $(shell uname -m)-unknown-linux-musl
+define build_musl
+	@if command -v rustup >/dev/null; then rustup --quiet target add $(MUSL); fi
+	cargo build --locked --release --target $(MUSL) -p $(1) --bin $(2)
+	install -m 755 '$(TARGET)/$(MUSL)/release/$(2)' '$(TARGET)/release/$(2)'
+endef
 
 .PHONY: build release
 build: build-deps ## Build everything, unoptimised
 	cargo build --locked --workspace --bins
 release: build-deps ## Build the two binaries to install
 	cargo build --locked --release -p loden
-	$(STATIC_BUILD) -p loden-cni --bin loden-cni $(STATIC)
+	$(call build_musl,loden-cni,loden-cni)
 
 .PHONY: demo
 demo: deps build ## Three hosts on this machine, their containers talking (KEEP=1 leaves it running)
@@ -72,11 +77,11 @@ test: deps docker build ## Unit tests, property tests and lab scenarios (the lab
 test-docker29: deps docker docker29 build ## The scenarios with Docker again, with Docker 29 (needs Go)
 	$(TEST_RUNNER) cargo test --locked -p loden-tests --test docker -- --ignored docker29
 
-# The one that does only what the kernel needs is linked as the plugin is.
+# The process that does only what the kernel needs is built as the plugin is.
 .PHONY: bench
 bench: deps release ## Measure beside flannel and the kernel itself (ONLY=cni: one group; FLANNEL_CNI=flannel's plugin)
-	$(STATIC_BUILD) -p loden-bench --bin loden-bench-floor $(STATIC)
 	cargo build --locked --release -p loden-bench --bin loden-bench
+	$(call build_musl,loden-bench,loden-bench-floor)
 	@$(if $(filter-out 0,$(shell id -u)),sudo -E) env LODEN_BIN_DIR='$(TARGET)/release' LODEN_BENCH_DIR='$(CURDIR)/target/bench' \
 		'$(TARGET)/release/loden-bench' $(ONLY)
 
