@@ -118,6 +118,9 @@ impl Reply {
 pub struct Socket {
     raw: RawSocket,
     sequence: u32,
+    /// What was received last. Kept, since to some allocators one of its size is a system call
+    /// and a page fault per page, each time.
+    buffer: Vec<u8>,
 }
 
 impl Socket {
@@ -146,7 +149,7 @@ impl Socket {
             rustix::net::sockopt::Timeout::Recv,
             Some(ANSWER_TIMEOUT),
         )?;
-        Ok(Self { raw, sequence: 0 })
+        Ok(Self { raw, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
     }
 
     /// Sends one request and waits for its acknowledgement.
@@ -194,8 +197,8 @@ impl Socket {
         self.raw.send(&buffer, 0)?;
         let mut answers: Vec<Option<Result<(), KernelError>>> = vec![None; requests.len()];
         while answers.iter().any(Option::is_none) {
-            let bytes = self.receive()?;
-            for message in Messages::new(&bytes) {
+            self.receive()?;
+            for message in Messages::new(&self.buffer) {
                 let slot = message.sequence.wrapping_sub(first) as usize;
                 if message.message_type == NLMSG_ERROR && slot < answers.len() {
                     answers[slot] = Some(message.verdict());
@@ -222,8 +225,8 @@ impl Socket {
         }
         self.raw.send(&buffer, 0)?;
         loop {
-            let bytes = self.receive()?;
-            for message in Messages::new(&bytes) {
+            self.receive()?;
+            for message in Messages::new(&self.buffer) {
                 if message.message_type == NLMSG_ERROR {
                     message.verdict()?;
                     if message.sequence == last {
@@ -253,8 +256,8 @@ impl Socket {
         let mut replies = Vec::new();
         let mut interrupted = false;
         loop {
-            let bytes = self.receive()?;
-            for message in Messages::new(&bytes) {
+            self.receive()?;
+            for message in Messages::new(&self.buffer) {
                 if message.sequence != self.sequence {
                     continue;
                 }
@@ -282,8 +285,8 @@ impl Socket {
         self.raw.send(&buffer, 0)?;
         let mut found = None;
         loop {
-            let bytes = self.receive()?;
-            for message in Messages::new(&bytes) {
+            self.receive()?;
+            for message in Messages::new(&self.buffer) {
                 if message.sequence != self.sequence {
                     continue;
                 }
@@ -300,12 +303,12 @@ impl Socket {
         }
     }
 
-    fn receive(&mut self) -> Result<Vec<u8>, Error> {
-        let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
+    fn receive(&mut self) -> Result<(), Error> {
         loop {
-            match self.raw.recv(&mut buffer, 0) {
-                Ok(_) => return Ok(buffer),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => buffer.clear(),
+            self.buffer.clear();
+            match self.raw.recv(&mut self.buffer, 0) {
+                Ok(_) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e.into()),
             }
         }
