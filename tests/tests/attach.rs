@@ -168,8 +168,8 @@ fn attach_and_detach_need_no_daemon() {
     let web = a.attach("web", &a.namespace("web"), &[]).expect("without the daemon");
     matrix(&[&web, &b.container("b1")]);
     assert_eq!(detach(a, &["web"]).len(), 1);
+    assert!(pairs(a).is_empty() && allocation(a, web.address()).is_none());
     web.delete();
-    assert!(pairs(a).is_empty());
     cluster.daemons[0].start();
     cluster.daemons[0].wait_ready();
     cluster.lab.check_invariants();
@@ -189,6 +189,7 @@ fn what_is_gone_can_be_detached_and_is_freed_by_the_next() {
     assert_eq!(detach(a, &["--name", "by-name"]), BTreeSet::from([gone[0]]));
     assert_eq!(detach(a, &["by-target"]), BTreeSet::from([gone[1]]));
     assert_eq!(detach(a, &["--ip", &gone[2].to_string()]), BTreeSet::from([gone[2]]));
+    assert!(gone[..3].iter().all(|address| allocation(a, *address).is_none()));
     // A target that comes back keeps its address; the next attach frees all others.
     let again = a.attach("again", &a.namespace("again"), &[]).expect("attached");
     assert_eq!(again.address(), gone[5]);
