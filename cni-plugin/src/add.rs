@@ -23,7 +23,7 @@ use crate::links;
 use crate::naming;
 use crate::netns::Netns;
 use crate::options::{Guard, Options, Routes};
-use crate::port_filter::PortFilter;
+use crate::port_filter;
 use crate::request::{Attachment, Request};
 use crate::result::{AddResult, Address, Interface, Route};
 use crate::wishes::{self, Wishes};
@@ -47,8 +47,6 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let mut inside = netns.run(Socket::route)?.map_err(no_socket)?;
     let mut host = Socket::route().map_err(no_socket)?;
     let port = port(bridge_name.as_str(), &config.options, &env);
-    // Opened now: after a failure there may be no way back to the host's namespace.
-    let mut filter = PortFilter::open([&port])?;
     let store = Store::new(&config.data_dir, &who.network);
     clear_the_name(&mut inside, &store, who)?;
     let plan = Plan { name: &bridge_name, subnets: &env.subnets, networks: &env.networks, mtu: env.mtu };
@@ -71,12 +69,11 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         addresses: &addresses,
         routes: &routes(&addresses, &env, config.options.routes),
     };
-    let made = guard(&mut filter, &claimed.allocations, &config.options)
+    let made = guard(&port, &claimed.allocations, &config.options)
         .and_then(|()| connect(&mut host, &mut inside, wiring, plan));
     if let Err(error) = made {
         // While the pair may be there the address stays taken; DEL frees it then.
         if container::delete_pair(&mut host, &host_end.name).is_ok() {
-            let _ = filter.forget(&claimed.allocations);
             let _ = store.release(who, Rest::None);
         }
         return Err(error);
@@ -120,10 +117,10 @@ fn port(bridge: &str, options: &Options, env: &SubnetEnv) -> Port {
     Port { bridge: bridge.into(), hairpin: options.hairpin, isolated: options.isolated, filter }
 }
 
-fn guard(filter: &mut PortFilter, allocations: &[Allocation], options: &Options) -> Result<(), Error> {
-    if !filter.guard(allocations)? && options.port_filter == Guard::Required {
-        let table = allocations.iter().find_map(|a| a.port.as_ref()?.filter.clone());
-        return Err(Error::NoPortFilter(table.unwrap_or_default()));
+fn guard(port: &Port, allocations: &[Allocation], options: &Options) -> Result<(), Error> {
+    let Some(table) = &port.filter else { return Ok(()) };
+    if !port_filter::guard(table, allocations)? && options.port_filter == Guard::Required {
+        return Err(Error::NoPortFilter(table.clone()));
     }
     Ok(())
 }

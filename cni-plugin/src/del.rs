@@ -11,7 +11,6 @@ use crate::error::Error;
 use crate::links;
 use crate::naming;
 use crate::netns::Netns;
-use crate::port_filter::PortFilter;
 use crate::request::{Attachment, Request};
 
 /// Disconnects the container.
@@ -30,12 +29,9 @@ pub fn del(request: &Request) -> Result<(), Error> {
     if !gone {
         delete_inside(who, held)?;
     }
-    // Also of a port that could not be taken out of the filter the address is freed: the daemon
-    // removes what is left there.
-    let forgotten = PortFilter::open_for(held).and_then(|mut filter| filter.forget(held));
     // Only now: an address that is free while its interface lives could be given twice.
     store.release(who, Rest::CoolDown)?;
-    allocations.map(drop).and(forgotten)
+    allocations.map(drop)
 }
 
 /// The host's end is not there under its name, so the pair is gone or somebody renamed it.

@@ -25,7 +25,6 @@ use crate::error::Error;
 use crate::events::await_links;
 use crate::links;
 use crate::netns::Netns;
-use crate::port_filter::PortFilter;
 use crate::request::Known;
 
 /// The kernel removes the pairs of a namespace that has ended within some 100 ms.
@@ -70,8 +69,6 @@ fn free_if_dead(host: &mut Socket, store: &Store, idle: &Idle, deadline: Instant
         None if !await_links(&format!("{host_veth} to go"), deadline, || gone(host))? => return Ok(false),
         _ => {}
     }
-    let allocations = std::slice::from_ref(allocation);
-    PortFilter::open_for(allocations)?.forget(allocations)?;
     // Only now: an address that is free while its interface lives could be given twice.
     store.release_idle(idle)?;
     Ok(true)

@@ -213,23 +213,22 @@ impl Socket {
     /// them take effect or none. The error is that of the first refused request.
     pub(crate) fn transaction(&mut self, requests: &[Request]) -> Result<(), Error> {
         let mut buffer = Vec::new();
-        let mut last = 0;
+        let first = self.sequence.wrapping_add(1);
+        // A refusal is told in any case, so the last before the end marker speaks for all.
+        let last = requests.len().saturating_sub(2);
         for (i, request) in requests.iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
-            // The begin and end markers are not acknowledged.
-            let ack = if i == 0 || i + 1 == requests.len() { 0 } else { flags::ACK };
-            request.encode(ack, self.sequence, &mut buffer);
-            if ack != 0 {
-                last = self.sequence;
-            }
+            request.encode(if i == last { flags::ACK } else { 0 }, self.sequence, &mut buffer);
         }
         self.raw.send(&buffer, 0)?;
         loop {
             self.receive()?;
             for message in Messages::new(&self.buffer) {
-                if message.message_type == NLMSG_ERROR {
+                // Further refusals of an earlier transaction may still be there.
+                let answered = message.sequence.wrapping_sub(first) as usize;
+                if message.message_type == NLMSG_ERROR && answered < requests.len() {
                     message.verdict()?;
-                    if message.sequence == last {
+                    if answered == last {
                         return Ok(());
                     }
                 }

@@ -55,6 +55,10 @@ pub struct Endpoints {
 const COALESCE: Duration = Duration::from_millis(100);
 /// In case a notice was lost.
 const FULL_LOOK: Duration = Duration::from_secs(30);
+/// At most so often are elements of the port filter removed: while the kernel frees them, no netfilter
+/// socket of the namespace closes, and an ADD has to wait (`nft_rcv_nl_event`,
+/// net/netfilter/nf_tables_api.c).
+const SWEEP: Duration = Duration::from_secs(5);
 /// After this long without trouble, the next trouble is met at once again.
 const PEACE: Duration = Duration::from_secs(10);
 
@@ -64,6 +68,8 @@ struct Look {
     /// Objects put right, and how to say it.
     repaired: Vec<(&'static str, String)>,
     problems: Vec<String>,
+    /// Whether the port filter had elements that nobody needs.
+    surplus: bool,
 }
 
 impl Look {
@@ -100,10 +106,16 @@ impl Endpoints {
         let mut last_trouble = Instant::now();
         let mut suspect = true;
         let mut former = None;
+        let mut next_sweep = Instant::now();
         loop {
             files.cover(&self.folder);
             let env = self.subnet.borrow_and_update().clone();
-            let look = self.look(env.as_ref(), suspect).await;
+            let sweeps = next_sweep <= Instant::now();
+            let look = self.look(env.as_ref(), suspect, sweeps).await;
+            let surplus = look.surplus;
+            if surplus && sweeps {
+                next_sweep = Instant::now() + SWEEP;
+            }
             // What changes because the subnet did is no repair.
             let same = self.standing.borrow().looked && former == env;
             former = env;
@@ -127,13 +139,14 @@ impl Endpoints {
                 () = self.table_changed.notified() => suspect = true,
                 changed = files.changed() => changed?,
                 () = tokio::time::sleep(FULL_LOOK) => suspect = true,
+                () = tokio::time::sleep_until(next_sweep), if surplus && !sweeps => {}
             }
             tokio::time::sleep(COALESCE).await;
         }
     }
 
     /// One look: what is, what should be, and the difference carried out.
-    async fn look(&mut self, env: Option<&SubnetEnv>, suspect: bool) -> Look {
+    async fn look(&mut self, env: Option<&SubnetEnv>, suspect: bool, sweeps: bool) -> Look {
         let mut look = Look::default();
         if suspect {
             let brought = self.ports.bring_table().await;
@@ -151,24 +164,30 @@ impl Endpoints {
         let found = all(&self.folder);
         let ports = self.bring_bridges(env, &found, &mut look);
         if let Some(elements) = elements {
-            self.guard(&found, &ports, &elements, &mut look);
+            self.guard(&found, &ports, &elements, sweeps, &mut look);
         }
         look
     }
 
-    /// Brings the port filter's sets to what the allocations say.
+    /// Brings the port filter's sets to what the allocations say; leaves surplus elements alone unless
+    /// it `sweeps`.
     fn guard(
         &mut self,
         found: &[Found],
         ports: &BTreeMap<String, PortState>,
         elements: &BTreeSet<Element>,
+        sweeps: bool,
         look: &mut Look,
     ) {
         let guarded = found.iter().map(|f| Guarded {
             allocation: &f.allocation,
             settled: !f.in_work && ports.get(&f.allocation.host_veth) != Some(&PortState::Gone),
         });
-        let difference = difference(self.ports.table(), guarded, elements);
+        let mut difference = difference(self.ports.table(), guarded, elements);
+        look.surplus = !difference.surplus.is_empty();
+        if !sweeps {
+            difference.surplus.clear();
+        }
         let lacking: Vec<String> = difference.lacking_ports().into_iter().map(str::to_owned).collect();
         let changed = self.ports.change(difference);
         if look.note("the port filter does not follow the containers: ", changed).is_some()
