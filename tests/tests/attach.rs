@@ -207,8 +207,13 @@ fn what_is_gone_can_be_detached_and_is_freed_by_the_next() {
     assert!(free_dead().contains("no address"));
     matrix(&[&living, &named, &again]);
     process.kill9();
-    assert!(free_dead().contains(&named.address().to_string()));
-    assert_eq!(allocation(a, named.address()), None);
+    // What the lab holds is alive as well.
+    let address = named.address();
+    assert!(free_dead().contains("no address"));
+    drop(ns);
+    named.delete();
+    assert!(free_dead().contains(&address.to_string()));
+    assert_eq!(allocation(a, address), None);
     matrix(&[&living, &again]);
     cluster.lab.check_invariants();
 }
