@@ -107,9 +107,9 @@ pub fn ensure(
     Ok(Bridge { index: link.index, mac, running: link.running, mended })
 }
 
-/// Whether there is an interface of the bridge's name.
-pub fn exists(socket: &mut Socket, name: &IfName) -> Result<bool, Error> {
-    let link = links::by_name(socket, name.as_str()).map_err(Error::kernel(format!("look up {name}")))?;
+/// Whether there is an interface of this name, a bridge's or a port's.
+pub fn exists(socket: &mut Socket, name: &str) -> Result<bool, Error> {
+    let link = links::by_name(socket, name).map_err(Error::kernel(format!("look up {name}")))?;
     Ok(link.is_some())
 }
 
@@ -210,14 +210,15 @@ fn former_subnet(plan: Plan<'_>, held: &Held) -> Option<Subnet> {
 /// there the daemon turns on the global one, after it has made the underlay keep its router
 /// advertisements.
 fn parameters(plan: Plan<'_>) -> Result<(), Error> {
-    sysctl::set("ipv6", plan.name, "accept_ra", "0")?;
+    let name = plan.name.as_str();
+    sysctl::set("ipv6", name, "accept_ra", "0")?;
     for subnet in plan.subnets {
         match subnet.family() {
-            Family::V4 => sysctl::set("ipv4", plan.name, "forwarding", "1")?,
+            Family::V4 => sysctl::set("ipv4", name, "forwarding", "1")?,
             Family::V6 => {
-                sysctl::set("ipv6", plan.name, "disable_ipv6", "0")?;
-                sysctl::set("ipv6", plan.name, "forwarding", "1")?;
-                sysctl::set("ipv6", plan.name, "force_forwarding", "1")?;
+                sysctl::set("ipv6", name, "disable_ipv6", "0")?;
+                sysctl::set("ipv6", name, "forwarding", "1")?;
+                sysctl::set("ipv6", name, "force_forwarding", "1")?;
             }
         }
     }

@@ -59,17 +59,14 @@ pub fn create_pair(host: &mut Socket, wiring: Wiring<'_>) -> Result<(), Error> {
         wiring.bridge.index,
         wiring.mtu,
     );
-    // A port of a bridge has no use for an address, and there would be one per container.
-    let mut requests = vec![request, links::no_link_local(&wiring.host_end.name)];
+    let mut requests = vec![request];
     let Options { hairpin, isolated, .. } = *wiring.options;
     if hairpin || isolated {
         requests.push(links::set_port(&wiring.host_end.name, hairpin, isolated));
     }
-    // The second may fail (IPv6 is off); the others decide.
     let make = |host: &mut Socket| -> Result<_, Error> {
-        let mut verdicts = host.batch(&requests).map_err(Error::kernel(format!("make {ifname}")))?;
-        let port = if verdicts.len() > 2 { verdicts.swap_remove(2) } else { Ok(()) };
-        Ok(verdicts.swap_remove(0).and(port))
+        let verdicts = host.batch(&requests).map_err(Error::kernel(format!("make {ifname}")))?;
+        Ok(verdicts.into_iter().collect::<Result<(), KernelError>>())
     };
     let mut made = make(host)?;
     if made.as_ref().is_err_and(KernelError::is_present) && delete_pair(host, &wiring.host_end.name)? {
@@ -78,7 +75,11 @@ pub fn create_pair(host: &mut Socket, wiring: Wiring<'_>) -> Result<(), Error> {
     match made {
         Err(e) if e.is_present() => Err(interface_exists(wiring.attachment)),
         other => other.map_err(Error::kernel(format!("make {ifname} in {}", wiring.attachment.netns))),
-    }
+    }?;
+    // A port of a bridge has no use for IPv6: there would be an address per container, and what a
+    // container sends to the addresses that bridges keep for themselves reaches the host by the port
+    // alone, router advertisements too (`br_handle_frame`, net/bridge/br_input.c).
+    sysctl::set("ipv6", &wiring.host_end.name, "disable_ipv6", "1")
 }
 
 /// Deletes the pair by its host's end; `false` when there is none.
@@ -129,7 +130,7 @@ pub fn configure(inside: &mut Socket, wiring: Wiring<'_>) -> Result<(), Error> {
 /// Runs inside the container's namespace, while its interface is still down: a router
 /// advertisement must not have a chance, and a duplicate address cannot be.
 fn parameters(wiring: Wiring<'_>) -> Result<(), Error> {
-    let ifname = &wiring.attachment.ifname;
+    let ifname = wiring.attachment.ifname.as_str();
     sysctl::set("ipv6", ifname, "accept_ra", "0")?;
     sysctl::set("ipv6", ifname, "accept_dad", "0")?;
     if wiring.addresses.iter().any(|a| a.subnet.family() == Family::V6) {

@@ -11,8 +11,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-    InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -144,19 +144,6 @@ pub(crate) fn new_pair(
         ]),
     ];
     Request::of(RTM_NEWLINK, &message, flags::CREATE | flags::EXCL)
-}
-
-/// Keeps the kernel from giving a link an IPv6 link-local address. It cannot be part of the
-/// link's creation.
-pub(crate) fn no_link_local(name: &str) -> Request {
-    let mut message = LinkMessage::default();
-    message.attributes = vec![
-        LinkAttribute::IfName(name.into()),
-        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-            In6AddrGenMode::None,
-        )])]),
-    ];
-    Request::of(RTM_SETLINK, &message, 0)
 }
 
 /// Sets what a port of a bridge does. It cannot be part of the link's creation.

@@ -6,12 +6,11 @@ use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 
 use crate::error::Error;
-use crate::ifname::IfName;
 
 /// Sets `net/<family>/conf/<interface>/<name>`. Works where /proc/sys is mounted read-only
 /// with the right value. A parameter that this kernel does not have (IPv6 is off, or the
 /// kernel is older) is passed over.
-pub(crate) fn set(family: &str, interface: &IfName, name: &str, value: &str) -> Result<(), Error> {
+pub(crate) fn set(family: &str, interface: &str, name: &str, value: &str) -> Result<(), Error> {
     let path = format!("/proc/sys/net/{family}/conf/{interface}/{name}");
     let written =
         OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(value.as_bytes()));

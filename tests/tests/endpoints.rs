@@ -154,6 +154,49 @@ fn a_container_is_held_to_its_own_addresses() {
     cluster.lab.check_invariants();
 }
 
+/// To an address that bridges keep for themselves, IEEE 802.1Q.
+fn to_the_bridge(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[..6].copy_from_slice(&[0x01, 0x80, 0xc2, 0, 0, 2]);
+    frame
+}
+
+#[test]
+fn frames_to_the_bridge_itself_are_no_way_around() {
+    let cluster = Cluster::<1>::start("port-filter-bridge", &Stack::Four.vxlan(), &[]);
+    let [a] = &cluster.hosts;
+    let free = json!({"cniVersion": "1.0.0", "name": "loden", "type": "loden", "portFilter": false});
+    let (held, victim) = (a.container("held"), a.container("victim"));
+    let free = a.container_with("free", free).expect("ADD");
+    matrix(&[&held, &victim, &free]);
+    let port = |c: &Container| c.result()["interfaces"][1]["name"].as_str().expect("a name").to_owned();
+    let learned_at = |from: &Container| {
+        let entries = a.json(&["bridge", "-j", "fdb", "show", "dev", &port(from)]);
+        let entries = entries.as_array().cloned().unwrap_or_default();
+        entries.iter().any(|entry| entry["mac"] == mac(&victim).to_string())
+    };
+    let theft = to_the_bridge(frames::ethernet(mac(&victim), 0x88b5, b"hello"));
+    frames::send(free.ns(), &[theft.clone()], 0);
+    assert!(learned_at(&free), "without the filter the bridge believes it");
+    victim.pings(a.subnet().gateway());
+    frames::send(held.ns(), &[theft], 1);
+    assert!(!learned_at(&held));
+
+    // The host's own stack hears of it by the port: no route and no address comes of that.
+    let router: Ipv6Addr = "fe80::bad".parse().expect("ip");
+    let all: Ipv6Addr = "ff02::1".parse().expect("ip");
+    // RFC 4861 §4.2: a default router for half an hour.
+    let advertisement = [&[134, 0, 0, 0, 64, 0, 7, 8][..], &[0; 8]].concat();
+    for container in [&held, &free] {
+        let frame = frames::ip(mac(container), router.into(), all.into(), 58, &advertisement);
+        frames::send(container.ns(), &[to_the_bridge(frame)], 2);
+        let parameter = format!("net/ipv6/conf/{}/disable_ipv6", port(container));
+        assert_eq!(a.ns().read_sysctl(&parameter), "1");
+    }
+    let routes = a.run(&["ip", "-6", "route", "show", "default"]);
+    assert!(!routes.contains("bad"), "{routes}");
+    assert_eq!(endpoints(a).endpoints.iter().map(|e| e.rejected_frames).sum::<u64>(), 2);
+}
+
 #[test]
 fn a_lost_port_filter_is_rebuilt_from_the_allocations() {
     let cluster = Cluster::<1>::start("port-filter-lost", &Stack::Dual.vxlan(), &["--log-level=debug"]);

@@ -9,6 +9,9 @@
 //!   and no neighbour advertisement for addresses that are not its own.
 //!
 //! Everything else is dropped: VLAN tags and tunnels of other protocols would carry addresses past it.
+//! Frames to the addresses that bridges keep for themselves (IEEE 802.1Q-2018, table 8-1) are dropped on
+//! another way: they come by no prerouting hook, but the bridge learns their sender, and the host's own
+//! stack takes what is in them (`br_handle_frame`, net/bridge/br_input.c).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,6 +34,10 @@ const BODY: &str = r"
     chain from_containers {
         type filter hook prerouting priority dstnat; policy accept;
         iifname @ports goto container
+    }
+    chain from_containers_to_host {
+        type filter hook input priority filter; policy accept;
+        iifname @ports ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto refuse
     }
     chain container {
         ether type ip goto container_ipv4
@@ -107,22 +114,30 @@ pub struct Guarded<'a> {
 }
 
 /// Compares the sets with the allocations, which were read after the sets: what an ADD adds while
-/// somebody looks is then never surplus.
+/// somebody looks is then never surplus. Nor is what guards a port that is there (`exists`) but that no
+/// allocation names: the allocation may be somewhere else, or unreadable.
 pub fn difference<'a>(
     table: &str,
     allocations: impl IntoIterator<Item = Guarded<'a>>,
     found: &BTreeSet<Element>,
+    mut exists: impl FnMut(&str) -> bool,
 ) -> Difference {
     // With a truth value beside each: whether it must be there.
     let mut allowed: BTreeMap<Element, bool> = BTreeMap::new();
+    let mut known: BTreeSet<&str> = BTreeSet::new();
     for Guarded { allocation, settled } in allocations {
+        known.insert(&allocation.host_veth);
         let of_table = allocation.port.as_ref().is_some_and(|port| port.filter.as_deref() == Some(table));
         for element in allocation.filter_elements().into_iter().filter(|_| of_table) {
             *allowed.entry(element).or_default() |= settled;
         }
     }
+    let mut needless = |(_, key): &Element| {
+        let port = port_of(key).unwrap_or_default();
+        known.contains(port) || !exists(port)
+    };
     Difference {
-        surplus: found.iter().filter(|e| !allowed.contains_key(*e)).cloned().collect(),
+        surplus: found.iter().filter(|e| !allowed.contains_key(*e) && needless(e)).cloned().collect(),
         lacking: allowed
             .into_iter()
             .filter(|(e, must)| *must && !found.contains(e))
@@ -156,6 +171,10 @@ mod tests {
         }
     }
 
+    fn gone(_: &str) -> bool {
+        false
+    }
+
     fn guarded(allocation: &Allocation, settled: bool) -> Guarded<'_> {
         Guarded { allocation, settled }
     }
@@ -176,10 +195,22 @@ mod tests {
         let free = allocation(5, None);
         let all = || [guarded(&one, true), guarded(&other, true), guarded(&free, true)];
         let stray: BTreeSet<Element> = two.filter_elements().into_iter().collect();
-        let first = difference("loden", all(), &stray);
+        let first = difference("loden", all(), &stray, gone);
         assert_eq!(first.lacking_ports(), ["veth2"].into());
         assert_eq!(first.surplus.len(), stray.len());
-        assert_eq!(difference("loden", all(), &first.lacking), Difference::default());
+        assert_eq!(difference("loden", all(), &first.lacking, gone), Difference::default());
+    }
+
+    #[test]
+    fn a_port_that_no_allocation_names_is_guarded_as_long_as_it_is_there() {
+        let (here, elsewhere) = (allocation(2, Some("loden")), allocation(3, Some("loden")));
+        let mut moved = here.clone();
+        moved.address = [10, 5, 7, 9].into();
+        let found: BTreeSet<Element> =
+            [&here, &elsewhere, &moved].into_iter().flat_map(Allocation::filter_elements).collect();
+        let surplus = |there: bool| difference("loden", [guarded(&here, true)], &found, |_| there).surplus;
+        assert_eq!(surplus(true).len(), 1, "the former address of a known port");
+        assert_eq!(surplus(false).len(), 1 + elsewhere.filter_elements().len());
     }
 
     #[test]
@@ -187,7 +218,7 @@ mod tests {
         let one = allocation(2, Some("loden"));
         let elements: BTreeSet<Element> = one.filter_elements().into_iter().collect();
         for found in [BTreeSet::new(), elements] {
-            assert_eq!(difference("loden", [guarded(&one, false)], &found), Difference::default());
+            assert_eq!(difference("loden", [guarded(&one, false)], &found, gone), Difference::default());
         }
     }
 }

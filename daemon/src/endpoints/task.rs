@@ -179,11 +179,14 @@ impl Endpoints {
         sweeps: bool,
         look: &mut Look,
     ) {
+        let table = self.ports.table().to_owned();
         let guarded = found.iter().map(|f| Guarded {
             allocation: &f.allocation,
             settled: !f.in_work && ports.get(&f.allocation.host_veth) != Some(&PortState::Gone),
         });
-        let mut difference = difference(self.ports.table(), guarded, elements);
+        // What cannot be looked up is taken to be there.
+        let exists = |port: &str| self.ports.exists(port).unwrap_or(true);
+        let mut difference = difference(&table, guarded, elements, exists);
         look.surplus = !difference.surplus.is_empty();
         if !sweeps {
             difference.surplus.clear();
@@ -213,7 +216,8 @@ impl Endpoints {
             }
         }
         if by_bridge.is_empty()
-            && let Some(name) = env.bridge.as_deref().filter(|name| self.has(name))
+            && let Some(name) =
+                env.bridge.as_deref().filter(|name| self.ports.exists(name).unwrap_or_default())
         {
             // Without containers the next ADD makes it; but one that is there follows the lease.
             by_bridge.insert(name, Vec::new());
@@ -232,10 +236,6 @@ impl Endpoints {
             }
         }
         states
-    }
-
-    fn has(&mut self, name: &str) -> bool {
-        IfName::new(name).is_ok_and(|name| self.ports.has_bridge(&name).unwrap_or_default())
     }
 
     fn bring_bridge(

@@ -82,8 +82,8 @@ impl Ports {
         bridge::ensure(&mut self.route, plan, |subnet| Ok(in_use(subnet)))
     }
 
-    /// Whether there is an interface of the bridge's name.
-    pub fn has_bridge(&mut self, name: &IfName) -> Result<bool, loden_cni::Error> {
+    /// Whether there is an interface of this name.
+    pub fn exists(&mut self, name: &str) -> Result<bool, loden_cni::Error> {
         bridge::exists(&mut self.route, name)
     }
 
