@@ -106,6 +106,13 @@ fn a_second_attach_keeps_what_the_first_gave() {
         again["target"] = first.result()["target"].clone();
         assert_eq!(&again, first.result());
     }
+    let guarded =
+        |address| allocation(a, address).and_then(|a| a.port).is_some_and(|port| port.filter.is_some());
+    assert!(guarded(first.address()));
+    let open = a.attach("open", &a.namespace("open"), &["--port-filter=false"]).expect("attached");
+    assert!(!guarded(open.address()));
+    open.delete();
+    assert_eq!(detach(a, &["open"]).len(), 1);
     let table = a.loden(&["attach", "web", "--ip", &wanted]).expect_success();
     assert!(table.starts_with("NAME  INTERFACE  ADDRESS") && table.contains(&wanted), "{table}");
     assert_eq!(pairs(a).len(), 1);

@@ -9,6 +9,7 @@ use clap::Args;
 use loden_cni::attached::Attached;
 use loden_cni::ifname::IfName;
 use loden_cni::netns::Netns;
+use loden_cni::options::Guard;
 use loden_cni::request::Request;
 use loden_cni::result::AddResult;
 use loden_cni::wishes::Wishes;
@@ -46,6 +47,10 @@ pub(super) struct AttachArgs {
     /// The interface's name inside
     #[arg(long = "interface", value_name = "NAME", default_value = "eth0", value_parser = ifname)]
     wanted_ifname: IfName,
+    /// Hold the target to its own MAC and addresses. Off for one that has further addresses of its own, or
+    /// a link-local address that does not follow from its MAC
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    port_filter: bool,
     /// Print as JSON with stable names
     #[arg(long)]
     json: bool,
@@ -130,7 +135,10 @@ fn attach(args: AttachArgs) -> anyhow::Result<Given> {
     wishes.addresses.extend(args.wanted_addresses.iter().map(IpAddr::to_canonical));
     wishes.mac = args.wanted_mac;
     wishes.name = Some(name.clone());
-    let request = attachments.request(&id, ifname, &netns, wishes);
+    let mut request = attachments.request(&id, ifname, &netns, wishes);
+    if !args.port_filter {
+        request.config.options.port_filter = Guard::Off;
+    }
     if let Some(held) = attached::find(&request)? {
         refuse_other_wishes(&args, &held.allocations)?;
         return already(&args, &request, &held);

@@ -6,7 +6,8 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -17,6 +18,7 @@ use loden_netlink::Socket;
 use loden_proto::allocation::Allocation;
 use loden_proto::lease::LeaseKey;
 use loden_proto::status::{EndpointState, EndpointStatus};
+use rustix::fs::OFlags;
 
 pub use task::{Endpoints, Standing};
 
@@ -33,29 +35,54 @@ pub struct Found {
     pub since: Option<SystemTime>,
 }
 
-/// All allocations below `<run-dir>/ipam`, over all networks of the plugin. Files that cannot be
-/// read are skipped: they are the plugin's to report.
+/// All allocations below `<run-dir>/ipam`, over all networks of the plugin; files that cannot be read
+/// are the plugin's to report.
 pub fn all(folder: &Path) -> Vec<Found> {
+    look(folder).0
+}
+
+/// The same, and what cannot be read.
+fn look(folder: &Path) -> (Vec<Found>, Vec<String>) {
     let list = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
-    let mut found = Vec::new();
+    let (mut found, mut unreadable) = (Vec::new(), Vec::new());
     for network in list(folder).filter(|p| p.is_dir()) {
         let Some(name) = network.file_name().and_then(|n| n.to_str()) else { continue };
         let is_address = |p: &Path| {
             p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.parse::<std::net::IpAddr>().is_ok())
         };
-        found.extend(list(&network).filter(|p| is_address(p)).filter_map(|path| read(name, &path)));
+        for path in list(&network).filter(|p| is_address(p)) {
+            match read(name, &path) {
+                Ok(one) => found.push(one),
+                // Freed since it was listed.
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => unreadable.push(format!(
+                    "the allocation {} cannot be read ({e}), so it holds its address until somebody removes it",
+                    path.display()
+                )),
+            }
+        }
     }
     found.sort_by_key(|f| f.allocation.address);
-    found
+    unreadable.sort();
+    (found, unreadable)
 }
 
-fn read(network: &str, path: &Path) -> Option<Found> {
-    let mut file = File::open(path).ok()?;
+/// What no allocation needs, by far.
+const MAX_LENGTH: u64 = 64 * 1024;
+
+fn read(network: &str, path: &Path) -> io::Result<Found> {
+    // What is no file must neither lead elsewhere nor keep us waiting.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidData, "it is no file"));
+    }
     let in_work = file.try_lock_shared().is_err();
     let mut text = String::new();
-    file.read_to_string(&mut text).ok()?;
-    let since = file.metadata().ok()?.modified().ok();
-    Some(Found { network: network.into(), allocation: Allocation::parse(&text).ok()?, in_work, since })
+    (&file).take(MAX_LENGTH).read_to_string(&mut text)?;
+    let allocation = Allocation::parse(&text)?;
+    Ok(Found { network: network.into(), allocation, in_work, since: metadata.modified().ok() })
 }
 
 /// The endpoint table, now: what files and kernel tell.
@@ -170,6 +197,27 @@ mod tests {
         let states: Vec<_> = rows.iter().map(|r| (r.addresses.len(), r.state)).collect();
         assert_eq!(states, [(2, EndpointState::Connected), (1, EndpointState::Gone)]);
         assert_eq!(count(folder.path()), 2);
+    }
+
+    #[test]
+    fn what_is_no_allocation_is_told_and_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().expect("folder");
+        write(folder.path(), "loden", "10.5.7.2", "veth1");
+        let path = |name: &str| folder.path().join("loden").join(name);
+        std::fs::write(path("10.5.7.3"), "half a fi").expect("file");
+        std::fs::create_dir(path("10.5.7.4")).expect("folder");
+        std::os::unix::fs::symlink("/etc/passwd", path("10.5.7.5")).expect("link");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            path("10.5.7.6"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o644),
+            0,
+        )
+        .expect("fifo");
+        let (found, unreadable) = look(folder.path());
+        assert_eq!((found.len(), unreadable.len()), (1, 4), "{unreadable:?}");
+        assert!(unreadable.iter().zip(3..).all(|(text, n)| text.contains(&format!("/10.5.7.{n} cannot"))));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use loden_cni::bridge::{Bridge, PortState};
 use loden_cni::ifname::IfName;
 use loden_core::backoff::Backoff;
-use loden_core::port_filter::{Guarded, difference};
+use loden_core::port_filter::{Difference, Guarded, difference};
 use loden_proto::Subnet;
 use loden_proto::allocation::{Allocation, Port};
 use loden_proto::port_filter::Element;
@@ -19,8 +19,8 @@ use loden_proto::subnet_env::SubnetEnv;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::Found;
 use super::watch::FolderWatch;
-use super::{Found, all};
 use crate::clock;
 use crate::kernel::Ports;
 
@@ -68,6 +68,8 @@ struct Look {
     /// Objects put right, and how to say it.
     repaired: Vec<(&'static str, String)>,
     problems: Vec<String>,
+    /// Allocation files, which are no reason to look again at once.
+    unreadable: Vec<String>,
     /// Whether the port filter had elements that nobody needs.
     surplus: bool,
 }
@@ -161,11 +163,14 @@ impl Endpoints {
             false => None,
         };
         // After the sets, so that what an ADD adds in between is not taken for surplus.
-        let found = all(&self.folder);
+        let (found, unreadable) = super::look(&self.folder);
+        // Whatever these say, no element is surplus before that is known.
+        let sweeps = sweeps && unreadable.is_empty();
         let ports = self.bring_bridges(env, &found, &mut look);
         if let Some(elements) = elements {
             self.guard(&found, &ports, &elements, sweeps, &mut look);
         }
+        look.unreadable = unreadable;
         look
     }
 
@@ -187,17 +192,28 @@ impl Endpoints {
         // What cannot be looked up is taken to be there.
         let exists = |port: &str| self.ports.exists(port).unwrap_or(true);
         let mut difference = difference(&table, guarded, elements, exists);
-        look.surplus = !difference.surplus.is_empty();
-        if !sweeps {
-            difference.surplus.clear();
-        }
+        let surplus = std::mem::take(&mut difference.surplus);
+        look.surplus = !surplus.is_empty();
         let lacking: Vec<String> = difference.lacking_ports().into_iter().map(str::to_owned).collect();
-        let changed = self.ports.change(difference);
+        let mut changed = self.ports.change(difference);
+        if sweeps && look.surplus && changed.is_ok() {
+            changed = self.sweep(&table, surplus);
+        }
         if look.note("the port filter does not follow the containers: ", changed).is_some()
             && !lacking.is_empty()
         {
             look.repaired.push(("port", format!("guarded {}", lacking.join(", "))));
         }
+    }
+
+    /// Removes elements that nobody needs. For the container that an address or port had before, an ADD
+    /// may have counted on them since the files were read: so what these say now is added at once, before
+    /// that ADD has made its pair.
+    fn sweep(&mut self, table: &str, surplus: BTreeSet<Element>) -> Result<(), loden_netlink::Error> {
+        self.ports.change(Difference { surplus, ..Difference::default() })?;
+        let (found, _) = super::look(&self.folder);
+        let all = found.iter().map(|f| Guarded { allocation: &f.allocation, settled: true });
+        self.ports.change(difference(table, all, &BTreeSet::new(), |_| true))
     }
 
     /// Mends the bridge of the containers, and puts their ports back on it. Returns how each port stands.
@@ -257,10 +273,11 @@ impl Endpoints {
 
     fn tell(&mut self, look: Look, repairing: bool) {
         let known = self.standing.borrow().clone();
-        for problem in look.problems.iter().filter(|p| !known.problems.contains(p)) {
+        let problems: Vec<String> = look.problems.into_iter().chain(look.unreadable).collect();
+        for problem in problems.iter().filter(|p| !known.problems.contains(p)) {
             tracing::error!("{problem}");
         }
-        let mut standing = Standing { looked: true, problems: look.problems, repairs: known.repairs };
+        let mut standing = Standing { looked: true, problems, repairs: known.repairs };
         for (object, what) in look.repaired {
             if repairing {
                 tracing::warn!("repaired: {what}");
