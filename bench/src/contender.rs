@@ -1,6 +1,7 @@
 //! Who is measured: Loden's plugin, flannel's chain, and the kernel's floor. A contender turns a
 //! sandbox into the calls that connect, check and disconnect it. Used by `cni.rs`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
@@ -213,7 +214,7 @@ fn host_end(sandbox: &Sandbox) -> String {
 fn make_port_filter() -> Result<()> {
     let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("start nft")?;
     let mut input = nft.stdin.take().context("a pipe")?;
-    input.write_all(port_filter::script(TABLE).as_bytes()).context("write to nft")?;
+    input.write_all(port_filter::script(TABLE, &BTreeSet::new()).as_bytes()).context("write to nft")?;
     drop(input);
     let status = nft.wait().context("wait for nft")?;
     if !status.success() {

@@ -146,7 +146,7 @@ fn clear_the_name(inside: &mut Socket, store: &Store, who: &Attachment) -> Resul
     let ifname = who.ifname.as_str();
     let action = || Error::kernel(format!("look up {ifname} in {}", who.netns));
     let Some(link) = links::by_name(inside, ifname).map_err(action())? else { return Ok(()) };
-    let remains = link.is_veth() && !link.up && store.find(who)?.iter().any(|a| Some(a.mac) == link.mac);
+    let remains = !link.up && container::is_made_for(&link, &store.find(who)?);
     if !remains {
         return Err(container::interface_exists(who));
     }

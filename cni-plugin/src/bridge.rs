@@ -93,6 +93,9 @@ pub fn ensure(
             changes.push((what, links::remove_address(former)));
         }
     }
+    if link.learns_reserved == Some(true) {
+        changes.push((format!("keep {name} from learning"), links::set_learn_no_reserved(name)));
+    }
     if link.mtu != plan.mtu {
         changes
             .push((format!("set the MTU of {name} to {}", plan.mtu), links::set_mtu(link.index, plan.mtu)));

@@ -4,12 +4,13 @@
 use std::time::{Duration, Instant};
 
 use loden_netlink::{KernelError, Request, Socket};
+use loden_proto::allocation::Allocation;
 use loden_proto::{Family, Mac};
 
 use crate::bridge::Bridge;
 use crate::error::Error;
 use crate::events;
-use crate::links;
+use crate::links::{self, Link};
 use crate::naming::HostEnd;
 use crate::netns::Netns;
 use crate::options::Options;
@@ -85,6 +86,12 @@ pub fn create_pair(host: &mut Socket, wiring: Wiring<'_>) -> Result<(), Error> {
 /// Deletes the pair by its host's end; `false` when there is none.
 pub fn delete_pair(host: &mut Socket, host_veth: &str) -> Result<bool, Error> {
     links::delete(host, host_veth).map_err(Error::kernel(format!("delete {host_veth}")))
+}
+
+/// Whether a container's interface is the one that ADD made for these allocations; its name alone does
+/// not tell.
+pub(crate) fn is_made_for(link: &Link, held: &[Allocation]) -> bool {
+    link.is_veth() && held.iter().any(|allocation| Some(allocation.mac) == link.mac)
 }
 
 /// The error of an ADD for a name that the namespace has already.

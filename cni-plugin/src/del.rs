@@ -50,8 +50,7 @@ fn delete_inside(who: &Attachment, held: &[Allocation]) -> Result<(), Error> {
     let ifname = who.ifname.as_str();
     let action = || Error::kernel(format!("delete {ifname} in {}", who.netns));
     if let Some(link) = links::by_name(&mut inside, ifname).map_err(action())?
-        && link.is_veth()
-        && held.iter().any(|a| Some(a.mac) == link.mac)
+        && container::is_made_for(&link, held)
     {
         links::delete(&mut inside, ifname).map_err(action())?;
     }

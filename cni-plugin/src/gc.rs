@@ -18,9 +18,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use loden_netlink::Socket;
+use loden_proto::Family;
 use loden_proto::allocation::Allocation;
 
 use crate::allocations::{Idle, Store};
+use crate::container;
 use crate::error::Error;
 use crate::events::await_links;
 use crate::links;
@@ -74,9 +76,17 @@ fn free_if_dead(host: &mut Socket, store: &Store, idle: &Idle, deadline: Instant
     Ok(true)
 }
 
-/// Whether the container's end is there, whatever somebody has named the host's.
+/// Whether the container's end is there, whatever somebody has named the host's: told by its MAC or, where
+/// a later plugin changed that, by its address. The path may lead to another namespace by now.
 fn is_inside(netns: &Netns, allocation: &Allocation) -> Result<bool, Error> {
-    let look_up = Error::kernel(format!("look up {} in {}", allocation.ifname, allocation.netns));
+    let look_up = || Error::kernel(format!("look up {} in {}", allocation.ifname, allocation.netns));
     let mut inside = netns.run(Socket::route)?.map_err(|e| Error::kernel("open a netlink socket")(e))?;
-    Ok(links::by_name(&mut inside, &allocation.ifname).map_err(look_up)?.is_some_and(|link| link.is_veth()))
+    let Some(link) = links::by_name(&mut inside, &allocation.ifname).map_err(look_up())? else {
+        return Ok(false);
+    };
+    if container::is_made_for(&link, std::slice::from_ref(allocation)) {
+        return Ok(true);
+    }
+    let held = links::addresses(&mut inside, Family::of(allocation.address)).map_err(look_up())?;
+    Ok(held.iter().any(|h| (h.index, h.address) == (link.index, allocation.address)))
 }

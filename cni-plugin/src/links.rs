@@ -11,8 +11,9 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkInfo, LinkMessage, State,
+    BridgeBooleanOptionFlags, BridgeBooleanOptions, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    State,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -41,6 +42,9 @@ pub(crate) struct Link {
     /// Able to carry packets (`IF_OPER_UP`).
     pub(crate) running: bool,
     pub(crate) kind: Option<InfoKind>,
+    /// Of a bridge: whether it learns from frames to the addresses that bridges keep for
+    /// themselves; unknown before Linux 5.0.
+    pub(crate) learns_reserved: Option<bool>,
     /// Index of the bridge that it is a port of.
     pub(crate) master: Option<u32>,
 }
@@ -85,13 +89,29 @@ fn link(message: LinkMessage) -> Link {
             LinkAttribute::OperState(state) => link.running = state == State::Up,
             LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::LinkInfo(infos) => {
-                link.kind =
-                    infos.into_iter().find_map(|i| if let LinkInfo::Kind(k) = i { Some(k) } else { None });
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind),
+                        LinkInfo::Data(InfoData::Bridge(data)) => {
+                            link.learns_reserved = learns_reserved(&data)
+                        }
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
     }
     link
+}
+
+fn learns_reserved(bridge: &[InfoBridge]) -> Option<bool> {
+    bridge.iter().find_map(|info| match info {
+        InfoBridge::MultiBoolOpt(options) => {
+            Some(!options.value.contains(BridgeBooleanOptionFlags::NoLinkLocalLearn))
+        }
+        _ => None,
+    })
 }
 
 /// A new bridge, not yet up, with the kernel's default MTU: only one that is set by a change stays,
@@ -101,9 +121,26 @@ pub(crate) fn new_bridge(name: &str, mac: Mac) -> Request {
     message.attributes = vec![
         LinkAttribute::IfName(name.into()),
         LinkAttribute::Address(mac.0.to_vec()),
-        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), learn_no_reserved()]),
     ];
     Request::of(RTM_NEWLINK, &message, flags::CREATE | flags::EXCL)
+}
+
+/// Keeps a bridge from learning the senders of frames to the addresses that bridges keep for themselves:
+/// these frames pass no filter of a bridge (`br_handle_frame`, net/bridge/br_input.c).
+pub(crate) fn set_learn_no_reserved(name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.into()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), learn_no_reserved()]),
+    ];
+    Request::of(RTM_NEWLINK, &message, 0)
+}
+
+fn learn_no_reserved() -> LinkInfo {
+    let option = BridgeBooleanOptionFlags::NoLinkLocalLearn;
+    let options = BridgeBooleanOptions { value: option, mask: option };
+    LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::MultiBoolOpt(options)]))
 }
 
 /// A pair of interfaces in one message: this end up and a port of the bridge, the other in

@@ -8,6 +8,10 @@ use loden_cni::request::Environment;
 use loden_cni::run::{Streams, run};
 use rustix::fs::Mode;
 
+/// musl's own maps and returns pages for every few allocations, a tenth of ADD's time.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     // The daemon reads the allocation files as a user of its own, whatever mask the runtime has.
     rustix::process::umask(Mode::from_raw_mode(0o022));

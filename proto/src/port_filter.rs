@@ -74,6 +74,29 @@ pub fn by_set(elements: BTreeSet<Element>) -> Vec<(PortSet, Vec<Vec<u8>>)> {
     sets
 }
 
+/// What a key says; the sets tell how much of it there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts<'a> {
+    /// The port.
+    pub port: &'a str,
+    /// The container's MAC.
+    pub mac: Option<Mac>,
+    /// The address.
+    pub address: Option<IpAddr>,
+}
+
+/// Reads a key of any of the sets; `None` when it is none of ours.
+pub fn parts_of(key: &[u8]) -> Option<Parts<'_>> {
+    let port = port_of(key)?;
+    let rest = &key[NAME_LEN..];
+    let Some((mac, address)) = rest.split_at_checked(MAC_LEN) else {
+        return rest.is_empty().then_some(Parts { port, mac: None, address: None });
+    };
+    let v4 = <[u8; 4]>::try_from(address).map(IpAddr::from);
+    let address = v4.or_else(|_| <[u8; 16]>::try_from(address).map(IpAddr::from)).ok()?;
+    Some(Parts { port, mac: mac.first_chunk::<6>().copied().map(Mac), address: Some(address) })
+}
+
 /// The port's name in a key of any of the sets; `None` when it is no name.
 pub fn port_of(key: &[u8]) -> Option<&str> {
     let name = key.get(..NAME_LEN)?;
@@ -83,6 +106,8 @@ pub fn port_of(key: &[u8]) -> Option<&str> {
 
 /// `IFNAMSIZ`
 const NAME_LEN: usize = 16;
+/// Six bytes and two zeros.
+const MAC_LEN: usize = 8;
 
 fn name(port: &str) -> [u8; NAME_LEN] {
     let mut name = [0; NAME_LEN];
@@ -124,6 +149,12 @@ mod tests {
         assert!(all.contains(&(PortSet::Ports, b"veth12345678901\0".to_vec())));
         assert!(all.iter().all(|(_, key)| port_of(key) == Some("veth12345678901")));
         assert!(all.iter().all(|(_, key)| key.len() % 4 == 0));
+        let addresses: BTreeSet<_> = all.iter().filter_map(|(_, key)| parts_of(key)?.address).collect();
+        assert!(addresses.contains(&"10.5.7.2".parse().expect("ip")), "{addresses:?}");
+        assert!(all.iter().all(|(set, key)| {
+            parts_of(key).is_some_and(|parts| parts.mac == Some(mac).filter(|_| *set != PortSet::Ports))
+        }));
+        assert_eq!((parts_of(b"veth"), parts_of(&[b'v'; 28])), (None, None));
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Lab {
         };
         lab.namespace("host");
         lab.lease(&[SUBNET]);
-        lab.nft(&["-f", "-"], &port_filter::script(TABLE));
+        lab.nft(&["-f", "-"], &port_filter::script(TABLE, &BTreeSet::new()));
         lab
     }
 

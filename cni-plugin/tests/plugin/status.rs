@@ -185,6 +185,22 @@ fn gc_spares_a_container_whose_pair_has_another_name() {
 }
 
 #[test]
+fn gc_is_not_misled_by_another_namespace_at_the_path() {
+    let lab = Lab::new();
+    let netns = lab.namespace("c");
+    lab.add(&netns);
+    remove_namespace(&netns);
+    // As /proc/PID/ns/net does when the number is another process's.
+    ip(&lab.namespace("c"), "link add eth0 type veth peer name other");
+    let pairs = || lab.links(&lab.host()).len() - 1;
+    while pairs() > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    silent_success(&gc(&lab, &[]));
+    assert!(lab.allocated().is_empty());
+}
+
+#[test]
 fn gc_goes_on_after_errors_and_tells_all() {
     let lab = Lab::new();
     let namespaces = ["a", "b", "c"].map(|id| lab.namespace(id));

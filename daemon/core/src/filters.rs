@@ -156,6 +156,12 @@ pub fn filters(
     if let Some(vxlan) = vxlan {
         vxlan_chains(&mut body, vxlan, &families, options);
     }
+    // Whoever is on a bridge reaches the host's stack by its port with such frames, past all that is said
+    // of the bridge, and past the port filter (`br_handle_frame`, net/bridge/br_input.c). No IP packet
+    // is ever sent to them (IEEE 802.1Q-2018, table 8-1).
+    chain(&mut body, "reserved_macs", "filter hook prerouting priority raw - 10", |out| {
+        rule(out, "ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 counter drop");
+    });
     chain(&mut body, "overlay_mark", "filter hook prerouting priority mangle", |out| {
         for rules in &families {
             rules.mark(out, devices.get(&rules.family), direct);

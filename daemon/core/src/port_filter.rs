@@ -6,17 +6,21 @@
 //! - ARP that says nothing but the container's own address and MAC;
 //! - IPv4 from its own address, but no answer of a DHCP server;
 //! - IPv6 from its own addresses, but no router advertisement, no redirect, no answer of a DHCP server,
-//!   and no neighbour advertisement for addresses that are not its own.
+//!   no neighbour advertisement for addresses that are not its own, and no fragment whose headers go on
+//!   in the next one, where any of these could hide;
+//! - neither of them what makes a multicast router of a port: queries of group members, PIM.
 //!
 //! Everything else is dropped: VLAN tags and tunnels of other protocols would carry addresses past it.
-//! Frames to the addresses that bridges keep for themselves (IEEE 802.1Q-2018, table 8-1) are dropped on
-//! another way: they come by no prerouting hook, but the bridge learns their sender, and the host's own
-//! stack takes what is in them (`br_handle_frame`, net/bridge/br_input.c).
+//! Frames to the addresses that bridges keep for themselves (IEEE 802.1Q-2018, table 8-1) come by no
+//! prerouting hook, and some by none (`br_handle_frame`, net/bridge/br_input.c). Where it can, this table
+//! drops them; besides, the bridge does not learn from them, and the table `inet` drops what is in them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use loden_proto::allocation::Allocation;
-use loden_proto::port_filter::{Element, port_of};
+use loden_proto::port_filter::{Element, Parts, PortSet, parts_of, port_of};
 
 use crate::mac::Fnv;
 
@@ -48,14 +52,22 @@ const BODY: &str = r"
     chain container_ipv4 {
         ip saddr 0.0.0.0 goto refuse
         udp dport 68 goto refuse
+        igmp type membership-query goto refuse
+        meta l4proto pim goto refuse
         iifname . ether saddr . ip saddr @sources4 accept
         goto refuse
     }
     chain container_ipv6 {
         ip6 saddr :: goto container_unspecified
-        icmpv6 type { nd-router-advert, nd-redirect } goto refuse
-        icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @targets6 goto refuse
+        frag nexthdr { 0, 43, 44, 60 } goto refuse
+        icmpv6 type { nd-router-advert, nd-redirect, mld-listener-query } goto refuse
+        icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 @targets6 goto container_ipv6_sources
+        icmpv6 type nd-neighbor-advert goto refuse
         udp dport 546 goto refuse
+        meta l4proto pim goto refuse
+        goto container_ipv6_sources
+    }
+    chain container_ipv6_sources {
         iifname . ether saddr . ip6 saddr @sources6 accept
         goto refuse
     }
@@ -73,11 +85,38 @@ const BODY: &str = r"
     }
 ";
 
-/// The transaction that puts the table in place of whatever is there under its name. Its sets are
-/// empty: their elements follow.
-pub fn script(table: &str) -> String {
+/// The transaction that puts the table in place of whatever is there under its name. Its sets hold
+/// these elements from the first moment, so that no port is unguarded in between.
+pub fn script(table: &str, elements: &BTreeSet<Element>) -> String {
     // `destroy` needs nft 1.0.7; adding first makes the deletion always succeed.
-    format!("add table bridge {table}\ndelete table bridge {table}\ntable bridge {table} {{{BODY}}}\n")
+    let mut script =
+        format!("add table bridge {table}\ndelete table bridge {table}\ntable bridge {table} {{{BODY}}}\n");
+    for (set, key) in elements {
+        if let Some(parts) = parts_of(key) {
+            let _ =
+                writeln!(script, "add element bridge {table} {} {{ {} }}", set.name(), text(*set, &parts));
+        }
+    }
+    script
+}
+
+/// A key as nft writes it.
+fn text(set: PortSet, Parts { port, mac, address }: &Parts<'_>) -> String {
+    let mut text = format!("\"{port}\"");
+    if let Some(mac) = mac {
+        let _ = write!(text, " . {mac}");
+    }
+    match address {
+        // What is at an offset in a packet is a number to nft.
+        Some(IpAddr::V6(ip)) if set == PortSet::Targets6 => {
+            let _ = write!(text, " . {:#x}", ip.to_bits());
+        }
+        Some(ip) => {
+            let _ = write!(text, " . {ip}");
+        }
+        None => {}
+    }
+    text
 }
 
 /// Tells tables of different releases apart.
@@ -150,7 +189,6 @@ pub fn difference<'a>(
 mod tests {
     use loden_proto::Mac;
     use loden_proto::allocation::Port;
-    use loden_proto::port_filter::PortSet;
 
     use super::*;
 
@@ -181,11 +219,26 @@ mod tests {
 
     #[test]
     fn every_set_of_the_contract_is_in_the_table() {
-        let script = script("blue");
+        let script = script("blue", &BTreeSet::new());
         for set in PortSet::ALL {
             assert!(script.contains(&format!("set {} {{", set.name())), "{}", set.name());
         }
         assert!(script.contains(&format!("set {REJECTED} {{")) && script.contains("table bridge blue {"));
+    }
+
+    #[test]
+    fn the_table_has_its_elements_from_the_first_moment() {
+        let mut six = allocation(2, Some("loden"));
+        six.address = "fd00::2".parse().expect("ip");
+        let script = script("loden", &six.filter_elements().into_iter().collect());
+        for line in [
+            r#"ports { "veth2" }"#,
+            r#"sources4 { "veth2" . 0a:58:0a:05:07:02 . 0.0.0.0 }"#,
+            r#"sources6 { "veth2" . 0a:58:0a:05:07:02 . fd00::2 }"#,
+            r#"targets6 { "veth2" . 0a:58:0a:05:07:02 . 0xfd000000000000000000000000000002 }"#,
+        ] {
+            assert!(script.contains(&format!("add element bridge loden {line}\n")), "{script}");
+        }
     }
 
     #[test]

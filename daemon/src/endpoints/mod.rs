@@ -20,6 +20,8 @@ use loden_proto::lease::LeaseKey;
 use loden_proto::status::{EndpointState, EndpointStatus};
 use rustix::fs::OFlags;
 
+use crate::kernel;
+
 pub use task::{Endpoints, Standing};
 
 /// An allocation file.
@@ -88,7 +90,19 @@ fn read(network: &str, path: &Path) -> io::Result<Found> {
 /// The endpoint table, now: what files and kernel tell.
 pub fn survey(folder: &Path) -> anyhow::Result<Vec<EndpointStatus>> {
     let mut socket = Socket::route().context("cannot open an rtnetlink socket")?;
-    let found = all(folder);
+    let mut found = all(folder);
+    let tables: BTreeSet<String> =
+        found.iter().filter_map(|f| f.allocation.port.as_ref()?.filter.clone()).collect();
+    // Who may not look believes the files.
+    let guarded: BTreeMap<String, BTreeSet<String>> = tables
+        .into_iter()
+        .filter_map(|table| Some((table.clone(), kernel::guarded_ports(&table)?)))
+        .collect();
+    for Allocation { host_veth, port, .. } in found.iter_mut().map(|f| &mut f.allocation) {
+        let Some(port) = port else { continue };
+        let is_in = |table: &String| guarded.get(table).is_none_or(|ports| ports.contains(host_veth));
+        port.filter = port.filter.take().filter(is_in);
+    }
     let mut ports = BTreeMap::new();
     for Allocation { host_veth, port, .. } in found.iter().map(|f| &f.allocation) {
         let bridge = port.as_ref().map(|port| port.bridge.as_str()).unwrap_or_default();

@@ -99,6 +99,12 @@ fn free_dead(folder: &Path) {
     });
 }
 
+/// All elements of the port filter's table that allocations call for.
+fn needed(table: &str, found: &[Found]) -> BTreeSet<Element> {
+    let all = found.iter().map(|f| Guarded { allocation: &f.allocation, settled: true });
+    difference(table, all, &BTreeSet::new(), |_| true).lacking
+}
+
 impl Endpoints {
     /// Runs for ever.
     pub async fn run(mut self) -> anyhow::Result<()> {
@@ -151,7 +157,8 @@ impl Endpoints {
     async fn look(&mut self, env: Option<&SubnetEnv>, suspect: bool, sweeps: bool) -> Look {
         let mut look = Look::default();
         if suspect {
-            let brought = self.ports.bring_table().await;
+            let (found, _) = super::look(&self.folder);
+            let brought = self.ports.bring_table(&needed(self.ports.table(), &found)).await;
             if look.note("containers are not held to their own addresses: ", brought) == Some(true) {
                 let table = self.ports.table();
                 look.repaired.push(("port_filter", format!("made the nftables table bridge {table}")));
@@ -212,8 +219,7 @@ impl Endpoints {
     fn sweep(&mut self, table: &str, surplus: BTreeSet<Element>) -> Result<(), loden_netlink::Error> {
         self.ports.change(Difference { surplus, ..Difference::default() })?;
         let (found, _) = super::look(&self.folder);
-        let all = found.iter().map(|f| Guarded { allocation: &f.allocation, settled: true });
-        self.ports.change(difference(table, all, &BTreeSet::new(), |_| true))
+        self.ports.change(Difference { lacking: needed(table, &found), ..Difference::default() })
     }
 
     /// Mends the bridge of the containers, and puts their ports back on it. Returns how each port stands.

@@ -27,7 +27,7 @@ use loden_proto::{Family, Subnet};
 
 pub use filters::{rejected_sources, remove_table, remove_vxlan_filter, table_exists};
 pub use iptables::{change_user_chain, has_legacy_filter, unseen_legacy, user_chains};
-pub use ports::{Ports, rejected_ports};
+pub use ports::{Ports, guarded_ports, rejected_ports};
 pub use rules::{judge, rule_set};
 pub use watch::{Notice, Watch};
 

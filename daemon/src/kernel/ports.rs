@@ -11,7 +11,7 @@ use loden_netlink::nftset::{self, Change, FAMILY_BRIDGE, Set};
 use loden_netlink::{Error, Socket};
 use loden_proto::Subnet;
 use loden_proto::allocation::Port;
-use loden_proto::port_filter::{Element, PortSet, by_set};
+use loden_proto::port_filter::{Element, PortSet, by_set, port_of};
 use loden_proto::subnet_env::SubnetEnv;
 
 use super::filters::{self, Ledger};
@@ -37,13 +37,14 @@ impl Ports {
         &self.table
     }
 
-    /// Puts the table in place where it is missing or not as we left it; whether it was not.
-    pub async fn bring_table(&mut self) -> Result<bool, String> {
+    /// Puts the table in place, with these elements, where it is missing or not as we left it; whether it
+    /// was not.
+    pub async fn bring_table(&mut self, elements: &BTreeSet<Element>) -> Result<bool, String> {
         let digest = port_filter::digest();
         if self.ledger.digest(&mut self.netfilter).await.as_ref() == Some(&digest) {
             return Ok(false);
         }
-        self.ledger.replace(&mut self.netfilter, &port_filter::script(&self.table), digest).await?;
+        self.ledger.replace(&mut self.netfilter, &port_filter::script(&self.table, elements), digest).await?;
         Ok(true)
     }
 
@@ -95,6 +96,17 @@ impl Ports {
     /// Puts a container's port back on the bridge.
     pub fn connect(&mut self, bridge: &Bridge, name: &str, port: &Port) -> Result<(), loden_cni::Error> {
         bridge::connect(&mut self.route, bridge, name, port)
+    }
+}
+
+/// The ports that a table guards; `None` for those who may not look.
+pub fn guarded_ports(table: &str) -> Option<BTreeSet<String>> {
+    let mut socket = Socket::netfilter().ok()?;
+    let keys = Set { family: FAMILY_BRIDGE, table, set: PortSet::Ports.name() }.list(&mut socket);
+    match keys {
+        Ok(keys) => Some(keys.iter().filter_map(|key| port_of(key).map(str::to_owned)).collect()),
+        Err(e) if e.kernel().is_some_and(|e| e.is_absent()) => Some(BTreeSet::new()),
+        Err(_) => None,
     }
 }
 

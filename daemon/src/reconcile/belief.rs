@@ -1,6 +1,6 @@
 //! What is believed of the kernel, against what its notices say.
 
-use loden_core::observed::Observed;
+use loden_core::observed::{Link, Observed};
 use loden_proto::Subnet;
 
 use crate::kernel::Notice;
@@ -16,6 +16,11 @@ pub(super) enum Need {
     Full,
 }
 
+/// Whether a link is a port of a bridge, which neither carries the overlay nor is ours to mend here.
+fn is_port(observed: &Observed, link: &Link) -> bool {
+    link.vxlan.is_none() && observed.links.get(&link.controller).is_some_and(|controller| controller.bridge)
+}
+
 /// Takes a notice into the belief, or tells how much of the belief it shows to be wrong. Our own
 /// writes come back as notices too, and contradict nothing. `networks` are the overlay's, with the
 /// length of a lease.
@@ -24,15 +29,17 @@ pub(super) fn absorb(observed: &mut Observed, notice: Notice, networks: &[(Subne
     match notice {
         Notice::Link(link) => match observed.links.insert(link.index, link.clone()) {
             Some(before) if before == link => Need::Changes,
+            // A container's: it may go up and down as often as the container likes.
+            Some(before) if is_port(observed, &before) && is_port(observed, &link) => Need::Changes,
             // Down and up flushes routes and neighbours; a new device has none.
             _ if link.vxlan.is_some() => Need::Full,
             _ => Need::Base,
         },
         Notice::LinkGone(index) => match observed.links.remove(&index) {
             Some(link) if link.vxlan.is_some() => Need::Full,
-            Some(_) => {
+            Some(link) => {
                 observed.addresses.remove(&index);
-                Need::Base
+                if is_port(observed, &link) { Need::Changes } else { Need::Base }
             }
             None => Need::Changes,
         },
