@@ -32,7 +32,7 @@ use loden_proto::{Family, Mac, Subnet};
 use rustix::fs::OFlags;
 
 use crate::error::{Error, Exhaustion};
-use crate::folder::Folder;
+use crate::folder::{self, Folder};
 use crate::ipam::{self, Pool, Usage};
 use crate::naming;
 use crate::request::Attachment;
@@ -397,7 +397,7 @@ impl Open {
         let write = || {
             // A file left here by a crash may be linked from the index: never written into.
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-            let mut file = self.or_after_removal(NEW_FILE, || self.dir.file(NEW_FILE, flags, 0o644))?;
+            let mut file = self.or_after_removal(NEW_FILE, || self.dir.file(NEW_FILE, flags, 0o640))?;
             file.try_lock().map_err(io::Error::from)?;
             file.write_all(allocation.to_json().as_bytes())?;
             // One that leads here stays: removed and made again, it could be missing after a crash,
@@ -486,11 +486,11 @@ impl Open {
 
     /// An allocation with its file; `None` while an ADD works on it.
     fn look(&self, address: IpAddr) -> io::Result<Option<Idle>> {
-        let file = self.dir.file(&address.to_string(), OFlags::RDONLY, 0)?;
+        let file = self.dir.regular(&address.to_string())?;
         if file.try_lock_shared().is_err() {
             return Ok(None);
         }
-        let allocation = parse(&io::read_to_string(&file)?, address)?;
+        let allocation = parse(&folder::text(&file)?, address)?;
         Ok(Some(Idle { allocation, file }))
     }
 

@@ -4,18 +4,23 @@
 //! ours; all below it is reached from the open folder. Used by `allocations.rs`.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, Mode, OFlags, fstat, linkat, mkdirat, openat, renameat, statat, unlinkat,
+    AtFlags, CWD, Dir, Gid, Mode, OFlags, fchmod, fchown, fstat, linkat, mkdirat, openat, renameat, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use crate::error::Error;
+
+/// What no allocation needs, by far.
+const MAX_LENGTH: u64 = 64 * 1024;
 
 /// An open folder. Names of its methods' files are relative and may have one folder in them.
 #[derive(Debug)]
@@ -34,13 +39,29 @@ impl Folder {
     /// The same, made if it is not there.
     pub(crate) fn make(path: &Path) -> Result<Self, Error> {
         if let Some(folder) = Self::open(path)? {
-            return Ok(folder);
+            return folder.share();
         }
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(Error::file("make", parent))?;
         }
         make_at(CWD, path).map_err(Error::file("make", path))?;
-        Self::open(path)?.ok_or_else(|| Error::file("open", path)(ErrorKind::NotFound.into()))
+        Self::open(path)?.ok_or_else(|| Error::file("open", path)(ErrorKind::NotFound.into()))?.share()
+    }
+
+    /// Shares what will be in it with the group of the folder above, which is the daemon's: whoever can
+    /// open a file can lock it, and locks say what is being worked on.
+    fn share(self) -> Result<Self, Error> {
+        const SET_GROUP_ID: u32 = 0o2000;
+        let share = || -> io::Result<()> {
+            if fstat(&self.fd)?.st_mode & SET_GROUP_ID != 0 {
+                return Ok(());
+            }
+            let above = self.path.parent().map(fs::metadata).transpose()?;
+            fchown(&self.fd, None, above.map(|above| Gid::from_raw(above.gid())))?;
+            Ok(fchmod(&self.fd, Mode::from_raw_mode(SET_GROUP_ID | 0o755))?)
+        };
+        share().map_err(Error::file("share", &self.path))?;
+        Ok(self)
     }
 
     /// A folder in this one, if it is there.
@@ -51,11 +72,11 @@ impl Folder {
     /// The same, made if it is not there.
     pub(crate) fn make_sub(&self, name: &str) -> Result<Self, Error> {
         if let Some(folder) = self.sub(name)? {
-            return Ok(folder);
+            return folder.share();
         }
         let path = self.path(name);
         make_at(&self.fd, Path::new(name)).map_err(Error::file("make", &path))?;
-        self.sub(name)?.ok_or_else(|| Error::file("open", path)(ErrorKind::NotFound.into()))
+        self.sub(name)?.ok_or_else(|| Error::file("open", path)(ErrorKind::NotFound.into()))?.share()
     }
 
     fn at(parent: impl AsFd, name: &Path, path: &Path) -> Result<Option<Self>, Error> {
@@ -108,7 +129,16 @@ impl Folder {
 
     /// The text of a file.
     pub(crate) fn read(&self, name: &str) -> io::Result<String> {
-        io::read_to_string(self.file(name, OFlags::RDONLY, 0)?)
+        text(&self.regular(name)?)
+    }
+
+    /// Opens a file to be read. What is none must not keep us waiting.
+    pub(crate) fn regular(&self, name: &str) -> io::Result<File> {
+        let file = self.file(name, OFlags::RDONLY | OFlags::NONBLOCK, 0)?;
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::new(ErrorKind::InvalidData, "it is no file")),
+        }
     }
 
     /// When a file was last written to; `None` when it is not there.
@@ -152,6 +182,11 @@ impl Folder {
     }
 }
 
+/// The text of an open file, of a length that an allocation may have.
+pub(crate) fn text(file: &File) -> io::Result<String> {
+    io::read_to_string(file.take(MAX_LENGTH))
+}
+
 fn make_at(parent: impl AsFd, name: &Path) -> io::Result<()> {
     match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
         Err(Errno::EXIST) => Ok(()),
@@ -181,6 +216,20 @@ mod tests {
         assert!(matches!(folder.sub("sub"), Err(Error::Untrusted { .. })));
         symlink("/etc/passwd", real.join("file")).expect("link");
         folder.read("file").expect_err("a file that is a link");
+        rustix::fs::mknodat(&folder.fd, "fifo", rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+            .expect("fifo");
+        folder.read("fifo").expect_err("it would wait for a writer");
+    }
+
+    #[test]
+    fn files_are_shared_with_the_group_above_and_nobody_else() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        std::os::unix::fs::chown(dir.path(), None, Some(65534)).expect("chown");
+        // As a former release made it.
+        fs::create_dir(dir.path().join("ipam")).expect("dir");
+        let folder = Folder::make(&dir.path().join("ipam")).expect("ours").make_sub("net").expect("made");
+        let file = folder.file("x", OFlags::CREATE | OFlags::WRONLY, 0o640).expect("a file");
+        assert_eq!(file.metadata().expect("metadata").gid(), 65534);
     }
 
     #[test]

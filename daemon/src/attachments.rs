@@ -2,7 +2,6 @@
 //! Called by `cli/attach.rs` and `cli/detach.rs`; needs neither the daemon nor etcd.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -13,6 +12,8 @@ use loden_cni::request::{Attachment, Config, Request, Version};
 use loden_cni::wishes::Wishes;
 use loden_proto::allocation::Allocation;
 use serde_json::json;
+
+use crate::endpoints;
 
 /// The name of their network, as CNI's networks have one: the folder of their allocations.
 pub const NETWORK: &str = "loden-attach";
@@ -70,10 +71,9 @@ impl Attachments {
 
     /// The allocation that a container of another network has of this address, and that network.
     pub fn foreign_holder(&self, address: IpAddr) -> Option<(String, Allocation)> {
-        let networks = fs::read_dir(&self.data_dir).ok()?.flatten();
-        networks.filter(|entry| entry.file_name() != NETWORK).find_map(|entry| {
-            let text = fs::read_to_string(entry.path().join(address.to_string())).ok()?;
-            Some((entry.file_name().to_string_lossy().into_owned(), Allocation::parse(&text).ok()?))
-        })
+        let found = endpoints::all(&self.data_dir).into_iter();
+        found
+            .map(|found| (found.network, found.allocation))
+            .find(|(network, allocation)| network != NETWORK && allocation.address == address)
     }
 }

@@ -7,8 +7,9 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::Context;
@@ -45,23 +46,16 @@ pub fn all(folder: &Path) -> Vec<Found> {
 
 /// The same, and what cannot be read.
 fn look(folder: &Path) -> (Vec<Found>, Vec<String>) {
-    let list = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
     let (mut found, mut unreadable) = (Vec::new(), Vec::new());
-    for network in list(folder).filter(|p| p.is_dir()) {
-        let Some(name) = network.file_name().and_then(|n| n.to_str()) else { continue };
-        let is_address = |p: &Path| {
-            p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.parse::<std::net::IpAddr>().is_ok())
-        };
-        for path in list(&network).filter(|p| is_address(p)) {
-            match read(name, &path) {
-                Ok(one) => found.push(one),
-                // Freed since it was listed.
-                Err(e) if e.kind() == ErrorKind::NotFound => {}
-                Err(e) => unreadable.push(format!(
-                    "the allocation {} cannot be read ({e}), so it holds its address until somebody removes it",
-                    path.display()
-                )),
-            }
+    for (network, _, path) in addresses(folder) {
+        match read(&network, &path) {
+            Ok(one) => found.push(one),
+            // Freed since it was listed.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => unreadable.push(format!(
+                "the allocation {} cannot be read ({e}), so it holds its address until somebody removes it",
+                path.display()
+            )),
         }
     }
     found.sort_by_key(|f| f.allocation.address);
@@ -132,7 +126,19 @@ pub fn count(folder: &Path) -> usize {
 
 /// How many addresses of this lease are in use.
 pub fn count_in(folder: &Path, key: &LeaseKey) -> usize {
-    all(folder).iter().filter(|f| key.subnets().any(|s| s.contains(f.allocation.address))).count()
+    addresses(folder).filter(|(_, address, _)| key.subnets().any(|s| s.contains(*address))).count()
+}
+
+/// Networks, addresses and paths of all allocations, whatever is in them.
+fn addresses(folder: &Path) -> impl Iterator<Item = (String, IpAddr, PathBuf)> {
+    let list = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let networks = list(folder).filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
+    networks.flat_map(move |network| {
+        let name = network.file_name().to_string_lossy().into_owned();
+        list(&network.path()).filter_map(move |entry| {
+            Some((name.clone(), entry.file_name().to_str()?.parse().ok()?, entry.path()))
+        })
+    })
 }
 
 /// The endpoint table: one row for each interface of a container, in order of the addresses. `ports`
