@@ -24,7 +24,7 @@ pub(crate) fn guard(table: &str, allocations: &[Allocation]) -> Result<bool, Err
     let failed = || Error::kernel("guard the container's port in the port filter");
     let mut socket = Socket::netfilter().map_err(|e| failed()(e.into()))?;
     // Each once: the two of a dual-stack container have most of theirs in common.
-    let elements: BTreeSet<_> = allocations.iter().flat_map(Allocation::filter_elements).collect();
+    let elements: BTreeSet<_> = allocations.iter().flat_map(|a| a.filter_elements(table)).collect();
     let sets = by_set(elements);
     let changes: Vec<_> = sets
         .iter()

@@ -5,16 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use loden_core::backoff::Backoff;
 use loden_core::docker::user_chain;
 use loden_core::options::Options;
 use loden_netlink::Socket;
 use loden_proto::Family;
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 
-use crate::clock;
 use crate::kernel;
+use crate::pace::Pace;
 
 /// Our rules of each family, and the options that their comment follows from; `None` before there is
 /// an overlay.
@@ -31,8 +29,6 @@ pub struct Standing {
 
 /// How often the older iptables is looked at, where its tables exist: it gives no notice.
 const LEGACY_POLL: Duration = Duration::from_secs(3);
-/// After this long without trouble, the next trouble is met at once again.
-const PEACE: Duration = Duration::from_secs(10);
 
 /// The task and what it hears.
 pub struct DockerUser {
@@ -48,18 +44,12 @@ impl DockerUser {
     /// Runs for ever.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut socket = Socket::netfilter()?;
-        // Between looks that found trouble, so that two managers never fight in a hot loop.
-        let mut calm = Backoff::new(20, 1000);
-        let mut last_trouble = Instant::now();
+        let mut pace = Pace::new();
         let mut stood = false;
         loop {
             let trouble = self.bring(&mut socket, &mut stood).await;
             if trouble {
-                if last_trouble.elapsed() > PEACE {
-                    calm.reset();
-                }
-                last_trouble = Instant::now();
-                tokio::time::sleep(Duration::from_millis(calm.wait(clock::chance()))).await;
+                tokio::time::sleep(pace.trouble()).await;
                 if self.standing.borrow().failure.is_some() {
                     continue;
                 }

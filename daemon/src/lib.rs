@@ -2,7 +2,7 @@
 //!
 //! [`app`] wires the tasks; [`store`] talks to etcd, [`lease`] claims and keeps our subnet,
 //! [`network_config`] follows the config, [`reconcile`] decides with the core and writes through
-//! [`kernel`], [`status`] answers questions, [`subnet_file`] tells plugins, [`flanneld`] finds the other
+//! [`kernel`], [`endpoints`] keeps what containers need, [`status`] answers questions, [`subnet_file`] tells plugins, [`flanneld`] finds the other
 //! daemon; [`cli`] is what an
 //! operator types, [`target`] and [`attachments`] what `loden attach` works with.
 
@@ -18,6 +18,7 @@ pub mod kernel;
 pub mod lease;
 pub mod lock;
 pub mod network_config;
+mod pace;
 pub mod reconcile;
 pub mod state;
 pub mod status;

@@ -235,10 +235,8 @@ impl Loop {
             self.io.rules_changed.notify_one();
         }
         match notice {
-            Notice::PortFilter { elements: false } | Notice::Overrun => {
-                self.io.port_filter_changed.notify_one()
-            }
-            Notice::PortFilter { elements: true }
+            Notice::PortFilter | Notice::Overrun => self.io.port_filter_changed.notify_one(),
+            Notice::PortElements
             | Notice::Link(_)
             | Notice::LinkGone(_)
             | Notice::Address(..)

@@ -17,7 +17,7 @@ use loden_cni::ipam::Pool;
 use loden_cni::naming;
 use loden_cni::request::Attachment;
 use loden_fuzz::assert_error;
-use loden_proto::allocation::Allocation;
+use loden_proto::allocation::{Allocation, Port};
 use loden_proto::{Family, Mac, Subnet};
 
 /// File system, folder, not now.
@@ -163,6 +163,7 @@ fn put(root: &Path, entry: &Entry) {
                 netns: attachment.netns,
                 mac: naming::mac_of(address(*a)),
                 name: None,
+                port: None,
             };
             create(&path, allocation.to_json().as_bytes())
         }
@@ -234,7 +235,10 @@ fn claim(top: &Path, who: &Attachment, wanted: Option<IpAddr>, mac: bool, famili
     let before = holders(top);
     let wanted: Vec<IpAddr> = wanted.into_iter().collect();
     let mac = mac.then_some(Mac([2, 0, 0, 0, 0, 1]));
-    let claimed = match store.claim(who, Claim { pools: &pools, wanted: &wanted, mac, name: None }) {
+    let port = Port { bridge: "loden0".into(), filter: Some("loden".into()), ..Port::default() };
+    let claimed = match store
+        .claim(who, Claim { pools: &pools, wanted: &wanted, mac, name: None, port: Some(&port) })
+    {
         Ok(claimed) => claimed,
         Err(error) => return assert_error(&error, &CODES),
     };

@@ -57,11 +57,11 @@ impl Allocation {
         serde_json::from_str(text)
     }
 
-    /// What the port filter's sets must hold for it: nothing when its port is not guarded.
-    pub fn filter_elements(&self) -> Vec<Element> {
-        match self.port.as_ref().and_then(|port| port.filter.as_ref()) {
-            Some(_) => port_filter::elements(&self.host_veth, self.mac, self.address),
-            None => Vec::new(),
+    /// What the sets of this table must hold for it: nothing unless its port is guarded there.
+    pub fn filter_elements(&self, table: &str) -> Vec<Element> {
+        match self.port.as_ref().and_then(|port| port.filter.as_deref()) {
+            Some(filter) if filter == table => port_filter::elements(&self.host_veth, self.mac, self.address),
+            _ => Vec::new(),
         }
     }
 

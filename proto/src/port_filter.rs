@@ -1,6 +1,6 @@
 //! The port filter: the nftables table of family `bridge` in which the ports of containers are guarded.
-//! The daemon keeps the table, the plugin adds and removes the elements of its sets; both take names
-//! and keys from here.
+//! The daemon keeps the table, the plugin adds the elements of its sets, the daemon removes them again; both
+//! take names and keys from here.
 //!
 //! A key is what nftables makes of the set's type: its parts one after the other, each filled up with
 //! zeros to 32 bits (`NFT_REG32_SIZE`, `include/uapi/linux/netfilter/nf_tables.h`).

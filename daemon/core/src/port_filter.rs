@@ -148,7 +148,7 @@ pub struct Guarded<'a> {
     /// What the plugin says of it.
     pub allocation: &'a Allocation,
     /// Whether the plugin is done with it and its port is there. Else its elements may be in the sets,
-    /// but need not be: an ADD or DEL is about to add or remove them.
+    /// but need not be: an ADD is about to add them, or a DEL is under way.
     pub settled: bool,
 }
 
@@ -166,8 +166,7 @@ pub fn difference<'a>(
     let mut known: BTreeSet<&str> = BTreeSet::new();
     for Guarded { allocation, settled } in allocations {
         known.insert(&allocation.host_veth);
-        let of_table = allocation.port.as_ref().is_some_and(|port| port.filter.as_deref() == Some(table));
-        for element in allocation.filter_elements().into_iter().filter(|_| of_table) {
+        for element in allocation.filter_elements(table) {
             *allowed.entry(element).or_default() |= settled;
         }
     }
@@ -230,7 +229,7 @@ mod tests {
     fn the_table_has_its_elements_from_the_first_moment() {
         let mut six = allocation(2, Some("loden"));
         six.address = "fd00::2".parse().expect("ip");
-        let script = script("loden", &six.filter_elements().into_iter().collect());
+        let script = script("loden", &six.filter_elements("loden").into_iter().collect());
         for line in [
             r#"ports { "veth2" }"#,
             r#"sources4 { "veth2" . 0a:58:0a:05:07:02 . 0.0.0.0 }"#,
@@ -247,7 +246,7 @@ mod tests {
             (allocation(2, Some("loden")), allocation(3, Some("loden")), allocation(4, Some("blue")));
         let free = allocation(5, None);
         let all = || [guarded(&one, true), guarded(&other, true), guarded(&free, true)];
-        let stray: BTreeSet<Element> = two.filter_elements().into_iter().collect();
+        let stray: BTreeSet<Element> = two.filter_elements("loden").into_iter().collect();
         let first = difference("loden", all(), &stray, gone);
         assert_eq!(first.lacking_ports(), ["veth2"].into());
         assert_eq!(first.surplus.len(), stray.len());
@@ -260,16 +259,16 @@ mod tests {
         let mut moved = here.clone();
         moved.address = [10, 5, 7, 9].into();
         let found: BTreeSet<Element> =
-            [&here, &elsewhere, &moved].into_iter().flat_map(Allocation::filter_elements).collect();
+            [&here, &elsewhere, &moved].into_iter().flat_map(|a| a.filter_elements("loden")).collect();
         let surplus = |there: bool| difference("loden", [guarded(&here, true)], &found, |_| there).surplus;
         assert_eq!(surplus(true).len(), 1, "the former address of a known port");
-        assert_eq!(surplus(false).len(), 1 + elsewhere.filter_elements().len());
+        assert_eq!(surplus(false).len(), 1 + elsewhere.filter_elements("loden").len());
     }
 
     #[test]
     fn what_the_plugin_works_on_is_left_to_it() {
         let one = allocation(2, Some("loden"));
-        let elements: BTreeSet<Element> = one.filter_elements().into_iter().collect();
+        let elements: BTreeSet<Element> = one.filter_elements("loden").into_iter().collect();
         for found in [BTreeSet::new(), elements] {
             assert_eq!(difference("loden", [guarded(&one, false)], &found, gone), Difference::default());
         }

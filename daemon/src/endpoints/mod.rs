@@ -99,8 +99,11 @@ pub fn survey(folder: &Path) -> anyhow::Result<Vec<EndpointStatus>> {
     }
     let mut ports = BTreeMap::new();
     for Allocation { host_veth, port, .. } in found.iter().map(|f| &f.allocation) {
-        let bridge = port.as_ref().map(|port| port.bridge.as_str()).unwrap_or_default();
-        ports.insert(host_veth.clone(), bridge::port_state(&mut socket, bridge, host_veth)?);
+        let bridge = port.as_ref().map(|port| port.bridge.as_str());
+        let state = bridge::port_state(&mut socket, bridge.unwrap_or_default(), host_veth)?;
+        // The first release did not note the bridge.
+        let unnoted = bridge.is_none() && matches!(state, PortState::Elsewhere(_));
+        ports.insert(host_veth.clone(), if unnoted { PortState::Connected } else { state });
     }
     Ok(table(&found, &ports))
 }

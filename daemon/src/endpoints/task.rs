@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use loden_cni::bridge::{Bridge, PortState};
 use loden_cni::ifname::IfName;
-use loden_core::backoff::Backoff;
 use loden_core::port_filter::{Difference, Guarded, difference};
 use loden_proto::Subnet;
 use loden_proto::allocation::{Allocation, Port};
@@ -21,8 +20,8 @@ use tokio::time::Instant;
 
 use super::Found;
 use super::watch::FolderWatch;
-use crate::clock;
 use crate::kernel::Ports;
+use crate::pace::Pace;
 
 /// How things stand, for `status`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -59,8 +58,6 @@ const FULL_LOOK: Duration = Duration::from_secs(30);
 /// socket of the namespace closes, and an ADD has to wait (`nft_rcv_nl_event`,
 /// net/netfilter/nf_tables_api.c).
 const SWEEP: Duration = Duration::from_secs(5);
-/// After this long without trouble, the next trouble is met at once again.
-const PEACE: Duration = Duration::from_secs(10);
 
 /// What one look found.
 #[derive(Default)]
@@ -110,8 +107,7 @@ impl Endpoints {
     pub async fn run(mut self) -> anyhow::Result<()> {
         let files = FolderWatch::open()?;
         free_dead(&self.folder);
-        let mut calm = Backoff::new(20, 1000);
-        let mut last_trouble = Instant::now();
+        let mut pace = Pace::new();
         let mut suspect = true;
         let mut former = None;
         let mut next_sweep = Instant::now();
@@ -131,12 +127,7 @@ impl Endpoints {
             suspect = !look.problems.is_empty();
             self.tell(look, same);
             if trouble {
-                // So that two managers never fight in a hot loop.
-                if last_trouble.elapsed() > PEACE {
-                    calm.reset();
-                }
-                last_trouble = Instant::now();
-                tokio::time::sleep(Duration::from_millis(calm.wait(clock::chance()))).await;
+                tokio::time::sleep(pace.trouble()).await;
                 if suspect {
                     continue;
                 }

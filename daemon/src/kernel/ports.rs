@@ -1,5 +1,5 @@
-//! The containers' ports: the nftables table that guards them, and the bridge that they are on. Table
-//! and elements are the plugin's as well as ours, so both know how to find the other's work done.
+//! The containers' ports: the nftables table that guards them, and the bridge that they are on. Elements
+//! and bridge are the plugin's work as well as ours, so both find the other's done and go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -59,7 +59,7 @@ impl Ports {
         Ok(all)
     }
 
-    /// Changes the sets. What the plugin has removed meanwhile is fine.
+    /// Changes the sets. What somebody has removed meanwhile is fine.
     pub fn change(&mut self, difference: Difference) -> Result<(), Error> {
         let (lacking, surplus) = (by_set(difference.lacking), by_set(difference.surplus));
         let set = |set: &PortSet| Set { family: FAMILY_BRIDGE, table: &self.table, set: set.name() };

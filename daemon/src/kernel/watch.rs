@@ -49,11 +49,10 @@ pub enum Notice {
     Rules,
     /// Somebody else changed a table in which Docker's chain for others can be.
     DockerRules,
-    /// Somebody else changed the port filter, and if not `elements` alone, its rules too.
-    PortFilter {
-        /// Whether only elements of its sets came or went.
-        elements: bool,
-    },
+    /// Somebody else changed the port filter's table.
+    PortFilter,
+    /// Somebody else changed the elements of its sets alone.
+    PortElements,
     /// Notices were lost: everything must be looked at again.
     Overrun,
 }
@@ -155,7 +154,8 @@ impl Watch {
         let notices = [
             (ours, Notice::Rules),
             (filter, Notice::DockerRules),
-            (port_filter || port_elements, Notice::PortFilter { elements: !port_filter }),
+            (port_filter, Notice::PortFilter),
+            (port_elements && !port_filter, Notice::PortElements),
         ];
         notices.into_iter().filter(|(touched, _)| *touched).map(|(_, notice)| notice).collect()
     }

@@ -106,7 +106,7 @@ pub(super) fn absorb(observed: &mut Observed, notice: Notice, networks: &[(Subne
         // A base pass reads rules and settings anew.
         Notice::Rules | Notice::Setting => Need::Base,
         // Another task's business.
-        Notice::DockerRules | Notice::PortFilter { .. } => Need::Changes,
+        Notice::DockerRules | Notice::PortFilter | Notice::PortElements => Need::Changes,
         Notice::Overrun => Need::Full,
     }
 }
