@@ -67,7 +67,8 @@ const RULES_FRESH: Duration = Duration::from_secs(1);
 impl Sources {
     /// The endpoint table, with what was dropped at each port.
     pub async fn endpoints(&self) -> anyhow::Result<Endpoints> {
-        let mut endpoints = endpoints::survey(&self.allocations)?;
+        // What cannot be read is among the status's problems.
+        let (mut endpoints, _) = endpoints::survey(&self.allocations)?;
         let rejected = kernel::rejected_ports(&self.network).await;
         for endpoint in &mut endpoints {
             endpoint.rejected_frames = rejected.get(&endpoint.port).copied().unwrap_or_default();

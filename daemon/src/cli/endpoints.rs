@@ -36,10 +36,11 @@ pub(super) fn run(args: EndpointsArgs) -> anyhow::Result<()> {
     let answer = match ask(&run_dir, Request::Endpoints)? {
         Answer::Given(answer) => answer,
         Answer::None { reason, .. } => {
-            if !args.json {
-                eprintln!("loden: {reason}");
+            let (endpoints, unreadable) = endpoints::survey(&run_dir.join("ipam"))?;
+            for line in [reason].iter().chain(&unreadable) {
+                eprintln!("loden: {line}");
             }
-            Endpoints { source: "kernel".into(), endpoints: endpoints::survey(&run_dir.join("ipam"))? }
+            Endpoints { source: "kernel".into(), endpoints }
         }
     };
     if args.json { print_json(&answer) } else { print(&text(&answer.endpoints)) }

@@ -81,10 +81,10 @@ fn read(network: &str, path: &Path) -> io::Result<Found> {
     Ok(Found { network: network.into(), allocation, in_work, since: metadata.modified().ok() })
 }
 
-/// The endpoint table, now: what files and kernel tell.
-pub fn survey(folder: &Path) -> anyhow::Result<Vec<EndpointStatus>> {
+/// The endpoint table, now: what files and kernel tell; and which files cannot be read.
+pub fn survey(folder: &Path) -> anyhow::Result<(Vec<EndpointStatus>, Vec<String>)> {
     let mut socket = Socket::route().context("cannot open an rtnetlink socket")?;
-    let mut found = all(folder);
+    let (mut found, unreadable) = look(folder);
     let tables: BTreeSet<String> =
         found.iter().filter_map(|f| f.allocation.port.as_ref()?.filter.clone()).collect();
     // Who may not look believes the files.
@@ -105,7 +105,7 @@ pub fn survey(folder: &Path) -> anyhow::Result<Vec<EndpointStatus>> {
         let unnoted = bridge.is_none() && matches!(state, PortState::Elsewhere(_));
         ports.insert(host_veth.clone(), if unnoted { PortState::Connected } else { state });
     }
-    Ok(table(&found, &ports))
+    Ok((table(&found, &ports), unreadable))
 }
 
 /// Frees the addresses of containers that are dead for certain, in all networks of the plugin; returns
