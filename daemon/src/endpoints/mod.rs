@@ -1,5 +1,5 @@
 //! Endpoints: the containers that hold an address of ours. The plugin's allocation files say who they
-//! are; they are read here, never written. [`task`] keeps what the kernel must have for them.
+//! are; they are read here, never written. `task.rs` keeps what the kernel must have for them.
 
 mod task;
 mod watch;
