@@ -116,7 +116,11 @@ fn the_daemon_can_read_what_was_allocated_whatever_mask_the_runtime_has() {
     let netns = lab.namespace("c");
     lab.call("ADD", &netns).under(&["sh", "-c", "umask 077 && exec \"$0\""]).run().success();
     let mode = |name: &str| lab.ipam().join(name).metadata().expect(name).permissions().mode() & 0o777;
-    assert_eq!((mode(""), mode("10.5.7.2"), mode("../lock")), (0o755, 0o644, 0o600));
+    assert_eq!((mode(""), mode("10.5.7.2"), mode("../lock")), (0o755, 0o640, 0o600));
+    // The group of the folder above, which is the daemon's; nobody else may open, and so lock, the file.
+    let group =
+        |path: &std::path::Path| std::os::unix::fs::MetadataExt::gid(&path.metadata().expect("metadata"));
+    assert_eq!(group(&lab.ipam().join("10.5.7.2")), group(lab.path()));
     let text = fs::read_to_string(lab.ipam().join("10.5.7.2")).expect("file");
     let allocation = loden_proto::allocation::Allocation::parse(&text).expect("JSON");
     assert_eq!((allocation.container_id.as_str(), allocation.netns.as_str()), ("c", netns.as_str()));

@@ -82,7 +82,7 @@ fn a_read_only_disk_is_named_and_nothing_is_half_done() {
     let netns = lab.namespace("c");
     let dir = lab.path().join("ipam");
     let out = on_file_system(&lab, &netns, &format!("mount -o remount,ro {}", dir.display()));
-    out.failure(5, &["/ipam/", "must be writable"]);
+    out.failure(5, &["/ipam", "must be writable"]);
     lab.assert_nothing_left(&netns, "read-only");
 }
 
