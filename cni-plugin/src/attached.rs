@@ -5,6 +5,7 @@ use loden_netlink::Socket;
 use loden_proto::allocation::Allocation;
 
 use crate::allocations::Store;
+use crate::bridge::{self, PortState};
 use crate::error::Error;
 use crate::links;
 use crate::netns::Netns;
@@ -35,11 +36,10 @@ pub fn find(request: &Request) -> Result<Option<Attached>, Error> {
         .map_err(Error::kernel(format!("look up {ifname} in {}", who.netns)))?;
     // Down: left by one that was killed half way, which the next ADD clears away.
     let Some(link) = link.filter(|link| link.is_veth() && link.up) else { return Ok(None) };
-    let look_up = || Error::kernel(format!("look up {host_veth}"));
-    let Some(port) = links::by_name(&mut host, &host_veth).map_err(look_up())? else { return Ok(None) };
-    let bridge = match port.master {
-        Some(index) => links::by_index(&mut host, index).map_err(look_up())?.map(|bridge| bridge.name),
-        None => None,
+    let bridge = match bridge::port_state(&mut host, &host_veth)? {
+        PortState::On(bridge) => Some(bridge),
+        PortState::Detached => None,
+        PortState::Gone => return Ok(None),
     };
     Ok(Some(Attached { allocations, mtu: link.mtu, bridge }))
 }

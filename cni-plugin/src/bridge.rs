@@ -46,14 +46,12 @@ pub struct Bridge {
 /// How a container's port is connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PortState {
-    /// It is a port of the bridge.
-    Connected,
+    /// It is a port of the bridge of this name.
+    On(String),
     /// It is on no bridge.
     Detached,
     /// There is no such interface: the container's end is gone too.
     Gone,
-    /// Somebody took it, for this interface.
-    Elsewhere(String),
 }
 
 /// Makes the bridge or mends it. `in_use` says whether a container has an address in a
@@ -116,18 +114,16 @@ pub fn exists(socket: &mut Socket, name: &str) -> Result<bool, Error> {
     Ok(link.is_some())
 }
 
-/// How a container's port stands to the bridge of this name.
-pub fn port_state(socket: &mut Socket, bridge: &str, port: &str) -> Result<PortState, Error> {
+/// How a container's port is connected.
+pub fn port_state(socket: &mut Socket, port: &str) -> Result<PortState, Error> {
     let look_up = || Error::kernel(format!("look up {port}"));
-    let link = links::by_name(socket, port).map_err(look_up())?.filter(Link::is_veth);
-    let Some(master) = link.as_ref().and_then(|link| link.master) else {
-        return Ok(if link.is_some() { PortState::Detached } else { PortState::Gone });
+    let Some(link) = links::by_name(socket, port).map_err(look_up())?.filter(Link::is_veth) else {
+        return Ok(PortState::Gone);
     };
-    let holder = links::by_index(socket, master).map_err(look_up())?.map(|l| l.name);
-    match holder.unwrap_or_default() {
-        name if name == bridge => Ok(PortState::Connected),
-        other => Ok(PortState::Elsewhere(other)),
-    }
+    let Some(master) = link.master else { return Ok(PortState::Detached) };
+    let bridge = links::by_index(socket, master).map_err(look_up())?;
+    // Deleted between the two looks.
+    Ok(bridge.map_or(PortState::Detached, |bridge| PortState::On(bridge.name)))
 }
 
 /// Makes a container's port one of the bridge again, which had been deleted under it.

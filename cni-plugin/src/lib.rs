@@ -30,7 +30,7 @@ pub mod gc;
 pub mod ifname;
 pub mod ipam;
 mod json;
-mod links;
+pub mod links;
 pub mod naming;
 pub mod netavark;
 mod netavark_config;

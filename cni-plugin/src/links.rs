@@ -1,5 +1,6 @@
 //! The rtnetlink messages that this plugin sends, and what it reads of the answers. Called
-//! by `bridge.rs`, `container.rs`, `del.rs` and `check.rs`; knows nothing of CNI.
+//! by `bridge.rs`, `container.rs`, `del.rs`, `gc.rs` and `check.rs`, and by the benchmark, for what the kernel
+//! alone takes; knows nothing of CNI.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
@@ -32,38 +33,47 @@ const RTM_GETROUTE: u16 = 26;
 
 /// What is known of a link.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Link {
-    pub(crate) index: u32,
-    pub(crate) name: String,
-    pub(crate) mac: Option<Mac>,
-    pub(crate) mtu: u32,
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its MAC, if it has one.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
     /// Switched on (`IFF_UP`).
-    pub(crate) up: bool,
+    pub up: bool,
     /// Able to carry packets (`IF_OPER_UP`).
-    pub(crate) running: bool,
-    pub(crate) kind: Option<InfoKind>,
+    pub running: bool,
+    /// What it is, as far as the kernel names it.
+    pub kind: Option<InfoKind>,
     /// Of a bridge: whether it learns from frames to the addresses that bridges keep for
     /// themselves; unknown before Linux 5.0.
-    pub(crate) learns_reserved: Option<bool>,
+    pub learns_reserved: Option<bool>,
     /// Index of the bridge that it is a port of.
-    pub(crate) master: Option<u32>,
+    pub master: Option<u32>,
 }
 
 impl Link {
-    pub(crate) fn is_veth(&self) -> bool {
+    /// Whether it is an end of a pair.
+    pub fn is_veth(&self) -> bool {
         self.kind == Some(InfoKind::Veth)
     }
 
-    pub(crate) fn is_bridge(&self) -> bool {
+    /// Whether it is a bridge.
+    pub fn is_bridge(&self) -> bool {
         self.kind == Some(InfoKind::Bridge)
     }
 }
 
-pub(crate) fn by_name(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
+/// The link of this name.
+pub fn by_name(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
     get(socket, |m| m.attributes.push(LinkAttribute::IfName(name.into())))
 }
 
-pub(crate) fn by_index(socket: &mut Socket, index: u32) -> Result<Option<Link>, Error> {
+/// The link of this index.
+pub fn by_index(socket: &mut Socket, index: u32) -> Result<Option<Link>, Error> {
     get(socket, |m| m.header.index = index)
 }
 
@@ -116,7 +126,7 @@ fn learns_reserved(bridge: &[InfoBridge]) -> Option<bool> {
 
 /// A new bridge, not yet up, with the kernel's default MTU: only one that is set by a change stays,
 /// whatever ports come and go (`BROPT_MTU_SET_BY_USER`, net/bridge/br_device.c).
-pub(crate) fn new_bridge(name: &str, mac: Mac) -> Request {
+pub fn new_bridge(name: &str, mac: Mac) -> Request {
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(name.into()),
@@ -128,7 +138,7 @@ pub(crate) fn new_bridge(name: &str, mac: Mac) -> Request {
 
 /// Keeps a bridge from learning the senders of frames to the addresses that bridges keep for themselves:
 /// these frames pass no filter of a bridge (`br_handle_frame`, net/bridge/br_input.c).
-pub(crate) fn set_learn_no_reserved(name: &str) -> Request {
+pub fn set_learn_no_reserved(name: &str) -> Request {
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(name.into()),
@@ -149,7 +159,7 @@ fn learn_no_reserved() -> LinkInfo {
 ///
 /// Since Linux 5.17 each end would get a queue per CPU, with an object in sysfs for each, of which
 /// the kernel then uses one: a third of the time that the pair takes on two CPUs, more on more.
-pub(crate) fn new_pair(
+pub fn new_pair(
     host: (&str, Mac),
     container: (&str, Mac),
     namespace: RawFd,
@@ -184,7 +194,7 @@ pub(crate) fn new_pair(
 }
 
 /// Sets what a port of a bridge does. It cannot be part of the link's creation.
-pub(crate) fn set_port(name: &str, hairpin: bool, isolated: bool) -> Request {
+pub fn set_port(name: &str, hairpin: bool, isolated: bool) -> Request {
     let port = vec![InfoBridgePort::HairpinMode(hairpin), InfoBridgePort::Isolated(isolated)];
     let mut message = LinkMessage::default();
     message.attributes = vec![
@@ -200,7 +210,7 @@ pub(crate) fn set_port(name: &str, hairpin: bool, isolated: bool) -> Request {
 
 /// Removes a link, and with it the other end of a pair; `false` when there was none. Takes
 /// some 20 ms: the kernel waits until no CPU looks at it any more.
-pub(crate) fn delete(socket: &mut Socket, name: &str) -> Result<bool, Error> {
+pub fn delete(socket: &mut Socket, name: &str) -> Result<bool, Error> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
     match socket.request(&Request::of(RTM_DELLINK, &message, 0)) {
@@ -210,7 +220,8 @@ pub(crate) fn delete(socket: &mut Socket, name: &str) -> Result<bool, Error> {
     }
 }
 
-pub(crate) fn set_up(index: u32) -> Request {
+/// Switches a link on.
+pub fn set_up(index: u32) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.header.flags = LinkFlags::Up;
@@ -219,13 +230,14 @@ pub(crate) fn set_up(index: u32) -> Request {
 }
 
 /// Makes a link a port of a bridge.
-pub(crate) fn set_master(name: &str, bridge: u32) -> Request {
+pub fn set_master(name: &str, bridge: u32) -> Request {
     let mut message = LinkMessage::default();
     message.attributes = vec![LinkAttribute::IfName(name.into()), LinkAttribute::Controller(bridge)];
     Request::of(RTM_SETLINK, &message, 0)
 }
 
-pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {
+/// Sets a link's MTU in bytes.
+pub fn set_mtu(index: u32, mtu: u32) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes.push(LinkAttribute::Mtu(mtu));
@@ -234,16 +246,19 @@ pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {
 
 /// An address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Held {
-    pub(crate) index: u32,
-    pub(crate) address: IpAddr,
-    pub(crate) length: u8,
+pub struct Held {
+    /// The interface's index.
+    pub index: u32,
+    /// The address.
+    pub address: IpAddr,
+    /// Its subnet's length in bits.
+    pub length: u8,
     /// Whether it carries our protocol number (kernels from 5.18 keep it).
-    pub(crate) ours: bool,
+    pub ours: bool,
 }
 
 /// All addresses of a family in the namespace.
-pub(crate) fn addresses(socket: &mut Socket, family: Family) -> Result<Vec<Held>, Error> {
+pub fn addresses(socket: &mut Socket, family: Family) -> Result<Vec<Held>, Error> {
     let mut message = AddressMessage::default();
     message.header.family = address_family(family);
     let replies = socket.dump(&Request::of(RTM_GETADDR, &message, 0))?;
@@ -268,7 +283,7 @@ pub(crate) fn addresses(socket: &mut Socket, family: Family) -> Result<Vec<Held>
 
 /// Gives an interface an address of a subnet. No duplicate address detection: the address
 /// comes from our own lease, and IPv6 would keep it unusable for a second.
-pub(crate) fn add_address(index: u32, address: IpAddr, subnet: Subnet) -> Request {
+pub fn add_address(index: u32, address: IpAddr, subnet: Subnet) -> Request {
     let mut message = address_message(index, address, subnet.length());
     if let IpAddr::V4(last) = subnet.last() {
         message.attributes.push(AddressAttribute::Broadcast(last));
@@ -279,7 +294,8 @@ pub(crate) fn add_address(index: u32, address: IpAddr, subnet: Subnet) -> Reques
     Request::of(RTM_NEWADDR, &message, flags::CREATE | flags::EXCL)
 }
 
-pub(crate) fn remove_address(held: &Held) -> Request {
+/// Takes an address from its interface.
+pub fn remove_address(held: &Held) -> Request {
     Request::of(RTM_DELADDR, &address_message(held.index, held.address, held.length), 0)
 }
 
@@ -294,7 +310,7 @@ fn address_message(index: u32, address: IpAddr, length: u8) -> AddressMessage {
 }
 
 /// A route; refused when there is one of the same metric already.
-pub(crate) fn add_route(index: u32, to: Subnet, gateway: IpAddr, metric: Option<u32>) -> Request {
+pub fn add_route(index: u32, to: Subnet, gateway: IpAddr, metric: Option<u32>) -> Request {
     let mut message = route_message(Family::of(gateway));
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
@@ -311,13 +327,15 @@ pub(crate) fn add_route(index: u32, to: Subnet, gateway: IpAddr, metric: Option<
 
 /// A route through a gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Via {
-    pub(crate) to: Subnet,
-    pub(crate) gateway: IpAddr,
+pub struct Via {
+    /// Where it leads.
+    pub to: Subnet,
+    /// By whom.
+    pub gateway: IpAddr,
 }
 
 /// The routes through an interface that have a gateway.
-pub(crate) fn routes(socket: &mut Socket, index: u32, family: Family) -> Result<Vec<Via>, Error> {
+pub fn routes(socket: &mut Socket, index: u32, family: Family) -> Result<Vec<Via>, Error> {
     let replies = socket.dump(&Request::of(RTM_GETROUTE, &route_message(family), 0))?;
     let mut routes = Vec::new();
     for reply in replies.iter().filter(|r| r.message_type == RTM_NEWROUTE) {

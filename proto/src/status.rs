@@ -73,8 +73,6 @@ pub enum EndpointState {
     Detached,
     /// Somebody put its port on another bridge.
     Elsewhere,
-    /// The daemon has not looked yet, or does not run.
-    Unknown,
 }
 
 impl EndpointState {
@@ -86,7 +84,6 @@ impl EndpointState {
             Self::Gone => "gone",
             Self::Detached => "detached",
             Self::Elsewhere => "elsewhere",
-            Self::Unknown => "unknown",
         }
     }
 }

@@ -97,15 +97,12 @@ pub fn survey(folder: &Path) -> anyhow::Result<(Vec<EndpointStatus>, Vec<String>
         let is_in = |table: &String| guarded.get(table).is_none_or(|ports| ports.contains(host_veth));
         port.filter = port.filter.take().filter(is_in);
     }
-    let mut ports = BTreeMap::new();
-    for Allocation { host_veth, port, .. } in found.iter().map(|f| &f.allocation) {
-        let bridge = port.as_ref().map(|port| port.bridge.as_str());
-        let state = bridge::port_state(&mut socket, bridge.unwrap_or_default(), host_veth)?;
-        // The first release did not note the bridge.
-        let unnoted = bridge.is_none() && matches!(state, PortState::Elsewhere(_));
-        ports.insert(host_veth.clone(), if unnoted { PortState::Connected } else { state });
+    let mut with_states = Vec::with_capacity(found.len());
+    for one in found {
+        let state = bridge::port_state(&mut socket, &one.allocation.host_veth)?;
+        with_states.push((one, state));
     }
-    Ok((table(&found, &ports), unreadable))
+    Ok((table(&with_states), unreadable))
 }
 
 /// Frees the addresses of containers that are dead for certain, in all networks of the plugin; returns
@@ -124,7 +121,8 @@ pub fn free_dead(folder: &Path) -> (Vec<Allocation>, Vec<String>) {
 
 /// How many containers hold an address; one of two families is one container.
 pub fn count(folder: &Path) -> usize {
-    table(&all(folder), &BTreeMap::new()).len()
+    let attachment = |f: Found| (f.network, f.allocation.container_id, f.allocation.ifname);
+    all(folder).into_iter().map(attachment).collect::<BTreeSet<_>>().len()
 }
 
 /// How many addresses of this lease are in use.
@@ -144,11 +142,10 @@ fn addresses(folder: &Path) -> impl Iterator<Item = (String, IpAddr, PathBuf)> {
     })
 }
 
-/// The endpoint table: one row for each interface of a container, in order of the addresses. `ports`
-/// are the states of the ports by name.
-fn table(found: &[Found], ports: &BTreeMap<String, PortState>) -> Vec<EndpointStatus> {
+/// The endpoint table: one row for each interface of a container, in order of the addresses.
+fn table(found: &[(Found, PortState)]) -> Vec<EndpointStatus> {
     let mut rows: Vec<EndpointStatus> = Vec::new();
-    for Found { network, allocation, in_work, since } in found {
+    for (Found { network, allocation, in_work, since }, state) in found {
         let same = |row: &&mut EndpointStatus| {
             (&row.network, &row.container_id, &row.interface)
                 == (network, &allocation.container_id, &allocation.ifname)
@@ -158,13 +155,15 @@ fn table(found: &[Found], ports: &BTreeMap<String, PortState>) -> Vec<EndpointSt
             continue;
         }
         let port = allocation.port.clone().unwrap_or_default();
-        let state = match (in_work, ports.get(&allocation.host_veth)) {
-            (true, _) => EndpointState::Connecting,
-            (false, Some(PortState::Connected)) => EndpointState::Connected,
-            (false, Some(PortState::Gone)) => EndpointState::Gone,
-            (false, Some(PortState::Detached)) => EndpointState::Detached,
-            (false, Some(PortState::Elsewhere(_))) => EndpointState::Elsewhere,
-            (false, None) => EndpointState::Unknown,
+        let state = match state {
+            _ if *in_work => EndpointState::Connecting,
+            // The first release did not note the bridge.
+            PortState::On(bridge) if port.bridge.is_empty() || *bridge == port.bridge => {
+                EndpointState::Connected
+            }
+            PortState::On(_) => EndpointState::Elsewhere,
+            PortState::Detached => EndpointState::Detached,
+            PortState::Gone => EndpointState::Gone,
         };
         rows.push(EndpointStatus {
             addresses: vec![allocation.address],
@@ -215,8 +214,11 @@ mod tests {
         write(folder.path(), "other", "10.5.7.3", "veth2");
         std::fs::write(folder.path().join("loden/10.5.7.9"), "half a fi").expect("file");
         let found = all(folder.path());
-        let ports = [("veth1".to_owned(), PortState::Connected), ("veth2".to_owned(), PortState::Gone)];
-        let rows = table(&found, &ports.into());
+        let state = |f: Found| match f.allocation.host_veth.as_str() {
+            "veth1" => (f, PortState::On("loden0".into())),
+            _ => (f, PortState::Gone),
+        };
+        let rows = table(&found.into_iter().map(state).collect::<Vec<_>>());
         let states: Vec<_> = rows.iter().map(|r| (r.addresses.len(), r.state)).collect();
         assert_eq!(states, [(2, EndpointState::Connected), (1, EndpointState::Gone)]);
         assert_eq!(count(folder.path()), 2);
@@ -249,7 +251,8 @@ mod tests {
         write(folder.path(), "loden", "10.5.7.2", "veth1");
         let lock = File::open(folder.path().join("loden/10.5.7.2")).expect("open");
         lock.lock().expect("lock");
-        let rows = table(&all(folder.path()), &[("veth1".to_owned(), PortState::Gone)].into());
+        let rows: Vec<_> = all(folder.path()).into_iter().map(|f| (f, PortState::Gone)).collect();
+        let rows = table(&rows);
         assert_eq!(rows[0].state, EndpointState::Connecting);
     }
 }

@@ -164,9 +164,9 @@ impl Endpoints {
         let (found, unreadable) = super::look(&self.folder);
         // Whatever these say, no element is surplus before that is known.
         let sweeps = sweeps && unreadable.is_empty();
-        let ports = self.bring_bridges(env, &found, &mut look);
+        let gone = self.bring_bridges(env, &found, &mut look);
         if let Some(elements) = elements {
-            self.guard(&found, &ports, &elements, sweeps, &mut look);
+            self.guard(&found, &gone, &elements, sweeps, &mut look);
         }
         look.unreadable = unreadable;
         look
@@ -177,7 +177,7 @@ impl Endpoints {
     fn guard(
         &mut self,
         found: &[Found],
-        ports: &BTreeMap<String, PortState>,
+        gone: &BTreeSet<String>,
         elements: &BTreeSet<Element>,
         sweeps: bool,
         look: &mut Look,
@@ -185,7 +185,7 @@ impl Endpoints {
         let table = self.ports.table().to_owned();
         let guarded = found.iter().map(|f| Guarded {
             allocation: &f.allocation,
-            settled: !f.in_work && ports.get(&f.allocation.host_veth) != Some(&PortState::Gone),
+            settled: !f.in_work && !gone.contains(&f.allocation.host_veth),
         });
         // What cannot be looked up is taken to be there.
         let exists = |port: &str| self.ports.exists(port).unwrap_or(true);
@@ -213,15 +213,15 @@ impl Endpoints {
         self.ports.change(Difference { lacking: needed(table, &found), ..Difference::default() })
     }
 
-    /// Mends the bridge of the containers, and puts their ports back on it. Returns how each port stands.
+    /// Mends the bridge of the containers, and puts their ports back on it. Returns the ports that are gone.
     fn bring_bridges(
         &mut self,
         env: Option<&SubnetEnv>,
         found: &[Found],
         look: &mut Look,
-    ) -> BTreeMap<String, PortState> {
-        let mut states = BTreeMap::new();
-        let Some(env) = env else { return states };
+    ) -> BTreeSet<String> {
+        let mut gone = BTreeSet::new();
+        let Some(env) = env else { return gone };
         let mut by_bridge: BTreeMap<&str, Vec<(&str, &Port)>> = BTreeMap::new();
         for Allocation { host_veth, port, .. } in found.iter().map(|f| &f.allocation) {
             if let Some(port) = port {
@@ -238,17 +238,21 @@ impl Endpoints {
         for (bridge_name, ports) in by_bridge {
             let Some(bridge) = self.bring_bridge(env, bridge_name, found, look) else { continue };
             for (name, port) in ports {
-                let Some(mut state) = look.note("", self.ports.state(bridge_name, name)) else { continue };
-                if state == PortState::Detached
-                    && look.note("", self.ports.connect(&bridge, name, port)).is_some()
-                {
-                    look.repaired.push(("port", format!("connected {name} to {bridge_name}")));
-                    state = PortState::Connected;
+                match look.note("", self.ports.state(name)) {
+                    Some(PortState::Gone) => {
+                        gone.insert(name.to_owned());
+                    }
+                    Some(PortState::Detached) => {
+                        let connected = self.ports.connect(&bridge, name, port);
+                        if look.note("", connected).is_some() {
+                            look.repaired.push(("port", format!("connected {name} to {bridge_name}")));
+                        }
+                    }
+                    Some(PortState::On(_)) | None => {}
                 }
-                states.insert(name.to_owned(), state);
             }
         }
-        states
+        gone
     }
 
     fn bring_bridge(

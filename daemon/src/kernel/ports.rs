@@ -88,9 +88,9 @@ impl Ports {
         bridge::exists(&mut self.route, name)
     }
 
-    /// How a container's port stands.
-    pub fn state(&mut self, bridge: &str, port: &str) -> Result<PortState, loden_cni::Error> {
-        bridge::port_state(&mut self.route, bridge, port)
+    /// How a container's port is connected.
+    pub fn state(&mut self, port: &str) -> Result<PortState, loden_cni::Error> {
+        bridge::port_state(&mut self.route, port)
     }
 
     /// Puts a container's port back on the bridge.
