@@ -11,6 +11,7 @@
 mod call;
 mod cni;
 mod contender;
+mod control;
 mod first_packet;
 mod host;
 mod report;
@@ -26,7 +27,7 @@ use crate::report::Row;
 
 /// A group: its name, what it measures.
 type Group = (&'static str, fn(u32) -> Result<Vec<Row>>);
-const GROUPS: [Group; 1] = [("cni", cni::run)];
+const GROUPS: [Group; 2] = [("control", control::run), ("cni", cni::run)];
 const ROUNDS: u32 = 5;
 
 fn main() -> ExitCode {

@@ -135,6 +135,8 @@ struct Loop {
     bridges: BTreeSet<String>,
 }
 
+/// Operations carried out between two turns of the other tasks.
+const TURN: usize = 1024;
 /// Notices within this time are answered together.
 const COALESCE: Duration = Duration::from_millis(5);
 /// After this long without trouble, the next trouble is met at once again.
@@ -310,13 +312,16 @@ impl Loop {
         if self.need >= Need::Base {
             failed.extend(self.bring_base(&desired, same_inputs, &mut conflicts).await?);
         }
-        // What inputs changed is done first: what is then left to do is a repair.
         let former = std::mem::take(&mut self.programmed);
-        let mut peers_failed =
-            self.bring_peers(&desired, Scope::Since(&former), false, &mut conflicts).await?;
+        let mut peers_failed = Vec::new();
+        if self.need < Need::Full || same_inputs {
+            // What inputs changed is done first: what is then left to do is a repair.
+            let scope = Scope::Since(&former);
+            peers_failed.extend(self.bring_peers(&desired, scope, false, &mut conflicts).await?);
+        }
         if self.need == Need::Full {
-            peers_failed
-                .extend(self.bring_peers(&desired, Scope::All, same_inputs && full, &mut conflicts).await?);
+            let repairing = same_inputs && full;
+            peers_failed.extend(self.bring_peers(&desired, Scope::All, repairing, &mut conflicts).await?);
         }
         self.set_conflicts(conflicts, self.need == Need::Full);
         self.pending.clear();
@@ -590,28 +595,31 @@ impl Loop {
             return Ok(Vec::new());
         }
         let table = self.io.settings.options.network.clone();
-        let verdicts = self.io.kernel.apply(operations, &table).await?;
         let mut failed = Vec::new();
-        for (operation, verdict) in operations.iter().zip(verdicts) {
-            match verdict {
-                Ok(()) => {
-                    diff::applied(&mut self.observed, operation);
-                    if repairing {
-                        self.repaired = true;
-                        tracing::warn!("repaired: {operation}");
-                        *self.repairs.entry(operation.object().to_owned()).or_default() += 1;
-                    } else {
-                        tracing::debug!("{operation}");
+        for turn in operations.chunks(TURN) {
+            let verdicts = self.io.kernel.apply(turn, &table).await?;
+            for (operation, verdict) in turn.iter().zip(verdicts) {
+                match verdict {
+                    Ok(()) => {
+                        diff::applied(&mut self.observed, operation);
+                        if repairing {
+                            self.repaired = true;
+                            tracing::warn!("repaired: {operation}");
+                            *self.repairs.entry(operation.object().to_owned()).or_default() += 1;
+                        } else {
+                            tracing::debug!("{operation}");
+                        }
                     }
-                }
-                Err(error) => {
-                    let reason = error.to_string();
-                    if self.failure.as_ref() != Some(&reason) {
-                        tracing::error!("{reason}");
+                    Err(error) => {
+                        let reason = error.to_string();
+                        if self.failure.as_ref() != Some(&reason) {
+                            tracing::error!("{reason}");
+                        }
+                        failed.push((operation.clone(), reason));
                     }
-                    failed.push((operation.clone(), reason));
                 }
             }
+            tokio::task::yield_now().await;
         }
         Ok(failed)
     }

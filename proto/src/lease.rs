@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::json::{shown, take};
+use crate::subnet::SubnetError;
 use crate::{Family, Mac, Subnet};
 
 /// The subnets of one lease: IPv4, IPv6 or both. As text `10.5.7.0-24`,
@@ -52,7 +53,10 @@ impl LeaseKey {
         let error = |reason: String| KeyError { key: text.chars().take(80).collect(), reason };
         let subnet = |part: &str| {
             let (address, length) = part.rsplit_once('-').ok_or_else(|| error("no '-LENGTH'".into()))?;
-            format!("{address}/{length}").parse::<Subnet>().map_err(|e| error(e.to_string()))
+            match (address.parse(), length.parse()) {
+                (Ok(address), Ok(length)) => Subnet::new(address, length).map_err(|e| error(e.to_string())),
+                _ => Err(error(SubnetError::Syntax(format!("{address}/{length}")).to_string())),
+            }
         };
         if text.contains('/') {
             return Err(error(
@@ -68,8 +72,7 @@ impl LeaseKey {
             Some(second) => Self::new(Some(first), Some(second)),
         };
         let key = key.ok_or_else(|| error("'&' joins an IPv4 and an IPv6 subnet, in this order".into()))?;
-        let canonical = key.to_string();
-        if canonical == text { Ok(key) } else { Err(error(format!("it must be written {canonical}"))) }
+        if is_written(&key, text) { Ok(key) } else { Err(error(format!("it must be written {key}"))) }
     }
 
     /// The subnet of a family.
@@ -81,7 +84,7 @@ impl LeaseKey {
     }
 
     /// Its subnets in the order IPv4, IPv6.
-    pub fn subnets(&self) -> impl Iterator<Item = Subnet> {
+    pub fn subnets(&self) -> impl Iterator<Item = Subnet> + use<> {
         self.v4.into_iter().chain(self.v6)
     }
 
@@ -89,6 +92,19 @@ impl LeaseKey {
     pub fn overlaps(&self, other: &LeaseKey) -> bool {
         self.subnets().any(|a| other.subnets().any(|b| a.overlaps(&b)))
     }
+}
+
+/// Whether this text is the one that a key is written as; without writing it, since etcd holds many.
+fn is_written(key: &LeaseKey, text: &str) -> bool {
+    struct Rest<'a>(&'a str);
+    impl fmt::Write for Rest<'_> {
+        fn write_str(&mut self, part: &str) -> fmt::Result {
+            self.0 = self.0.strip_prefix(part).ok_or(fmt::Error)?;
+            Ok(())
+        }
+    }
+    let mut rest = Rest(text);
+    fmt::write(&mut rest, format_args!("{key}")).is_ok() && rest.0.is_empty()
 }
 
 impl fmt::Display for LeaseKey {
@@ -198,10 +214,19 @@ impl LeaseValue {
     /// Parses a value. The backend data of the type `vxlan` must be sound; of other types they
     /// are kept as they are.
     pub fn parse(bytes: &[u8]) -> Result<Self, ValueError> {
-        let error = |key, value: String, expected| ValueError { key, value, expected };
         if bytes.len() > VALUE_LIMIT {
-            return Err(error("the value", format!("{} bytes long", bytes.len()), "at most 65536 bytes"));
+            let value = format!("{} bytes long", bytes.len());
+            return Err(ValueError { key: "the value", value, expected: "at most 65536 bytes" });
         }
+        match serde_json::from_slice::<Plain<'_>>(bytes) {
+            Ok(plain) if plain.backend_type == "vxlan" => Ok(plain.into()),
+            _ => Self::parse_any(bytes),
+        }
+    }
+
+    /// Parses whatever flannel would, and tells what is wrong.
+    fn parse_any(bytes: &[u8]) -> Result<Self, ValueError> {
+        let error = |key, value: String, expected| ValueError { key, value, expected };
         let mut object = match serde_json::from_slice(bytes) {
             Ok(Value::Object(object)) => object,
             Ok(other) => return Err(error("the value", shown(&other), "a JSON object")),
@@ -290,6 +315,52 @@ impl LeaseValue {
     /// The holder's host id, if Loden holds the lease.
     pub fn host_id(&self) -> Option<&str> {
         self.loden.as_deref().map(|m| m.host_id.as_str())
+    }
+}
+
+/// A VXLAN lease exactly as flannel and Loden write it, which nearly all are: read straight into its
+/// place, in a quarter of the time. Anything else, such as a key in other letters, an unknown
+/// member or a fault, is for [`LeaseValue::parse_any`].
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct Plain<'a> {
+    #[serde(rename = "PublicIP")]
+    public_ip: Ipv4Addr,
+    #[serde(rename = "PublicIPv6", default)]
+    public_ipv6: Option<Ipv6Addr>,
+    backend_type: &'a str,
+    #[serde(default)]
+    backend_data: Option<PlainVxlan>,
+    #[serde(default)]
+    backend_v6_data: Option<PlainVxlan>,
+    #[serde(default)]
+    loden: Option<Box<LodenMember>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlainVxlan {
+    #[serde(rename = "VNI")]
+    vni: u32,
+    #[serde(rename = "VtepMAC")]
+    vtep_mac: Mac,
+}
+
+impl From<Plain<'_>> for LeaseValue {
+    fn from(plain: Plain<'_>) -> Self {
+        let data = |data: Option<PlainVxlan>| match data {
+            Some(PlainVxlan { vni, vtep_mac }) => BackendData::Vxlan { vni: Some(vni), vtep_mac },
+            None => BackendData::None,
+        };
+        Self {
+            public_ip: Some(plain.public_ip).filter(|ip| !ip.is_unspecified()),
+            public_ipv6: plain.public_ipv6.filter(|ip| !ip.is_unspecified()),
+            backend_type: plain.backend_type.into(),
+            backend_data: data(plain.backend_data),
+            backend_v6_data: data(plain.backend_v6_data),
+            loden: plain.loden,
+            other: None,
+        }
     }
 }
 
@@ -411,6 +482,30 @@ mod tests {
         assert!(LeaseValue::parse(&vec![b' '; VALUE_LIMIT + 1]).is_err());
     }
 
+    const MEMBERS: &[&str] = &[
+        r#""PublicIP":"1.2.3.4""#,
+        r#""PublicIP":"0.0.0.0""#,
+        r#""PublicIP":null"#,
+        r#""publicip":"4.3.2.1""#,
+        r#""PublicIPv6":null"#,
+        r#""PublicIPv6":"fd00::1""#,
+        r#""BackendType":"vxlan""#,
+        r#""BackendType":"\u0076xlan""#,
+        r#""BackendType":"host-gw""#,
+        r#""BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#,
+        r#""BackendData":{"VtepMAC":"C6-d2-32-6f-8f-44"}"#,
+        r#""BackendData":{"VNI":-1,"VtepMAC":"c6:d2:32:6f:8f:44","x":{}}"#,
+        r#""BackendData":{"vni":2,"vtepmac":"c6:d2:32:6f:8f:44"}"#,
+        r#""BackendData":null"#,
+        r#""BackendData":{"VtepMAC":""}"#,
+        r#""BackendV6Data":{"VNI":4294967296,"VtepMAC":"c6:d2:32:6f:8f:45"}"#,
+        r#""BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}"#,
+        r#""Loden":{"HostID":"a","Labels":{"r":"1","r":"2"},"New":7,"Sources":["fd00::9"]}"#,
+        r#""Loden":null"#,
+        r#""Loden":{"HostID":7}"#,
+        r#""Future":[1]"#,
+    ];
+
     proptest! {
         #[test]
         fn any_bytes_are_answered_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), key in ".{0,60}") {
@@ -424,6 +519,13 @@ mod tests {
             let v6 = Subnet::containing(b.into(), lb).expect("length fits");
             let key = match both { 0 => LeaseKey::single(v4), 1 => LeaseKey::single(v6), _ => LeaseKey { v4: Some(v4), v6: Some(v6) } };
             prop_assert_eq!(LeaseKey::parse(&key.to_string()), Ok(key));
+        }
+
+        /// The quick way may refuse what the other takes, but never read it otherwise.
+        #[test]
+        fn both_ways_of_parsing_agree(members in prop::collection::vec(0..MEMBERS.len(), 0..9)) {
+            let text = format!("{{{}}}", members.iter().map(|m| MEMBERS[*m]).collect::<Vec<_>>().join(","));
+            prop_assert_eq!(LeaseValue::parse(text.as_bytes()), LeaseValue::parse_any(text.as_bytes()));
         }
 
         #[test]

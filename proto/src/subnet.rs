@@ -185,7 +185,13 @@ impl PartialOrd for Subnet {
 
 impl Ord for Subnet {
     fn cmp(&self, other: &Self) -> Ordering {
-        (self.address(), self.length()).cmp(&(other.address(), other.length()))
+        match (self.address(), other.address()) {
+            // Nearly all of them, and compared all the time.
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                (u32::from(a), self.length()).cmp(&(u32::from(b), other.length()))
+            }
+            (a, b) => (a, self.length()).cmp(&(b, other.length())),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -29,7 +29,8 @@ type Life = (Arc<Process>, Arc<Mutex<Notified>>);
 /// What the daemon told its service manager.
 #[derive(Debug, Default)]
 struct Notified {
-    ready: bool,
+    /// When it said READY=1.
+    ready: Option<Instant>,
     status: String,
 }
 
@@ -74,9 +75,18 @@ impl Host {
         self.exec(&[wrapper, &[binary("loden").as_str()], args].concat())
     }
 
+    /// Starts another program of the workspace that follows etcd, with the address of the lab's etcd
+    /// and these arguments.
+    pub fn follower(&self, program: &str, arguments: &[&str]) -> Daemon {
+        let mut argv = vec![binary(program)];
+        argv.extend(self.lab().etcd_flags());
+        argv.extend(arguments.iter().map(|&a| a.to_owned()));
+        Daemon::start_first(self, program, argv)
+    }
+
     /// Starts real flanneld; `None`, with a note, where it has not been built.
     pub fn flanneld(&self, flags: &[&str]) -> Option<Daemon> {
-        let Some(flanneld) = flanneld() else {
+        let Some(flanneld) = Daemon::flanneld_path() else {
             eprintln!("skipped: no flanneld, run make peers");
             return None;
         };
@@ -89,6 +99,13 @@ impl Host {
 }
 
 impl Daemon {
+    /// Where flanneld is: `FLANNELD`, else `target/peers/flanneld` of the workspace.
+    pub fn flanneld_path() -> Option<String> {
+        let path = std::env::var("FLANNELD")
+            .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/flanneld").to_owned());
+        Path::new(&path).is_file().then_some(path)
+    }
+
     fn start_first(host: &Host, kind: &str, argv: Vec<String>) -> Self {
         let name = format!("{kind}{}", host.lab().next());
         let daemon = Self { host: host.clone(), name, argv, running: Mutex::new(None) };
@@ -146,6 +163,11 @@ impl Daemon {
 
     /// Whether it has said READY=1.
     pub fn is_ready(&self) -> bool {
+        self.ready_at().is_some()
+    }
+
+    /// When it said READY=1.
+    pub fn ready_at(&self) -> Option<Instant> {
         self.with(|_, notified| lock(notified).ready)
     }
 
@@ -254,7 +276,7 @@ fn listen(path: &Path, notified: &Arc<Mutex<Notified>>) {
             let Some(notified) = notified.upgrade() else { return };
             for line in String::from_utf8_lossy(&buffer[..length]).lines() {
                 match line.split_once('=') {
-                    Some(("READY", "1")) => lock(&notified).ready = true,
+                    Some(("READY", "1")) => lock(&notified).ready = Some(Instant::now()),
                     Some(("STATUS", text)) => lock(&notified).status = text.into(),
                     _ => {}
                 }
@@ -277,11 +299,4 @@ pub(crate) fn binary(name: &str) -> String {
         panic!("no {name} in {dirs:?}: run `cargo build --workspace` or set LODEN_BIN_DIR")
     });
     found.display().to_string()
-}
-
-/// `FLANNELD`, else `target/peers/flanneld` of the workspace.
-fn flanneld() -> Option<String> {
-    let path = std::env::var("FLANNELD")
-        .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/flanneld").to_owned());
-    Path::new(&path).is_file().then_some(path)
 }

@@ -63,14 +63,12 @@ pub type Member = (PeerSet, IpAddr);
 /// The elements that a peer adds to these sets.
 pub fn members_of<'a>(peer: &'a Peer, sets: &'a [PeerSet]) -> impl Iterator<Item = Member> + 'a {
     sets.iter().flat_map(move |set| {
-        let addresses: Vec<IpAddr> = match set {
-            PeerSet::Sources => {
-                [peer.public_address].into_iter().chain(peer.sources.iter().copied()).collect()
-            }
-            PeerSet::Direct if peer.path == Path::Direct => vec![peer.subnet.address()],
-            PeerSet::Direct => Vec::new(),
+        let (first, further) = match set {
+            PeerSet::Sources => (Some(peer.public_address), peer.sources.as_slice()),
+            PeerSet::Direct if peer.path == Path::Direct => (Some(peer.subnet.address()), [].as_slice()),
+            PeerSet::Direct => (None, [].as_slice()),
         };
-        addresses.into_iter().map(|address| (*set, address))
+        first.into_iter().chain(further.iter().copied()).map(|address| (*set, address))
     })
 }
 

@@ -34,6 +34,10 @@ pub mod underlay;
 /// A text from the network, fit for terminals and logs: without control characters, of a bearable
 /// length.
 pub fn printable(text: &str) -> String {
+    // Which nearly every text is.
+    if text.len() <= 255 && !text.chars().any(char::is_control) {
+        return text.to_owned();
+    }
     text.chars().filter(|c| !c.is_control()).take(255).collect()
 }
 

@@ -238,14 +238,14 @@ impl PeerBook {
             for claim in claims_of(&key, self.verdicts.get(&key)) {
                 let made = self.table.get(&key).map_or(0, |r| r.create_revision);
                 self.claims.remove(&(claim, made, key));
-                dirty.extend(self.rivals(claim));
+                dirty.extend(self.claimants(claim).map(|(_, _, rival)| *rival));
             }
             self.verdicts.remove(&key);
             if let Some(record) = table.get(&key) {
                 let verdict = judge(&key, record, &rules);
                 for claim in claims_of(&key, Some(&verdict)) {
                     self.claims.insert((claim, record.create_revision, key));
-                    dirty.extend(self.rivals(claim));
+                    dirty.extend(self.claimants(claim).map(|(_, _, rival)| *rival));
                 }
                 self.verdicts.insert(key, verdict);
             }
@@ -346,11 +346,6 @@ impl PeerBook {
         (self.held, self.leaving) = (keep(&self.held), keep(&self.leaving));
     }
 
-    fn rivals(&self, claim: Claim) -> impl Iterator<Item = LeaseKey> + use<> {
-        let all: Vec<LeaseKey> = self.claimants(claim).map(|(_, _, key)| *key).collect();
-        all.into_iter()
-    }
-
     fn claimants(&self, claim: Claim) -> impl Iterator<Item = &(Claim, i64, LeaseKey)> {
         // No revision is that small, so the key of the bound does not matter.
         let least = (claim, i64::MIN, LeaseKey::single(Subnet::ALL_V6));
@@ -393,13 +388,15 @@ fn refusal(verdict: Option<&Verdict>, outdone: Option<&String>) -> Option<String
     (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
-fn claims_of(key: &LeaseKey, verdict: Option<&Verdict>) -> Vec<Claim> {
-    match verdict {
-        Some(Verdict::Sound(peers, _)) => peers.iter().flat_map(claims_of_peer).collect(),
+fn claims_of<'a>(key: &LeaseKey, verdict: Option<&'a Verdict>) -> impl Iterator<Item = Claim> + use<'a> {
+    let (peers, blocked) = match verdict {
+        Some(Verdict::Sound(peers, _)) => (peers.as_slice(), None),
         // A reservation blocks its subnet; our own key does so by its own rule.
-        Some(Verdict::Quiet) => key.subnets().map(Claim::Subnet).collect(),
-        _ => Vec::new(),
-    }
+        Some(Verdict::Quiet) => ([].as_slice(), Some(*key)),
+        _ => ([].as_slice(), None),
+    };
+    let blocked = blocked.into_iter().flat_map(|key| key.subnets()).map(Claim::Subnet);
+    peers.iter().flat_map(claims_of_peer).chain(blocked)
 }
 
 fn claims_of_peer(peer: &Peer) -> impl Iterator<Item = Claim> + use<> {

@@ -2,7 +2,7 @@
 //! Loden writes to it, and no netlink type leaves this folder.
 //!
 //! Netlink here is synchronous: the kernel answers before `send` returns, a request costs
-//! microseconds. Between batches the caller's other tasks get their turn.
+//! microseconds.
 
 mod decode;
 mod filters;
@@ -71,9 +71,6 @@ pub struct Kernel {
     has_nexthops: bool,
 }
 
-/// Requests sent between two turns of the runtime's other tasks.
-const TURN: usize = 1024;
-
 impl Kernel {
     /// Opens the sockets and probes what this kernel can do. `run_dir` keeps the digest of the
     /// rules, which are in the table of the network's name, across restarts.
@@ -119,7 +116,7 @@ impl Kernel {
     }
 
     /// Carries operations out in order and returns the verdict on each. A refused operation does
-    /// not stop those after it.
+    /// not stop those after it. The caller's other tasks wait meanwhile: a thousand take milliseconds.
     pub async fn apply(
         &mut self,
         operations: &[Operation],
@@ -130,7 +127,7 @@ impl Kernel {
         while let Some(first) = rest.first() {
             if let Some(request) = write::request(first) {
                 let mut requests: Vec<Request> = vec![request];
-                requests.extend(rest.iter().skip(1).take(TURN - 1).map_while(write::request));
+                requests.extend(rest.iter().skip(1).map_while(write::request));
                 let results = self.route.batch(&requests)?;
                 verdicts.extend(
                     results
@@ -139,7 +136,6 @@ impl Kernel {
                         .map(|(result, operation)| write::verdict(operation, result)),
                 );
                 rest = &rest[requests.len()..];
-                tokio::task::yield_now().await;
             } else {
                 verdicts.push(self.apply_other(first, table).await);
                 rest = &rest[1..];

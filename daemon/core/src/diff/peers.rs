@@ -26,11 +26,16 @@ pub fn peers(desired: &Desired, observed: &Observed, scope: Scope<'_>) -> (Vec<O
     let mut differ = Differ::new(desired, observed);
     match scope {
         Scope::All => {
-            let subnets: BTreeSet<Subnet> =
-                desired.peers.keys().chain(observed.routes.keys()).copied().collect();
-            for subnet in &subnets {
-                differ.peer(subnet, desired.peers.get(subnet));
+            // Both in order of subnets: who has routes and no peer is met where it stands among them.
+            let mut routes = observed.routes.keys().peekable();
+            for (subnet, peer) in &desired.peers {
+                while let Some(stray) = routes.next_if(|r| *r < subnet) {
+                    differ.peer(stray, None);
+                }
+                routes.next_if_eq(&subnet);
+                differ.peer(subnet, Some(peer));
             }
+            routes.for_each(|stray| differ.peer(stray, None));
             differ.strays();
         }
         Scope::Since(former) => {
@@ -141,11 +146,21 @@ impl<'a> Differ<'a> {
 
     fn route(&mut self, subnet: &Subnet, target: Option<(u32, IpAddr, bool)>) {
         let (desired, observed) = (self.desired, self.observed);
-        let none = Vec::new();
-        let present = observed.routes.get(subnet).unwrap_or(&none);
+        let metric = default_metric(subnet.family());
+        let present = observed.routes.get(subnet).map(Vec::as_slice).unwrap_or_default();
+        if let ([only], Some((device, gateway, _))) = (present, target)
+            && only.protocol == ROUTE_PROTOCOL
+            && only.metric == metric
+            && observed.resolve(only.via) == Some((device, gateway))
+        {
+            // As it nearly always is.
+            if let Via::Nexthop(id) = only.via {
+                self.wanted_nexthops.insert(id);
+            }
+            return;
+        }
         let (ours, foreign): (Vec<&Route>, Vec<&Route>) =
             present.iter().partition(|r| ownership::route(r, desired, observed));
-        let metric = default_metric(subnet.family());
         let right = target.and_then(|(device, gateway, _)| {
             let leads = |r: &&Route| observed.resolve(r.via) == Some((device, gateway)) && r.metric == metric;
             ours.iter().copied().find(leads).or_else(|| foreign.iter().copied().find(leads))
@@ -282,20 +297,22 @@ impl<'a> Differ<'a> {
     }
 
     /// The peer sets' part of these changes. An address may serve several peers, so what leaves is
-    /// checked against all of them; arrivals, by far the more frequent, cost nothing extra.
+    /// checked against all of them; peers that come, or stay where they are, cost nothing extra.
     fn admit(&mut self, changes: &[(Option<&Peer>, Option<&Peer>)]) {
         let admitted = &self.observed.admitted;
         let members = |peer| members_of(peer, &self.desired.filters.peer_sets);
-        let arriving = changes.iter().filter_map(|(_, new)| *new).flat_map(members);
-        let missing: BTreeSet<Member> = arriving.filter(|m| !admitted.contains(m)).collect();
+        let arriving: BTreeSet<Member> =
+            changes.iter().filter_map(|(_, new)| *new).flat_map(members).collect();
+        let missing: Vec<Member> = arriving.difference(admitted).copied().collect();
         let leaving = changes.iter().filter_map(|(old, _)| *old).flat_map(members);
-        let mut extra: BTreeSet<Member> = leaving.filter(|m| admitted.contains(m)).collect();
+        let mut extra: BTreeSet<Member> =
+            leaving.filter(|m| admitted.contains(m) && !arriving.contains(m)).collect();
         if !extra.is_empty() {
             for member in self.desired.peers.values().flat_map(members) {
                 extra.remove(&member);
             }
         }
-        self.change_sets(missing.into_iter().collect(), extra.into_iter().collect());
+        self.change_sets(missing, extra.into_iter().collect());
     }
 
     fn change_sets(&mut self, missing: Vec<Member>, extra: Vec<Member>) {
@@ -331,7 +348,11 @@ fn default_metric(family: Family) -> u32 {
 /// number, by hash so that one event needs no search, and a few more should it be taken.
 pub(super) fn nexthop_ids(subnet: &Subnet) -> impl Iterator<Item = u32> {
     let mut hash = Fnv::default();
-    hash.write(subnet.to_string().as_bytes());
+    match subnet.address() {
+        IpAddr::V4(address) => hash.write(&address.octets()),
+        IpAddr::V6(address) => hash.write(&address.octets()),
+    }
+    hash.write(&[subnet.length()]);
     let start = hash.finish() as u32 & 0x00ff_ffff;
     (0..16).map(move |i| u32::from(ROUTE_PROTOCOL) << 24 | (start + i) & 0x00ff_ffff)
 }
