@@ -2,7 +2,9 @@
 //! and writes `target/bench/<group>.json`. Called by `make bench`; needs root.
 //!
 //! Each group measures Loden and what it is compared with in the same run, in turns, in the same
-//! namespaces. It reports and never fails because something is slow: the machine may be busy.
+//! namespaces. It reports and never fails because something is slow: the machine may be busy. It
+//! ends with 1 when a group could not be measured, and with 2 when the machine was too noisy for
+//! most of a group; then an earlier JSON of that group stays.
 //!
 //! Environment: `LODEN_BIN_DIR`, where the programs are (else beside this one); `LODEN_BENCH_DIR`,
 //! where the JSON goes (else `target/bench`); `LODEN_BENCH_ROUNDS`, at least 5 by default;
@@ -17,7 +19,7 @@ mod report;
 
 use std::fs;
 use std::io::{Write as _, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
@@ -29,17 +31,27 @@ type Group = (&'static str, fn(u32) -> Result<Vec<Row>>);
 const GROUPS: [Group; 1] = [("cni", cni::run)];
 const ROUNDS: u32 = 5;
 
+/// How a run ended. The worst that happened to a group counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    Measured,
+    TooNoisy,
+    Failed,
+}
+
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("loden-bench: {error:#}");
-            ExitCode::FAILURE
-        }
+    let end = run().unwrap_or_else(|error| {
+        eprintln!("loden-bench: {error:#}");
+        End::Failed
+    });
+    match end {
+        End::Measured => ExitCode::SUCCESS,
+        End::Failed => ExitCode::FAILURE,
+        End::TooNoisy => ExitCode::from(2),
     }
 }
 
-fn run() -> Result<()> {
+fn run() -> Result<End> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = wanted.iter().find(|w| GROUPS.iter().all(|(name, _)| name != w)) {
         let known: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();
@@ -50,21 +62,41 @@ fn run() -> Result<()> {
         Err(_) => ROUNDS,
     };
     let dir = PathBuf::from(std::env::var_os("LODEN_BENCH_DIR").unwrap_or("target/bench".into()));
-    for (name, measure) in GROUPS {
-        if !wanted.is_empty() && !wanted.iter().any(|w| w == name) {
-            continue;
+    let before = load();
+    let (mut end, mut measured) = (End::Measured, Vec::new());
+    for (name, measure) in
+        GROUPS.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| w == name))
+    {
+        // One group that cannot be measured keeps none of the others from it.
+        match measure(rounds).and_then(|rows| Ok((write(&dir, name, &rows)?, rows))) {
+            Ok((written, rows)) => {
+                end = end.max(written);
+                measured.push((*name, rows));
+            }
+            Err(error) => {
+                eprintln!("loden-bench: group {name}: {error:#}");
+                end = End::Failed;
+            }
         }
-        let before = load();
-        let rows = measure(rounds).with_context(|| format!("group {name}"))?;
-        fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-        let path = dir.join(format!("{name}.json"));
-        let json = serde_json::to_string_pretty(&rows)?;
-        fs::write(&path, json + "\n").with_context(|| format!("write {}", path.display()))?;
-        stdout().write_all(report::table(name, &rows).as_bytes())?;
-        writeln!(stdout(), "  {}, load before {before}, after {}", machine(), load())?;
-        eprintln!("written to {}", path.display());
     }
-    Ok(())
+    let mut out = stdout();
+    out.write_all(report::table(&measured, rounds).as_bytes())?;
+    writeln!(out, "{}, load before {before}, after {}", machine(), load())?;
+    Ok(end)
+}
+
+/// Writes a group's JSON. Numbers that say nothing do not take the place of earlier ones.
+fn write(dir: &Path, group: &str, rows: &[Row]) -> Result<End> {
+    let path = dir.join(format!("{group}.json"));
+    let noisy = report::is_too_noisy(rows);
+    if noisy && path.exists() {
+        eprintln!("{group}: the machine was too noisy for most rows; {} stays as it was", path.display());
+        return Ok(End::TooNoisy);
+    }
+    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    fs::write(&path, report::json(rows)?).with_context(|| format!("write {}", path.display()))?;
+    eprintln!("{group}: written to {}", path.display());
+    Ok(if noisy { End::TooNoisy } else { End::Measured })
 }
 
 /// Processes that wanted a CPU lately, on average over a minute: with more than there are CPUs,
