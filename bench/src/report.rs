@@ -255,7 +255,7 @@ impl Row {
                 (Told::TooNoisy, _) => TOO_NOISY.into(),
                 _ => String::new(),
             },
-            self.ratios().map(|r| format!("{}-{}", number(r.low), number(r.high))).unwrap_or_default(),
+            self.ratios().map(|r| format!("{} to {}", number(r.low), number(r.high))).unwrap_or_default(),
             self.budget.map(|budget| budget.text(self.unit)).unwrap_or_default(),
             match (self.holds(), self.budget) {
                 (Told::Clearly(true), _) => "holds",

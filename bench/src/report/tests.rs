@@ -34,7 +34,7 @@ fn a_ratio_is_stated_when_all_five_rounds_agree_which_is_larger() {
     let noisy = row(&[0.5, 0.7, 0.9, 0.6, 1.1]);
     assert_eq!(told(&noisy).0, None);
     assert!(noisy.is_too_noisy());
-    assert_eq!(noisy.cells()[5..7], ["too noisy", "0.50-1.10"]);
+    assert_eq!(noisy.cells()[5..7], ["too noisy", "0.50 to 1.10"]);
     assert!((noisy.record().spread - 0.6 / 0.7).abs() < 1e-9, "the spread stays visible");
 }
 
