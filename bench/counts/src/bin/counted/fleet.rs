@@ -13,56 +13,71 @@ use loden_core::options::Options;
 use loden_core::peers::{Peer, PeerBook, Rules};
 use loden_core::plan::{Desired, Device, Inputs, plan};
 use loden_core::underlay::{Endpoint, Underlay};
-use loden_proto::config::NetworkConfig;
-use loden_proto::lease::{LeaseKey, LeaseValue};
+use loden_proto::config::{DEFAULT_VNI, NetworkConfig};
+use loden_proto::lease::{BackendData, LeaseKey, LeaseValue, LodenMember};
 use loden_proto::{Family, Mac, Subnet};
 
 /// How many peers.
 pub(crate) const PEERS: u32 = 10_000;
-const CONFIG: &str =
-    r#"{"Network":"10.64.0.0/10","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#;
+const CONFIG: &str = r#"{"Network":"10.64.0.0/10","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 const OWN_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 16, 0, 1));
 const OWN_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const UNDERLAY: u32 = 2;
 const DEVICE: u32 = 10;
 
-/// A lease as etcd hands it over: the last component of its key, and its value.
+/// A lease as etcd hands it over: the last component of its key, its value and its revisions.
 pub(crate) struct Stored {
     pub(crate) name: String,
     pub(crate) value: Vec<u8>,
-    revision: i64,
+    create_revision: i64,
+    mod_revision: i64,
 }
 
 /// The lease of a host, as the daemon on it writes it. In its second life it has another VTEP.
 pub(crate) fn stored(number: u32, life: u8) -> Stored {
     let [_, _, high, low] = (number + 1).to_be_bytes();
-    // As in a real fleet, hosts of one subnet did not get their leases one after the other.
-    let revision = i64::from(number * 7919 % PEERS) + 2 + i64::from(life) * i64::from(PEERS);
-    let value = format!(r#"{{"PublicIP":"172.17.{high}.{low}","PublicIPv6":null,"BackendType":"vxlan","#)
-        + &format!(r#""BackendData":{{"VNI":1,"VtepMAC":"0e:{life:02x}:5a:01:{high:02x}:{low:02x}"}},"#)
-        + &format!(
-            r#""Loden":{{"HostID":"{:032x}","BootID":"6f1c0d1e-9c5b-4e55-8d0a-{number:012x}","#,
-            number * 2_654_435
-        )
-        + &format!(
-            r#""HostName":"node-{number}.rack-{}.example.net","Version":"0.1.0","KeepAliveSeconds":60}}}}"#,
-            number / 40
-        );
-    Stored { name: format!("10.{}.{low}.0-24", 64 + u32::from(high)), value: value.into_bytes(), revision }
+    let member = LodenMember {
+        host_id: format!("{:032x}", u128::from(number) * 0x9e37_79b9_7f4a_7c15),
+        boot_id: format!("6f1c0d1e-9c5b-4e55-8d0{life}-{number:012x}"),
+        host_name: format!("node-{number}.rack-{}.example.net", number / 40),
+        version: "0.1.0".into(),
+        keep_alive_seconds: 60,
+        ..LodenMember::default()
+    };
+    let value = LeaseValue {
+        public_ip: Some([172, 17, high, low].into()),
+        backend_type: "vxlan".into(),
+        backend_data: BackendData::Vxlan {
+            vni: Some(DEFAULT_VNI),
+            vtep_mac: Mac([0x0e, life, 0x5a, 1, high, low]),
+        },
+        loden: Some(Box::new(member)),
+        ..LeaseValue::default()
+    };
+    // Hosts of neighbouring subnets did not get their leases one after the other.
+    let create_revision = i64::from(number * 7919 % PEERS) + 2;
+    Stored {
+        name: format!("10.{}.{low}.0-24", 64 + u32::from(high)),
+        value: value.to_json().into_bytes(),
+        create_revision,
+        mod_revision: create_revision + i64::from(life) * i64::from(PEERS),
+    }
 }
 
-/// The leases of all peers.
+/// The leases of all peers, in the order of their keys, as etcd lists them.
 pub(crate) fn all_stored() -> Vec<Stored> {
-    (0..PEERS).map(|number| stored(number, 1)).collect()
+    let mut all: Vec<Stored> = (0..PEERS).map(|number| stored(number, 1)).collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
 }
 
 /// A lease as the store takes it in.
 pub(crate) fn record(stored: &Stored) -> LeaseRecord {
     LeaseRecord {
         value: LeaseValue::parse(&stored.value).map_err(|e| e.to_string()),
-        etcd_lease: 0x7000_0000 + stored.revision,
-        create_revision: stored.revision,
-        mod_revision: stored.revision,
+        etcd_lease: 0x7000_0000_0000 + stored.create_revision,
+        create_revision: stored.create_revision,
+        mod_revision: stored.mod_revision,
     }
 }
 
