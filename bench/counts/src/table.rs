@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 
 /// A count may grow by so much, in percent, before somebody must say that it is meant.
-const LIMIT: f64 = 5.0;
+const LIMIT: u64 = 5;
 /// What is counted, in the order of the table's columns.
 const COLUMNS: [&str; 4] = ["instructions", "allocations", "bytes", "peak"];
 const HEADER: &str = "\
@@ -119,7 +119,7 @@ impl Table {
 }
 
 impl Line {
-    /// In percent. From nothing to something is more than any limit.
+    /// In percent, for people.
     fn change(&self) -> Option<f64> {
         match (self.recorded?, self.now?) {
             (recorded, now) if recorded == now => Some(0.0),
@@ -127,8 +127,15 @@ impl Line {
         }
     }
 
+    /// In whole numbers: exactly the limit is within it, and from nothing to something is not.
     fn breaks(&self) -> bool {
-        self.change().is_none_or(|change| change > LIMIT)
+        let (Some(recorded), Some(now)) = (self.recorded, self.now) else { return true };
+        now * 100 > recorded * (100 + LIMIT)
+    }
+
+    fn shrank(&self) -> bool {
+        let (Some(recorded), Some(now)) = (self.recorded, self.now) else { return false };
+        now * 100 < recorded * (100 - LIMIT)
     }
 
     fn verdict(&self) -> &'static str {
@@ -182,7 +189,7 @@ impl Comparison {
                 folder.join(format!("{}.callgrind", first.operation)).display(),
             );
         }
-        let shrank = self.lines.iter().filter(|line| line.change().is_some_and(|c| c < -LIMIT)).count();
+        let shrank = self.lines.iter().filter(|line| line.shrank()).count();
         if shrank > 0 && self.comparable {
             let _ = writeln!(
                 text,
