@@ -15,6 +15,7 @@ PEERS := $(CURDIR)/target/peers
 # etcd-client compiles etcd's protocol files, so a build needs protoc and its include files.
 BUILD_PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev
 CHECK_PACKAGES := jq systemd
+PERF_PACKAGES := valgrind
 # libFuzzer itself is C++ and comes with its crate.
 FUZZ_PACKAGES := gcc g++ libc6-dev
 TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace \
@@ -47,7 +48,7 @@ help: ## List these commands
 
 .PHONY: deps build-deps check-deps
 deps: ## Install the Debian packages that building, testing and the demo need
-	@scripts/install-deps $(BUILD_PACKAGES) $(CHECK_PACKAGES) $(TEST_PACKAGES)
+	@scripts/install-deps $(BUILD_PACKAGES) $(CHECK_PACKAGES) $(TEST_PACKAGES) $(PERF_PACKAGES)
 build-deps:
 	@scripts/install-deps $(BUILD_PACKAGES)
 check-deps:
@@ -94,7 +95,7 @@ test-netavark: deps netavark build ## The plugin below a real netavark, which is
 
 # The process that does only what the kernel needs is built as the plugin is.
 .PHONY: bench
-bench: deps release ## Measure beside flannel and the kernel itself (ONLY=cni: one group; FLANNEL_CNI=flannel's plugin)
+bench: deps release peers ## Measure beside flannel and the kernel itself (ONLY=cni: one group; FLANNEL_CNI=flannel's plugin)
 	cargo build --locked --release -p loden-bench --bin loden-bench --bin loden-bench-bare
 	$(call build_musl,loden-bench,loden-bench-floor)
 	@$(if $(filter-out 0,$(shell id -u)),sudo -E) env LODEN_BIN_DIR='$(TARGET)/release' LODEN_BENCH_DIR='$(CURDIR)/target/bench' \
@@ -113,6 +114,14 @@ check: check-deps $(TOOLS)/bin/cargo-deny ## Format, lints, documentation, each 
 	'$(TOOLS)/bin/cargo-deny' --locked check licenses bans sources
 	@# The threshold is ten times the score: at most 2.0.
 	systemd-analyze security --offline=true --no-pager --threshold=20 packaging/loden.service | tail -n 1
+
+# Linked statically, so that the machine's C library is not in the counts.
+.PHONY: check-perf
+check-perf: build-deps ## Count the core's instructions and allocations; fails above +5 % (RECORD=1 records them)
+	@scripts/install-deps $(PERF_PACKAGES)
+	@triple=$(MUSL); rustup --quiet target add $$triple || triple=$$(rustc -vV | sed -n 's/^host: //p'); \
+	cargo build --locked --profile counts --target $$triple -p loden-counts; \
+	'$(TARGET)'/$$triple/counts/loden-counts bench/counts/recorded.txt '$(CURDIR)/target/counts' $(if $(RECORD),record)
 
 FUZZ_SECONDS ?= 60
 .PHONY: fuzz

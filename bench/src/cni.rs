@@ -70,8 +70,8 @@ type Rounds = BTreeMap<String, Vec<f64>>;
 
 struct Measured {
     loden: Rounds,
-    chain: Rounds,
-    chain_name: String,
+    /// Where its programs are there; with its name.
+    chain: Option<(String, Rounds)>,
     floor: Rounds,
 }
 
@@ -86,7 +86,9 @@ struct Stage {
 }
 
 fn measure(rounds: u32, plugin: PathBuf, floor: PathBuf) -> Result<Measured> {
-    let contenders = [Contender::loden(plugin)?, Contender::chain()?, Contender::floor(floor)?];
+    let mut contenders = vec![Contender::loden(plugin)?];
+    contenders.extend(Contender::chain()?);
+    contenders.push(Contender::floor(floor)?);
     eprintln!("cni: making {} namespaces", contenders.len() + AT_ONCE + PRESENT);
     let sandboxes = |first: usize, count: usize| -> Result<Vec<Sandbox>> {
         (first..first + count).map(|number| Sandbox::new(u8::try_from(number)?)).collect()
@@ -118,9 +120,10 @@ fn measure(rounds: u32, plugin: PathBuf, floor: PathBuf) -> Result<Measured> {
             with_others(contender, &stage, found)?;
         }
     }
-    let mut found = found.into_iter();
-    let mut next = || found.next().unwrap_or_default();
-    Ok(Measured { loden: next(), chain: next(), chain_name: contenders[1].name.clone(), floor: next() })
+    let loden = found.remove(0);
+    let floor = found.pop().unwrap_or_default();
+    let chain = found.pop().map(|rounds| (contenders[1].name.clone(), rounds));
+    Ok(Measured { loden, chain, floor })
 }
 
 /// Samples of one round, by metric. Besides median and 99th percentile the fastest goes into the
@@ -222,41 +225,42 @@ fn with_others(contender: &Contender, stage: &Stage, found: &mut Rounds) -> Resu
 impl Measured {
     fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
-        let mut row = |metric: &str, unit, chain: Option<Budget>, floor: Option<Budget>| {
+        // The budget in the row's unit is Loden's alone, so it stands beside any one of the baselines.
+        let mut row = |metric: &str, unit, budget: Option<f64>, of_floor: Option<f64>| {
+            let mut budget = budget.map(Budget::Value);
             let loden = self.loden.get(metric).map(Vec::as_slice).unwrap_or_default();
-            let with = |row: Row, budget: Option<Budget>| match budget {
-                Some(budget) => row.within(budget),
-                None => row,
+            let mut add = |row: Row, own: Option<Budget>| match own.or_else(|| budget.take()) {
+                Some(budget) => rows.push(row.within(budget)),
+                None => rows.push(row),
             };
-            let baselines = [
-                (self.chain.get(metric), self.chain_name.as_str(), chain),
-                (self.floor.get(metric), "the kernel alone", floor),
-            ];
-            for (baseline, name, budget) in baselines {
-                if let Some(baseline) = baseline {
-                    rows.push(with(Row::new(metric, unit, loden).beside(name, loden, baseline), budget));
-                }
+            let chain = self.chain.as_ref().and_then(|(name, all)| Some((name.as_str(), all.get(metric)?)));
+            let floor = self.floor.get(metric);
+            if let Some((name, chain)) = chain {
+                add(Row::new(metric, unit, loden).beside(name, loden, chain), None);
             }
-            if baselines.iter().all(|(baseline, ..)| baseline.is_none()) {
-                rows.push(with(Row::new(metric, unit, loden), chain.or(floor)));
+            if let Some(floor) = floor {
+                let row = Row::new(metric, unit, loden).beside("the kernel alone", loden, floor);
+                add(row, of_floor.map(Budget::Ratio));
+            }
+            if chain.is_none() && floor.is_none() {
+                add(Row::new(metric, unit, loden), None);
             }
         };
-        let at_most = |value| Some(Budget::Value(value));
         row("ADD, fastest", "ms", None, None);
-        row("ADD, p50", "ms", at_most(2.0), None);
-        row("ADD, p99", "ms", at_most(6.0), None);
+        row("ADD, p50", "ms", Some(2.0), None);
+        row("ADD, p99", "ms", Some(6.0), None);
         row("DEL, fastest", "ms", None, None);
-        row("DEL, p50", "ms", None, Some(Budget::Ratio(1.2)));
+        row("DEL, p50", "ms", None, Some(1.2));
         row("DEL, p99", "ms", None, None);
-        row("CHECK, p50", "ms", at_most(2.0), None);
-        row("STATUS, p50", "ms", None, at_most(2.0));
+        row("CHECK, p50", "ms", Some(2.0), None);
+        row("STATUS, p50", "ms", Some(2.0), None);
         row("VERSION, p50", "ms", None, None);
-        row("first packet after ADD, p50", "ms", at_most(1.0), None);
+        row("first packet after ADD, p50", "ms", Some(1.0), None);
         row("first packet after ADD, p99", "ms", None, None);
         row("ADD with 200 present, p50", "ms", None, None);
         row("DEL with 200 present, p50", "ms", None, None);
-        row(ADDS, "s", at_most(0.12), None);
-        row(DELS, "s", at_most(0.2), None);
+        row(ADDS, "s", Some(0.12), None);
+        row(DELS, "s", Some(0.2), None);
         rows
     }
 }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::call::Call;
 use crate::host::Sandbox;
+use crate::peers;
 
 const NETWORK: &str = "10.5.0.0/16";
 const MTU: u32 = 1450;
@@ -25,8 +26,6 @@ const TABLE: &str = "loden";
 /// The floor's subnet is 10.5.10.0/24; a sandbox's address is this and its number.
 const FLOOR_FIRST: u32 = u32::from_be_bytes([10, 5, 10, 2]);
 const FLOOR_BRIDGE: &str = "floor0";
-/// Debian's package containernetworking-plugins.
-const DEBIAN_PLUGINS: &str = "/usr/lib/cni";
 
 /// One way of connecting containers.
 #[derive(Debug)]
@@ -54,14 +53,13 @@ impl Contender {
         Ok(Self { name: "Loden".into(), kind: Kind::Plugin { program, path, config, checks: true } })
     }
 
-    /// flannel's chain: its plugin, where `FLANNEL_CNI` names it, hands to `bridge` what is
-    /// written here for the case without it. All state in /run, as Loden's.
-    pub(crate) fn chain() -> Result<Self> {
+    /// flannel's chain: its plugin, where there is one, hands to `bridge` what is written here for
+    /// the case without it. All state in /run, as Loden's. `None` where `bridge` is missing.
+    pub(crate) fn chain() -> Result<Option<Self>> {
+        let Some(bridge) = peers::BRIDGE.find() else { return Ok(None) };
         subnet_env("/run/flannel/subnet.env", "10.5.9.0/24", false)?;
         let host_local = "/run/cni/networks";
-        let flannel =
-            std::env::var_os("FLANNEL_CNI").map(PathBuf::from).filter(|path| !path.as_os_str().is_empty());
-        let (name, program, config, checks) = match flannel {
+        let (name, program, config, checks) = match peers::FLANNEL_CNI.find() {
             Some(program) => {
                 let config = json!({
                     "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel", "dataDir": "/run/cni/flannel",
@@ -81,15 +79,13 @@ impl Contender {
                         "ranges": [[{"subnet": "10.5.9.0/24"}]],
                     },
                 });
-                ("bridge + host-local", Path::new(DEBIAN_PLUGINS).join("bridge"), config, true)
+                ("bridge + host-local", bridge.clone(), config, true)
             }
         };
-        if !program.exists() {
-            bail!("{} is missing: run `make deps` (Debian: containernetworking-plugins)", program.display());
-        }
-        let own = program.parent().unwrap_or(Path::new("/")).display().to_string();
-        let kind = Kind::Plugin { program, path: format!("{own}:{DEBIAN_PLUGINS}"), config, checks };
-        Ok(Self { name: name.into(), kind })
+        let folder = |path: &Path| path.parent().unwrap_or(Path::new("/")).display().to_string();
+        let path = format!("{}:{}", folder(&program), folder(&bridge));
+        let kind = Kind::Plugin { program, path, config, checks };
+        Ok(Some(Self { name: name.into(), kind }))
     }
 
     /// The kernel alone; its bridge is made here.

@@ -1,74 +1,270 @@
-//! What a group found: rows with a number of Loden's, mostly one of a baseline, and a budget.
-//! Filled in by the groups, printed and written by `main.rs`.
+//! What a group found: rows with a number of Loden's, mostly one of a baseline, and a budget; and
+//! whether the rounds agree well enough to say so. Filled in by the groups, printed and written
+//! by `main.rs`.
+//!
+//! Nothing is said that another run may contradict. The median's 94 % confidence interval (for
+//! five rounds from the lowest to the highest) must lie on one side of 1 for a ratio to be stated,
+//! and on one side of the budget for a verdict; else the row says `too noisy`.
+
+use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// One measurement beside one baseline. The member names are those of the JSON and stay.
-#[derive(Debug, Serialize)]
+/// Rounds that lie on both sides of 1 and all this close to it show that there is no difference
+/// worth the name.
+const SAME: f64 = 0.05;
+/// How often the true median may lie outside of a [`Range`]: what five rounds give, 2 / 2^5.
+const MISS: f64 = 1.0 / 16.0;
+/// With fewer, chance alone puts all rounds on one side more often than [`MISS`].
+const FEWEST: u32 = 5;
+const TOO_NOISY: &str = "too noisy";
+
+/// One measurement beside one baseline.
+#[derive(Debug)]
 pub(crate) struct Row {
     metric: String,
     unit: &'static str,
+    rounds: usize,
+    loden: Range,
+    baseline: Option<Baseline>,
+    budget: Option<Budget>,
+}
+
+#[derive(Debug)]
+struct Baseline {
+    name: String,
+    median: f64,
+    /// Of the rounds' own ratios, Loden to the baseline; `None` where the baseline was zero.
+    ratios: Option<Range>,
+}
+
+/// What a number may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Budget {
+    /// At most so much, in the row's unit.
+    Value(f64),
+    /// At most so many times the baseline.
+    Ratio(f64),
+    /// At least so many times the baseline.
+    #[allow(dead_code, reason = "for throughput, which no group measures yet")]
+    AtLeast(f64),
+}
+
+/// The JSON's members, whose names stay.
+#[derive(Serialize)]
+struct Record<'a> {
+    metric: &'a str,
+    unit: &'a str,
     /// Median over the rounds.
     loden: f64,
     /// The baseline's median over the rounds.
     baseline: Option<f64>,
-    baseline_name: Option<String>,
-    /// Median of the rounds' own ratios of Loden to the baseline.
+    baseline_name: Option<&'a str>,
+    /// Median of the rounds' own ratios; null if it cannot be told which of the two is larger.
     ratio: Option<f64>,
     budget: Option<String>,
+    /// Null without a budget, and if it cannot be told.
     holds: Option<bool>,
     rounds: usize,
-    /// Of Loden's rounds: highest less lowest, as a part of the median.
+    /// Width of the range of the rounds' ratios (without a baseline, of Loden's rounds), as a part
+    /// of the median.
     spread: f64,
 }
 
-/// What a number may be at most.
+/// A median with its 94 % confidence interval.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Budget {
-    /// In the row's unit.
-    Value(f64),
-    /// Times the baseline.
-    Ratio(f64),
+struct Range {
+    low: f64,
+    median: f64,
+    high: f64,
+}
+
+/// What the rounds say.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Told<T> {
+    /// This.
+    Clearly(T),
+    /// Nothing: the spread is larger than what it would have to show.
+    TooNoisy,
+    /// There was no question.
+    Unasked,
+}
+
+impl Range {
+    fn of(values: &[f64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let outer = outliers(sorted.len());
+        let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
+        let last = sorted.len().saturating_sub(1);
+        Self { low: at(outer), median: median(values), high: at(last - outer) }
+    }
+
+    fn spread(self) -> f64 {
+        if self.median == 0.0 { 0.0 } else { (self.high - self.low) / self.median }
+    }
+
+    /// Which of two is larger; `false` for a difference that is none.
+    fn differs_from_one(self) -> Told<bool> {
+        if self.low >= 1.0 || self.high <= 1.0 {
+            Told::Clearly(true)
+        } else if self.low >= 1.0 - SAME && self.high <= 1.0 + SAME {
+            Told::Clearly(false)
+        } else {
+            Told::TooNoisy
+        }
+    }
+
+    fn at_most(self, bound: f64) -> Told<bool> {
+        match (self.high <= bound, self.low > bound) {
+            (true, _) => Told::Clearly(true),
+            (_, true) => Told::Clearly(false),
+            _ => Told::TooNoisy,
+        }
+    }
+
+    fn at_least(self, bound: f64) -> Told<bool> {
+        match (self.low >= bound, self.high < bound) {
+            (true, _) => Told::Clearly(true),
+            (_, true) => Told::Clearly(false),
+            _ => Told::TooNoisy,
+        }
+    }
+}
+
+/// How many rounds at either end can be left out so that the true median still lies between those
+/// that are left, but for a probability of [`MISS`]: none of five, one of nine, two of twelve. Each
+/// round is above or below the true median as a coin falls, so they are counted by the binomial
+/// distribution, whatever the rounds' own distribution.
+fn outliers(rounds: usize) -> usize {
+    let mut exactly = 0.5_f64.powi(i32::try_from(rounds).unwrap_or(i32::MAX));
+    let mut at_most = exactly;
+    let mut outer = 0;
+    loop {
+        exactly *= (rounds - outer) as f64 / (outer + 1) as f64;
+        at_most += exactly;
+        if 2.0 * at_most > MISS {
+            return outer;
+        }
+        outer += 1;
+    }
+}
+
+impl<T> Told<T> {
+    fn clearly(self) -> Option<T> {
+        match self {
+            Told::Clearly(value) => Some(value),
+            Told::TooNoisy | Told::Unasked => None,
+        }
+    }
+}
+
+impl Budget {
+    fn text(self, unit: &str) -> String {
+        match self {
+            Budget::Value(most) => format!("<= {most} {unit}"),
+            Budget::Ratio(most) => format!("<= {most} x"),
+            Budget::AtLeast(least) => format!(">= {least} x"),
+        }
+    }
+
+    /// For the table.
+    fn broken(self) -> &'static str {
+        match self {
+            Budget::Value(_) | Budget::Ratio(_) => "ABOVE",
+            Budget::AtLeast(_) => "BELOW",
+        }
+    }
 }
 
 impl Row {
     /// Loden's values, one a round.
     pub(crate) fn new(metric: impl Into<String>, unit: &'static str, loden: &[f64]) -> Self {
-        let middle = median(loden);
-        let lowest = loden.iter().copied().fold(f64::INFINITY, f64::min);
-        let highest = loden.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        Self {
-            metric: metric.into(),
-            unit,
-            loden: middle,
-            baseline: None,
-            baseline_name: None,
-            ratio: None,
-            budget: None,
-            holds: None,
-            rounds: loden.len(),
-            spread: if middle > 0.0 { (highest - lowest) / middle } else { 0.0 },
-        }
+        let (rounds, loden) = (loden.len(), Range::of(loden));
+        Self { metric: metric.into(), unit, rounds, loden, baseline: None, budget: None }
     }
 
     /// Beside a baseline, measured in the same rounds.
     pub(crate) fn beside(mut self, name: &str, loden: &[f64], baseline: &[f64]) -> Self {
         let ratios: Vec<f64> = loden.iter().zip(baseline).map(|(l, b)| l / b).collect();
-        self.baseline = Some(median(baseline));
-        self.baseline_name = Some(name.into());
-        self.ratio = Some(median(&ratios));
+        let comparable = !ratios.is_empty() && ratios.iter().all(|ratio| ratio.is_finite());
+        self.baseline = Some(Baseline {
+            name: name.into(),
+            median: median(baseline),
+            ratios: comparable.then(|| Range::of(&ratios)),
+        });
         self
     }
 
-    /// With a budget, after the baseline.
+    /// With a budget.
     pub(crate) fn within(mut self, budget: Budget) -> Self {
-        let (text, holds) = match budget {
-            Budget::Value(most) => (format!("<= {most} {}", self.unit), Some(self.loden <= most)),
-            Budget::Ratio(most) => (format!("<= {most} x"), self.ratio.map(|ratio| ratio <= most)),
-        };
-        self.budget = Some(text);
-        self.holds = holds;
+        self.budget = Some(budget);
         self
+    }
+
+    fn ratios(&self) -> Option<Range> {
+        self.baseline.as_ref().and_then(|baseline| baseline.ratios)
+    }
+
+    /// Whether Loden and the baseline differ.
+    fn differs(&self) -> Told<bool> {
+        self.ratios().map_or(Told::Unasked, Range::differs_from_one)
+    }
+
+    /// Whether the budget holds.
+    fn holds(&self) -> Told<bool> {
+        match (self.budget, self.ratios()) {
+            (Some(Budget::Value(most)), _) => self.loden.at_most(most),
+            (Some(Budget::Ratio(most)), Some(ratios)) => ratios.at_most(most),
+            (Some(Budget::AtLeast(least)), Some(ratios)) => ratios.at_least(least),
+            _ => Told::Unasked,
+        }
+    }
+
+    fn is_too_noisy(&self) -> bool {
+        self.differs() == Told::TooNoisy || self.holds() == Told::TooNoisy
+    }
+
+    fn record(&self) -> Record<'_> {
+        Record {
+            metric: &self.metric,
+            unit: self.unit,
+            loden: self.loden.median,
+            baseline: self.baseline.as_ref().map(|baseline| baseline.median),
+            baseline_name: self.baseline.as_ref().map(|baseline| baseline.name.as_str()),
+            ratio: self.differs().clearly().and(self.ratios()).map(|ratios| ratios.median),
+            budget: self.budget.map(|budget| budget.text(self.unit)),
+            holds: self.holds().clearly(),
+            rounds: self.rounds,
+            spread: self.ratios().unwrap_or(self.loden).spread(),
+        }
+    }
+
+    fn cells(&self) -> [String; 9] {
+        let with_unit = |value: f64| format!("{} {}", number(value), self.unit);
+        let baseline = self.baseline.as_ref();
+        [
+            self.metric.clone(),
+            with_unit(self.loden.median),
+            format!("{:.0} %", self.loden.spread() * 100.0),
+            baseline.map(|b| with_unit(b.median)).unwrap_or_default(),
+            baseline.map(|b| b.name.clone()).unwrap_or_default(),
+            match (self.differs(), self.ratios()) {
+                (Told::Clearly(true), Some(ratios)) => number(ratios.median),
+                (Told::Clearly(false), _) => "same".into(),
+                (Told::TooNoisy, _) => TOO_NOISY.into(),
+                _ => String::new(),
+            },
+            self.ratios().map(|r| format!("{} to {}", number(r.low), number(r.high))).unwrap_or_default(),
+            self.budget.map(|budget| budget.text(self.unit)).unwrap_or_default(),
+            match (self.holds(), self.budget) {
+                (Told::Clearly(true), _) => "holds",
+                (Told::Clearly(false), Some(budget)) => budget.broken(),
+                (Told::TooNoisy, _) => TOO_NOISY,
+                _ => "",
+            }
+            .into(),
+        ]
     }
 }
 
@@ -91,54 +287,71 @@ pub(crate) fn percentile(values: &[f64], percent: f64) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
-/// The rows for people.
-pub(crate) fn table(group: &str, rows: &[Row]) -> String {
-    let header = ["metric", "loden", "spread", "baseline", "", "ratio", "budget", ""].map(str::to_owned);
-    let mut lines = vec![header];
-    for row in rows {
-        let number = |value: f64| format!("{value:.2} {}", row.unit);
-        lines.push([
-            row.metric.clone(),
-            number(row.loden),
-            format!("{:.0} %", row.spread * 100.0),
-            row.baseline.map(number).unwrap_or_default(),
-            row.baseline_name.clone().unwrap_or_default(),
-            row.ratio.map(|r| format!("{r:.2}")).unwrap_or_default(),
-            row.budget.clone().unwrap_or_default(),
-            row.holds.map(|holds| if holds { "holds" } else { "ABOVE" }.to_owned()).unwrap_or_default(),
-        ]);
+fn number(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1000.0 => format!("{value:.0}"),
+        size if size >= 0.1 || size == 0.0 => format!("{value:.2}"),
+        size if size >= 0.001 => format!("{value:.3}"),
+        _ => format!("{value:.1e}"),
     }
-    let width = |column: usize| lines.iter().map(|l| l[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..8).map(width).collect();
-    let mut out = format!("{group}\n");
-    for line in &lines {
-        let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, width))| match column {
-            1..=3 | 5 => format!("{cell:>width$}"),
-            _ => format!("{cell:<width$}"),
-        });
-        out += format!("  {}", cells.collect::<Vec<_>>().join("  ")).trim_end();
-        out.push('\n');
+}
+
+/// The rows of a group for programs.
+pub(crate) fn json(rows: &[Row]) -> serde_json::Result<String> {
+    let records: Vec<Record<'_>> = rows.iter().map(Row::record).collect();
+    serde_json::to_string_pretty(&records).map(|text| text + "\n")
+}
+
+/// Whether the machine was too noisy for the group as a whole: more than half of its rows cannot
+/// tell what they are there for.
+pub(crate) fn is_too_noisy(rows: &[Row]) -> bool {
+    rows.iter().filter(|row| row.is_too_noisy()).count() * 2 > rows.len()
+}
+
+/// The rows of all groups for people, in one table, and what is to be known of it.
+pub(crate) fn table(groups: &[(&str, Vec<Row>)], rounds: u32) -> String {
+    let header = ["metric", "loden", "spread", "baseline", "", "ratio", "range", "budget", ""];
+    let header = header.map(str::to_owned);
+    let rows: Vec<&Row> = groups.iter().flat_map(|(_, rows)| rows).collect();
+    let mut widths = header.each_ref().map(|cell| cell.chars().count());
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row.cells()) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut out = line(&header, &widths);
+    for (group, rows) in groups {
+        let _ = writeln!(out, "{group}");
+        out.extend(rows.iter().map(|row| line(&row.cells(), &widths)));
+    }
+    if rows.iter().any(|row| row.differs() == Told::Clearly(false)) {
+        let percent = SAME * 100.0;
+        let _ = writeln!(out, "same: rounds on both sides of 1, and all within {percent} % of it");
+    }
+    let noisy = rows.iter().filter(|row| row.is_too_noisy()).count();
+    if noisy > 0 {
+        let _ = writeln!(
+            out,
+            "{TOO_NOISY}: {noisy} of {} rows cannot tell, because their rounds lie on both sides of 1 or of the \
+             budget; measure\nwhile nothing else runs, or with more rounds (LODEN_BENCH_ROUNDS={} make bench)",
+            rows.len(),
+            rounds.max(FEWEST) * 3
+        );
+    }
+    if rounds < FEWEST {
+        let _ =
+            writeln!(out, "only {rounds} round(s): with fewer than {FEWEST}, what looks clear may be chance");
     }
     out
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_values_that_were_seen() {
-        let values: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!((percentile(&values, 50.0), percentile(&values, 99.0)), (50.0, 99.0));
-        assert_eq!(percentile(&[7.0], 99.0), 7.0);
-    }
-
-    #[test]
-    fn a_ratio_is_the_median_of_the_rounds_own() {
-        let (loden, baseline) = ([2.0, 30.0, 4.0], [1.0, 10.0, 4.0]);
-        let row = Row::new("x", "ms", &loden).beside("b", &loden, &baseline).within(Budget::Ratio(1.5));
-        assert_eq!((row.loden, row.baseline, row.ratio), (4.0, Some(4.0), Some(2.0)));
-        assert_eq!(row.holds, Some(false));
-        assert_eq!(Row::new("x", "ms", &loden).within(Budget::Value(4.0)).holds, Some(true));
-    }
+fn line(cells: &[String; 9], widths: &[usize; 9]) -> String {
+    let cells = cells.iter().zip(widths).enumerate().map(|(column, (cell, width))| match column {
+        1..=3 | 5 => format!("{cell:>width$}"),
+        _ => format!("{cell:<width$}"),
+    });
+    format!("  {}", cells.collect::<Vec<_>>().join("  ")).trim_end().to_owned() + "\n"
 }
+
+#[cfg(test)]
+mod tests;

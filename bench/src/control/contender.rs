@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use loden_tests::{Daemon, Host};
 
+use crate::peers;
 use crate::report::{Budget, Row};
 
 /// One way of following the fleet.
@@ -21,16 +22,10 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Those that can run here, Loden first. Says what is missing, and how to get it.
-    pub(crate) fn present() -> Result<Vec<Self>> {
-        if Daemon::flanneld_path().is_none() {
-            eprintln!(
-                "control: there is no flanneld, so the comparison is with a bare client alone; `make peers` \
-                 builds it (needs Go), or FLANNELD names one"
-            );
-            return Ok(vec![Self::Loden, Self::Bare]);
-        }
-        Ok(vec![Self::Loden, Self::Flanneld, Self::Bare])
+    /// Those that can run here, Loden first.
+    pub(crate) fn present() -> Vec<Self> {
+        let flanneld = peers::FLANNELD.find().map(|_| Self::Flanneld);
+        [Some(Self::Loden), flanneld, Some(Self::Bare)].into_iter().flatten().collect()
     }
 
     /// For tables.

@@ -43,7 +43,7 @@ pub(crate) fn run(rounds: u32) -> Result<Vec<Row>> {
     // Sockets of this thread, and of the clients that it makes, are then in etcd's namespace.
     etcd.ns().within(|| {
         let mut fleet = Fleet::connect(&etcd)?;
-        let mut stage = Stage { lab: &lab, fleet: &mut fleet, rounds, kinds: Kind::present()? };
+        let mut stage = Stage { lab: &lab, fleet: &mut fleet, rounds, kinds: Kind::present() };
         stage.fleet.configure()?;
         let mut rows = Vec::new();
         for part in

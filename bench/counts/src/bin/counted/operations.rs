@@ -1,0 +1,136 @@
+//! What is counted, each operation with its preparations. Called by `main.rs`.
+
+use std::hint::black_box;
+
+use loden_core::diff::{Scope, base, peers};
+use loden_core::leases::LeaseTable;
+use loden_core::observed::Observed;
+use loden_core::peers::PeerBook;
+use loden_core::plan::Desired;
+
+use crate::allocator::counted;
+use crate::fleet::{self, Own, PEERS};
+
+/// Name and work.
+type Operation = (&'static str, fn());
+
+/// All of them, in the order in which a lease passes through. The names are those in the table.
+pub(crate) const OPERATIONS: [Operation; 9] = [
+    ("decode-10000", decode),
+    ("table-10000", table),
+    ("book-10000", book),
+    ("plan-10000", plan),
+    ("diff-empty-kernel", diff_empty),
+    ("diff-no-drift", diff_no_drift),
+    ("diff-one-peer", diff_one),
+    ("book-one-lease", book_one),
+    ("one-lease-to-operations", one_lease),
+];
+
+/// The value of every lease, as the store reads them.
+fn decode() {
+    let stored = fleet::all_stored();
+    let mut records = Vec::with_capacity(stored.len());
+    counted(|| records.extend(black_box(&stored).iter().map(fleet::record)));
+    assert!(records.iter().all(|record| record.value.is_ok()));
+}
+
+/// Every lease into the table.
+fn table() {
+    let stored = fleet::all_stored();
+    let records: Vec<_> = stored.iter().map(|stored| (stored.name.as_str(), fleet::record(stored))).collect();
+    let mut table = LeaseTable::default();
+    counted(|| black_box(records).into_iter().for_each(|(name, record)| table.put(name, record)));
+    assert_eq!(table.len(), PEERS as usize);
+}
+
+/// A first table into the book.
+fn book() {
+    let (table, rules) = (fleet::table(), Own::new().rules());
+    let mut book = PeerBook::default();
+    counted(|| book.update(black_box(table), rules, 0));
+    assert_eq!(book.peers().len(), PEERS as usize);
+}
+
+/// The plan for the book's peers.
+fn plan() {
+    let own = Own::new();
+    let book = fleet::book(&fleet::table(), &own.rules());
+    let desired = counted(|| own.plan(black_box(&book).peers()));
+    assert_eq!(desired.peers.len(), PEERS as usize);
+}
+
+/// Both stages of the diff, for all peers, on a host that has nothing yet.
+fn diff_empty() {
+    let desired = desired();
+    let mut kernel = fleet::empty_kernel();
+    counted(|| black_box(base(&desired, black_box(&kernel))));
+    fleet::bring_base(&desired, &mut kernel);
+    let (operations, _) = counted(|| peers(&desired, black_box(&kernel), Scope::All));
+    assert!(operations.len() > 3 * PEERS as usize, "a neighbour, an FDB entry, a nexthop and a route each");
+}
+
+/// The same on a host that has everything: what a periodic full pass costs.
+fn diff_no_drift() {
+    let desired = desired();
+    let kernel = full_kernel(&desired);
+    let (first, second) =
+        counted(|| (base(&desired, black_box(&kernel)), peers(&desired, black_box(&kernel), Scope::All)));
+    assert!(first.0.is_empty() && second.0.is_empty(), "nothing to do");
+}
+
+/// One peer among them has changed.
+fn diff_one() {
+    let own = Own::new();
+    let (mut table, rules) = (fleet::table(), own.rules());
+    let mut book = fleet::book(&table, &rules);
+    let former = own.plan(book.peers());
+    let kernel = full_kernel(&former);
+    let changed = fleet::stored(PEERS / 2, 2);
+    table.put(&changed.name, fleet::record(&changed));
+    book.update(table, rules, 1);
+    let desired = own.plan(book.peers());
+    let (operations, _) = counted(|| peers(&desired, black_box(&kernel), Scope::Since(&former.peers)));
+    assert!(!operations.is_empty());
+}
+
+/// A table with one changed lease into the book.
+fn book_one() {
+    let rules = Own::new().rules();
+    let mut table = fleet::table();
+    let mut book = fleet::book(&table, &rules);
+    let changed = fleet::stored(PEERS / 2, 2);
+    table.put(&changed.name, fleet::record(&changed));
+    let before = book.peers();
+    counted(|| book.update(black_box(table), rules, 1));
+    assert!(before != book.peers());
+}
+
+/// All that happens between etcd's event and the first message to the kernel.
+fn one_lease() {
+    let own = Own::new();
+    let (mut table, rules) = (fleet::table(), own.rules());
+    let mut book = fleet::book(&table, &rules);
+    let former = own.plan(book.peers());
+    let kernel = full_kernel(&former);
+    let changed = fleet::stored(PEERS / 2, 2);
+    let (operations, _) = counted(|| {
+        table.put(&changed.name, fleet::record(black_box(&changed)));
+        book.update(table.clone(), rules, 1);
+        let desired = own.plan(book.peers());
+        peers(&desired, &kernel, Scope::Since(&former.peers))
+    });
+    assert!(!operations.is_empty());
+}
+
+fn desired() -> Desired {
+    let own = Own::new();
+    own.plan(fleet::book(&fleet::table(), &own.rules()).peers())
+}
+
+fn full_kernel(desired: &Desired) -> Observed {
+    let mut kernel = fleet::empty_kernel();
+    fleet::bring_base(desired, &mut kernel);
+    fleet::bring_peers(desired, &mut kernel);
+    kernel
+}

@@ -1,0 +1,89 @@
+//! The programs of others that groups measure beside. What is missing is named, with what gets it,
+//! and the rest is measured without it. Used by the groups and `main.rs`.
+
+use std::path::PathBuf;
+
+/// A program of others.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// For people.
+    name: &'static str,
+    /// The variable that says where it is, if not in its usual place.
+    variable: &'static str,
+    usual: Option<&'static str>,
+    /// What gets it.
+    get: &'static str,
+}
+
+/// The CNI plugin `bridge`, `host-local` beside it.
+pub(crate) const BRIDGE: Peer = Peer {
+    name: "the CNI plugins bridge and host-local",
+    variable: "CNI_PLUGIN_BRIDGE",
+    usual: Some("/usr/lib/cni/bridge"),
+    get: "`make deps` installs containernetworking-plugins",
+};
+
+/// flannel's CNI plugin, which is not in Debian and not in the Go proxy.
+pub(crate) const FLANNEL_CNI: Peer = Peer {
+    name: "flannel's CNI plugin",
+    variable: "FLANNEL_CNI",
+    usual: None,
+    get: "build it from https://github.com/flannel-io/cni-plugin, and give its path in FLANNEL_CNI",
+};
+
+/// flannel's daemon.
+pub(crate) const FLANNELD: Peer = Peer {
+    name: "flanneld",
+    variable: "FLANNELD",
+    usual: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/flanneld")),
+    get: "`make peers` builds it (needs Go)",
+};
+
+/// The throughput meter.
+#[allow(dead_code, reason = "for the group data")]
+pub(crate) const IPERF3: Peer = Peer {
+    name: "iperf3",
+    variable: "IPERF3",
+    usual: Some("/usr/bin/iperf3"),
+    get: "`make deps` installs it",
+};
+
+impl Peer {
+    /// Where it is. A variable that names what is not there counts as missing: somebody wanted that one.
+    pub(crate) fn find(&self) -> Option<PathBuf> {
+        let named = std::env::var_os(self.variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+        named.or_else(|| self.usual.map(PathBuf::from)).filter(|path| path.is_file())
+    }
+
+    /// What to say if it is missing.
+    pub(crate) fn missing(&self) -> Option<String> {
+        if self.find().is_some() {
+            return None;
+        }
+        let named = std::env::var(self.variable).ok().filter(|value| !value.is_empty());
+        let named = named.map(|value| format!(" ({}={value} is no file)", self.variable)).unwrap_or_default();
+        Some(format!("without {}{named}: {}", self.name, self.get))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn peer(usual: Option<&'static str>) -> Peer {
+        Peer { name: "a thing", variable: "LODEN_BENCH_NO_SUCH_VARIABLE", usual, get: "make it" }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_what_gets_it() {
+        for missing in [peer(None), peer(Some("/no/such/file")), peer(Some("/"))] {
+            assert_eq!((missing.find(), missing.missing()), (None, Some("without a thing: make it".into())));
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_not_missing() {
+        let there = peer(Some("/proc/self/exe"));
+        assert_eq!((there.find(), there.missing()), (Some("/proc/self/exe".into()), None));
+    }
+}
