@@ -1,7 +1,8 @@
 //! The kernel's own word on what is in place: its notifications, with the time at which they
 //! arrived. Used by the parts of the group.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +13,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use loden_netlink::route::RouteNetlinkMessage as Message;
 use loden_netlink::route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use loden_netlink::{Events, nexthop, nftset};
+use loden_netlink::{Events, Reply, nexthop, nftset};
 use loden_proto::Subnet;
 use loden_tests::Ns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 // enum rtnetlink_groups (include/uapi/linux/rtnetlink.h)
 const NEIGHBOURS: u32 = 3;
 const IPV4_ROUTES: u32 = 7;
+
+/// Room for the notifications of 10,000 peers, of about a kilobyte each, should this program not get
+/// a CPU for a while.
+const BUFFER: usize = 64 << 20;
 
 /// One notification.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +49,8 @@ pub(crate) enum Change {
 
 /// Hears of every route, neighbour, FDB entry, nexthop object and nftables object of a namespace.
 pub(crate) struct Notices {
-    inbox: Receiver<std::io::Result<Notice>>,
+    inbox: Receiver<std::io::Result<(Instant, Vec<Reply>)>>,
+    read: RefCell<VecDeque<Notice>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -57,6 +64,9 @@ impl Notices {
             ))
         });
         let (route, netfilter) = sockets.context("listen to the kernel")?;
+        for socket in [&route, &netfilter] {
+            set_socket_recv_buffer_size_force(socket, BUFFER).context("a large buffer for notifications")?;
+        }
         let (sender, inbox) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -67,40 +77,38 @@ impl Notices {
                 let _ = poll(&mut ready, Some(&tick));
                 for socket in [&route, &netfilter] {
                     match socket.read() {
-                        Ok(replies) => {
-                            let at = Instant::now();
-                            for reply in replies {
-                                let change = match reply.route() {
-                                    Ok(Message::NewRoute(m)) => destination(&m).map(Change::Route),
-                                    Ok(Message::DelRoute(m)) => destination(&m).map(Change::RouteGone),
-                                    _ => None,
-                                };
-                                let notice = Notice { at, change: change.unwrap_or(Change::Other) };
-                                let _ = sender.send(Ok(notice));
-                            }
-                        }
                         Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                        Err(e) => {
-                            let _ = sender.send(Err(e));
+                        // Read later what they say: here only the time counts.
+                        read => {
+                            let at = Instant::now();
+                            let _ = sender.send(read.map(|replies| (at, replies)));
                         }
                     }
                 }
             }
         });
-        Ok(Self { inbox, stop })
+        Ok(Self { inbox, read: RefCell::default(), stop })
     }
 
     /// The next one, `None` after so long without any.
     pub(crate) fn next(&self, within: Duration) -> Result<Option<Notice>> {
-        match self.inbox.recv_timeout(within) {
-            Ok(notice) => Ok(Some(notice.context("notifications were lost")?)),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => bail!("the listening thread ended"),
+        let mut read = self.read.borrow_mut();
+        while read.is_empty() {
+            match self.inbox.recv_timeout(within) {
+                Ok(replies) => {
+                    let (at, replies) = replies.context("notifications were lost")?;
+                    read.extend(replies.iter().map(|reply| Notice { at, change: change(reply) }));
+                }
+                Err(RecvTimeoutError::Timeout) => return Ok(None),
+                Err(RecvTimeoutError::Disconnected) => bail!("the listening thread ended"),
+            }
         }
+        Ok(read.pop_front())
     }
 
     /// Forgets what has arrived.
     pub(crate) fn forget(&self) {
+        self.read.borrow_mut().clear();
         while self.inbox.try_recv().is_ok() {}
     }
 
@@ -149,6 +157,15 @@ impl Drop for Notices {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+fn change(reply: &Reply) -> Change {
+    let change = match reply.route() {
+        Ok(Message::NewRoute(message)) => destination(&message).map(Change::Route),
+        Ok(Message::DelRoute(message)) => destination(&message).map(Change::RouteGone),
+        _ => None,
+    };
+    change.unwrap_or(Change::Other)
 }
 
 fn destination(message: &RouteMessage) -> Option<Ipv4Addr> {
