@@ -97,7 +97,8 @@ fn a_second_attach_keeps_what_the_first_gave() {
     let first = a.attach("web", &ns, &["--ip", &wanted]).expect("attached");
     assert_eq!(first.address().to_string(), wanted);
     assert_eq!(first.result()["already_attached"], false);
-    for target in ["web", "/run/netns/web", "/var/run/netns/web"] {
+    a.run(&["ln", "-s", "/run/netns/web", "/run/linked"]);
+    for target in ["web", "/run/netns/web", "/var/run/netns/web", "/run/linked"] {
         let again = a.loden(&["attach", target, "--json"]);
         assert!(again.stderr.contains("attached already"), "{again:?}");
         let mut again: Value = serde_json::from_str(&again.expect_success()).expect("JSON");
@@ -191,6 +192,22 @@ fn what_is_gone_can_be_detached_and_is_freed_by_the_next() {
     let containers = names.map(|name| a.attach(name, &a.namespace(name), &[]).expect("attached"));
     let gone: Vec<IpAddr> = containers.iter().map(Container::address).collect();
     containers.into_iter().for_each(Container::delete);
+    let by_link = ["/run/link", "/run/lost-link"].map(|link| {
+        let name = link.trim_start_matches("/run/");
+        let ns = a.namespace(name);
+        // Elsewhere than where names are.
+        a.run(&[
+            "sh",
+            "-ec",
+            &format!("touch {link}.ns; mount --bind /run/netns/{name} {link}.ns; ln -s {link}.ns {link}"),
+        ]);
+        a.attach(link, &ns, &[]).expect("attached")
+    });
+    a.run(&["rm", "/run/lost-link"]);
+    for (container, target) in by_link.into_iter().zip(["/run/link.ns", "/run/lost-link"]) {
+        assert_eq!(detach(a, &[target]), BTreeSet::from([container.address()]), "{target}");
+        container.delete();
+    }
     // The lab held the last descriptors of these namespaces: their pairs go with them.
     eventually(SOON, "the kernel has removed them", || pairs(a).len() == 1);
     assert_eq!(detach(a, &["--name", "by-name"]), BTreeSet::from([gone[0]]));
