@@ -442,7 +442,7 @@ impl Loop {
         Interest {
             networks: desired.networks.iter().map(|(network, _)| *network).collect(),
             forwarding: desired.forwarding.clone(),
-            table: desired.filters.table.clone(),
+            filters: true,
             peer_sets: desired.filters.peer_sets.clone(),
         }
     }
@@ -589,8 +589,7 @@ impl Loop {
         if operations.is_empty() {
             return Ok(Vec::new());
         }
-        let table = self.io.settings.options.network.clone();
-        let verdicts = self.io.kernel.apply(operations, &table).await?;
+        let verdicts = self.io.kernel.apply(operations).await?;
         let mut failed = Vec::new();
         for (operation, verdict) in operations.iter().zip(verdicts) {
             match verdict {
