@@ -188,19 +188,13 @@ fn what_is_gone_can_be_detached_and_is_freed_by_the_next() {
     let cluster = Cluster::<1>::start("attach_gone", VXLAN, &[]);
     let [a] = &cluster.hosts;
     let living = a.attach("living", &a.namespace("living"), &[]).expect("attached");
-    let names = ["by-name", "by-target", "by-address", "dead", "forgotten", "again"];
-    let containers = names.map(|name| a.attach(name, &a.namespace(name), &[]).expect("attached"));
-    let gone: Vec<IpAddr> = containers.iter().map(Container::address).collect();
-    containers.into_iter().for_each(Container::delete);
     let by_link = ["/run/link", "/run/lost-link"].map(|link| {
         let name = link.trim_start_matches("/run/");
         let ns = a.namespace(name);
         // Elsewhere than where names are.
-        a.run(&[
-            "sh",
-            "-ec",
-            &format!("touch {link}.ns; mount --bind /run/netns/{name} {link}.ns; ln -s {link}.ns {link}"),
-        ]);
+        let bind =
+            format!("touch {link}.ns; mount --bind /run/netns/{name} {link}.ns; ln -s {link}.ns {link}");
+        a.run(&["sh", "-ec", &bind]);
         a.attach(link, &ns, &[]).expect("attached")
     });
     a.run(&["rm", "/run/lost-link"]);
@@ -208,6 +202,10 @@ fn what_is_gone_can_be_detached_and_is_freed_by_the_next() {
         assert_eq!(detach(a, &[target]), BTreeSet::from([container.address()]), "{target}");
         container.delete();
     }
+    let names = ["by-name", "by-target", "by-address", "dead", "forgotten", "again"];
+    let containers = names.map(|name| a.attach(name, &a.namespace(name), &[]).expect("attached"));
+    let gone: Vec<IpAddr> = containers.iter().map(Container::address).collect();
+    containers.into_iter().for_each(Container::delete);
     // The lab held the last descriptors of these namespaces: their pairs go with them.
     eventually(SOON, "the kernel has removed them", || pairs(a).len() == 1);
     assert_eq!(detach(a, &["--name", "by-name"]), BTreeSet::from([gone[0]]));
