@@ -6,7 +6,6 @@
 //! Several ADDs at once may find no bridge. Each does all of it and takes "exists already"
 //! for done; the bridge is up only when the rest is, so who finds it up finds it whole.
 
-use loden_netlink::route::link::InfoKind;
 use loden_netlink::{KernelError, Request, Socket};
 use loden_proto::allocation::Port;
 use loden_proto::{Family, Mac, Subnet};
@@ -149,7 +148,7 @@ fn create(socket: &mut Socket, plan: Plan<'_>) -> Result<Link, Error> {
     }
     let link = links::by_name(socket, name).map_err(Error::kernel(format!("look up {name}")))?;
     // Somebody removed it again at once; the message below then has the kernel's ENODEV.
-    Ok(link.unwrap_or(Link { name: name.into(), kind: Some(InfoKind::Bridge), ..Link::default() }))
+    Ok(link.unwrap_or(Link { name: name.into(), kind: Some(links::BRIDGE.into()), ..Link::default() }))
 }
 
 /// Sets the MTU again after a port with a smaller one has joined.

@@ -5,7 +5,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
-use loden_netlink::{Error, Request, Socket, flags};
+use loden_netlink::nftset::key_address;
+use loden_netlink::{Error, Reply, Request, Socket, attributes, flags};
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL, Subnet};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
@@ -31,6 +32,25 @@ const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 
+// What is read of a link and of an address (linux/if_link.h, linux/if_addr.h).
+const IFINFOMSG_LEN: usize = 16;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
+const IFLA_OPERSTATE: u16 = 16;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_BR_MULTI_BOOLOPT: u16 = 46;
+const IFADDRMSG_LEN: usize = 8;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_PROTO: u16 = 11;
+const VETH: &str = "veth";
+/// [`Link::kind`] of a bridge.
+pub(crate) const BRIDGE: &str = "bridge";
+
 /// What is known of a link.
 #[derive(Debug, Clone, Default)]
 pub struct Link {
@@ -46,8 +66,8 @@ pub struct Link {
     pub up: bool,
     /// Able to carry packets (`IF_OPER_UP`).
     pub running: bool,
-    /// What it is, as far as the kernel names it.
-    pub kind: Option<InfoKind>,
+    /// What it is (`veth`, `bridge`, …), as far as the kernel names it.
+    pub kind: Option<String>,
     /// Of a bridge: whether it learns from frames to the addresses that bridges keep for
     /// themselves; unknown before Linux 5.0.
     pub learns_reserved: Option<bool>,
@@ -58,12 +78,12 @@ pub struct Link {
 impl Link {
     /// Whether it is an end of a pair.
     pub fn is_veth(&self) -> bool {
-        self.kind == Some(InfoKind::Veth)
+        self.kind.as_deref() == Some(VETH)
     }
 
     /// Whether it is a bridge.
     pub fn is_bridge(&self) -> bool {
-        self.kind == Some(InfoKind::Bridge)
+        self.kind.as_deref() == Some(BRIDGE)
     }
 }
 
@@ -83,28 +103,29 @@ fn get(socket: &mut Socket, select: impl FnOnce(&mut LinkMessage)) -> Result<Opt
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     let reply = socket.get(&Request::of(RTM_GETLINK, &message, 0))?;
     match reply {
-        Some(reply) if reply.message_type == RTM_NEWLINK => Ok(Some(link(reply.decode()?))),
+        Some(reply) if reply.message_type == RTM_NEWLINK => link(&reply).map(Some),
         _ => Ok(None),
     }
 }
 
-fn link(message: LinkMessage) -> Link {
-    let up = message.header.flags.contains(LinkFlags::Up);
-    let mut link = Link { index: message.header.index, up, ..Link::default() };
-    for attribute in message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
-            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-            LinkAttribute::OperState(state) => link.running = state == State::Up,
-            LinkAttribute::Controller(index) => link.master = Some(index),
-            LinkAttribute::LinkInfo(infos) => {
-                for info in infos {
-                    match info {
-                        LinkInfo::Kind(kind) => link.kind = Some(kind),
-                        LinkInfo::Data(InfoData::Bridge(data)) => {
-                            link.learns_reserved = learns_reserved(&data)
-                        }
+/// Reads `struct ifinfomsg` and what [`Link`] has of the attributes behind it: decoding all of them would
+/// take longer than the kernel needs to answer.
+fn link(reply: &Reply) -> Result<Link, Error> {
+    let Some((header, rest)) = reply.payload.split_at_checked(IFINFOMSG_LEN) else { return Err(torn(reply)) };
+    let flags = LinkFlags::from_bits_retain(word(header, 8));
+    let mut link = Link { index: word(header, 4), up: flags.contains(LinkFlags::Up), ..Link::default() };
+    for (kind, value) in attributes(rest) {
+        match kind {
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
+            IFLA_MTU => link.mtu = word(value, 0),
+            IFLA_OPERSTATE => link.running = value.first().copied().map(State::from) == Some(State::Up),
+            IFLA_MASTER => link.master = Some(word(value, 0)),
+            IFLA_LINKINFO => {
+                for (kind, value) in attributes(value) {
+                    match kind {
+                        IFLA_INFO_KIND => link.kind = Some(text(value)),
+                        IFLA_INFO_DATA => link.learns_reserved = learns_reserved(value),
                         _ => {}
                     }
                 }
@@ -112,16 +133,32 @@ fn link(message: LinkMessage) -> Link {
             _ => {}
         }
     }
-    link
+    if link.kind.as_deref() != Some(BRIDGE) {
+        link.learns_reserved = None;
+    }
+    Ok(link)
 }
 
-fn learns_reserved(bridge: &[InfoBridge]) -> Option<bool> {
-    bridge.iter().find_map(|info| match info {
-        InfoBridge::MultiBoolOpt(options) => {
-            Some(!options.value.contains(BridgeBooleanOptionFlags::NoLinkLocalLearn))
-        }
-        _ => None,
-    })
+/// From the data of a bridge: `struct br_boolopt_multi`.
+fn learns_reserved(data: &[u8]) -> Option<bool> {
+    let (_, options) = attributes(data).find(|(kind, _)| *kind == IFLA_BR_MULTI_BOOLOPT)?;
+    let options = BridgeBooleanOptionFlags::from_bits_retain(word(options, 0));
+    Some(!options.contains(BridgeBooleanOptionFlags::NoLinkLocalLearn))
+}
+
+/// The number at an offset; 0 where there is none.
+fn word(bytes: &[u8], offset: usize) -> u32 {
+    let word = bytes.get(offset..).and_then(|bytes| bytes.first_chunk::<4>());
+    word.map_or(0, |word| u32::from_ne_bytes(*word))
+}
+
+/// A text with the zero byte that ends it.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
+}
+
+fn torn(reply: &Reply) -> Error {
+    Error::Decode { message_type: reply.message_type, reason: "it is shorter than its header".into() }
 }
 
 /// A new bridge, not yet up, with the kernel's default MTU: only one that is set by a change stays,
@@ -264,19 +301,21 @@ pub fn addresses(socket: &mut Socket, family: Family) -> Result<Vec<Held>, Error
     let replies = socket.dump(&Request::of(RTM_GETADDR, &message, 0))?;
     let mut found = Vec::with_capacity(replies.len());
     for reply in replies.iter().filter(|r| r.message_type == RTM_NEWADDR) {
-        let message: AddressMessage = reply.decode()?;
+        let Some((header, rest)) = reply.payload.split_at_checked(IFADDRMSG_LEN) else {
+            return Err(torn(reply));
+        };
         let (mut address, mut ours) = (None, false);
-        for attribute in &message.attributes {
-            match attribute {
+        for (kind, value) in attributes(rest) {
+            match kind {
                 // IPv4: the interface's own; ADDRESS is the peer's on a point-to-point link.
-                AddressAttribute::Local(ip) => address = Some(*ip),
-                AddressAttribute::Address(ip) => address = address.or(Some(*ip)),
-                AddressAttribute::Protocol(p) => ours = u8::from(*p) == ROUTE_PROTOCOL,
+                IFA_LOCAL => address = key_address(value),
+                IFA_ADDRESS => address = address.or_else(|| key_address(value)),
+                IFA_PROTO => ours = value == [ROUTE_PROTOCOL],
                 _ => {}
             }
         }
         let Some(address) = address else { continue };
-        found.push(Held { index: message.header.index, address, length: message.header.prefix_len, ours });
+        found.push(Held { index: word(header, 4), address, length: header[1], ours });
     }
     Ok(found)
 }

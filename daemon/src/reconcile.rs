@@ -447,7 +447,7 @@ impl Loop {
         Interest {
             networks: desired.networks.iter().map(|(network, _)| *network).collect(),
             forwarding: desired.forwarding.clone(),
-            table: desired.filters.table.clone(),
+            filters: true,
             peer_sets: desired.filters.peer_sets.clone(),
         }
     }
@@ -594,10 +594,9 @@ impl Loop {
         if operations.is_empty() {
             return Ok(Vec::new());
         }
-        let table = self.io.settings.options.network.clone();
         let mut failed = Vec::new();
         for turn in operations.chunks(TURN) {
-            let verdicts = self.io.kernel.apply(turn, &table).await?;
+            let verdicts = self.io.kernel.apply(turn).await?;
             for (operation, verdict) in turn.iter().zip(verdicts) {
                 match verdict {
                     Ok(()) => {

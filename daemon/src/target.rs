@@ -1,9 +1,9 @@
 //! What `loden attach` and `loden detach` are told to work on: a network namespace by name or path,
 //! a process, a machine of systemd's or LXC's. [`Target::readings`] and [`Target::id`] are pure;
-//! [`resolve`] asks the file system. No program is run.
+//! [`Target::followed`] and [`resolve`] ask the file system. No program is run.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
@@ -13,6 +13,8 @@ const NETNS_DIR: &str = "/run/netns";
 const MACHINES_DIR: &str = "/run/systemd/machines";
 /// The longest name that a machine or namespace can have as a file.
 const MAX_NAME: usize = 255;
+/// As many links as the kernel follows (`MAXSYMLINKS`).
+const MAX_LINKS: usize = 40;
 
 /// One reading of what was typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +30,29 @@ pub enum Target {
 }
 
 impl Target {
+    /// The same where links lead to, as far as they lead anywhere: by whatever path, it is one target.
+    pub fn followed(self) -> Self {
+        let Self::Path(path) = self else { return self };
+        let mut at = PathBuf::from(&path);
+        for _ in 0..MAX_LINKS {
+            let (Some(folder), Some(name)) = (at.parent(), at.file_name()) else { break };
+            let Ok(folder) = folder.canonicalize() else { break };
+            let here = folder.join(name);
+            match here.to_str().map(Self::of_path) {
+                Some(Ok(Self::Path(_))) => {}
+                Some(Ok(name_or_pid)) => return name_or_pid,
+                _ => break,
+            }
+            // A namespace below /proc is a link too, but to no path.
+            let Some(next) = fs::read_link(&here).ok().map(|to| folder.join(to)).filter(|to| to.exists())
+            else {
+                return here.to_str().map_or(Self::Path(path), |here| Self::Path(here.into()));
+            };
+            at = next;
+        }
+        Self::Path(path)
+    }
+
     /// All that a text can mean, in the order in which it is tried.
     pub fn readings(text: &str) -> Result<Vec<Self>, String> {
         if text.contains('/') && !text.chars().any(char::is_control) {
@@ -86,6 +111,7 @@ impl Target {
 pub fn resolve(text: &str) -> anyhow::Result<(Target, String)> {
     let mut tried = Vec::new();
     for target in Target::readings(text).map_err(anyhow::Error::msg)? {
+        let target = target.followed();
         let path = match &target {
             Target::Path(path) => Some(path.clone()),
             Target::Netns(name) => Some(format!("{NETNS_DIR}/{name}")),
@@ -185,6 +211,35 @@ mod tests {
         for path in ["/run/netns/a/b", "/run/netns/", "/proc/self/ns/net", "/run/netnsx/y", "/x"] {
             assert_eq!(reading(path), Target::Path(path.into()));
         }
+    }
+
+    #[test]
+    fn a_path_is_what_its_links_lead_to() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let root = dir.path().canonicalize().expect("a path without links");
+        let path = |name: &str| root.join(name).to_str().expect("UTF-8").to_owned();
+        let followed = |name: &str| Target::Path(path(name)).followed();
+        fs::write(path("ns"), "").expect("file");
+        let pid = std::process::id();
+        for (to, link) in [
+            ("ns", "relative"),
+            (path("relative").as_str(), "absolute"),
+            (".", "folder"),
+            (&format!("/proc/{pid}/ns/net"), "process"),
+            ("loop", "loop"),
+        ] {
+            std::os::unix::fs::symlink(to, path(link)).expect("link");
+        }
+        for same in ["ns", "relative", "absolute", "folder/absolute", "folder/folder/ns"] {
+            assert_eq!(followed(same), Target::Path(path("ns")), "{same}");
+        }
+        assert_eq!(followed("process"), Target::Pid(pid));
+        assert_eq!(Target::Path("/proc/self/ns/net".into()).followed(), Target::Pid(pid));
+        // What leads nowhere is what was typed.
+        for same in ["loop", "gone", "gone/ns"] {
+            assert_eq!(followed(same), Target::Path(path(same)), "{same}");
+        }
+        assert_eq!(netns("web").followed(), netns("web"));
     }
 
     #[test]

@@ -1,20 +1,23 @@
 //! Synchronous netlink, shared by the daemon and the CNI plugin.
 //!
 //! netlink-packet-route encodes and decodes rtnetlink messages; this crate adds what a
-//! careful caller needs around them: batches in which every message is acknowledged
+//! careful caller needs around them: batches that tell the kernel's verdict on every message
 //! ([`Socket::batch`]), dumps that are repeated when the kernel says they were interrupted
 //! ([`Socket::dump`]), the kernel's own error text, nexthop objects ([`nexthop`]) and
-//! nftables set elements ([`nftset`]).
+//! nftables set elements ([`nftset`]). Who wants a few attributes of a long answer reads those alone
+//! ([`attributes`]).
 //!
 //! A socket belongs to the network namespace of the thread that opened it, for ever; the
 //! plugin opens one in each namespace and passes them down. The kernel answers rtnetlink
 //! requests before `send` returns, so nothing here needs a runtime.
 
+mod attributes;
 mod error;
 pub mod nexthop;
 pub mod nftset;
 mod socket;
 
+pub use attributes::attributes;
 pub use error::{Error, KernelError};
 pub use netlink_packet_core as packet;
 pub use netlink_packet_route as route;

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::attributes::attribute;
 use crate::{Error, Reply, Request};
 
 /// `RTM_NEWNEXTHOP`
@@ -102,13 +103,6 @@ pub fn delete(id: u32) -> Request {
 /// The request that dumps all nexthops of the namespace.
 pub fn dump() -> Request {
     Request { message_type: GET, flags: 0, payload: vec![0; 8] }
-}
-
-pub(crate) fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    out.extend_from_slice(&((4 + value.len()) as u16).to_ne_bytes());
-    out.extend_from_slice(&kind.to_ne_bytes());
-    out.extend_from_slice(value);
-    out.resize(out.len().next_multiple_of(4), 0);
 }
 
 #[cfg(test)]

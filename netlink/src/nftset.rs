@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::nexthop::attribute;
+use crate::attributes::{attribute, attributes};
 use crate::{Error, Reply, Request, Socket, flags};
 
 /// `NFNL_SUBSYS_NFTABLES`
@@ -29,7 +29,6 @@ const ELEM: u16 = 1;
 const ELEM_KEY: u16 = 1;
 const DATA_VALUE: u16 = 1;
 const NLA_F_NESTED: u16 = 0x8000;
-const NLA_TYPE_MASK: u16 = 0x3fff;
 /// Elements per message: a nested attribute holds at most 65,535 bytes, an element of the longest
 /// keys (40 bytes) takes 52.
 const PER_MESSAGE: usize = 1024;
@@ -207,15 +206,6 @@ fn keys(reply: &Reply) -> Vec<Vec<u8>> {
 }
 
 /// The values of all attributes of this kind on one level.
-fn nested(mut bytes: &[u8], wanted: u16) -> Vec<&[u8]> {
-    let mut found = Vec::new();
-    while let Some(head) = bytes.first_chunk::<4>() {
-        let length = u16::from_ne_bytes([head[0], head[1]]) as usize;
-        let Some(value) = bytes.get(4..length) else { break };
-        if u16::from_ne_bytes([head[2], head[3]]) & NLA_TYPE_MASK == wanted {
-            found.push(value);
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-    }
-    found
+fn nested(bytes: &[u8], wanted: u16) -> Vec<&[u8]> {
+    attributes(bytes).filter(|(kind, _)| *kind == wanted).map(|(_, value)| value).collect()
 }

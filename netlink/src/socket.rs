@@ -8,6 +8,7 @@ use netlink_packet_core::{Emitable, NetlinkDeserializable, NetlinkHeader, Netlin
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 
+use crate::attributes::attributes;
 use crate::{Error, KernelError};
 
 /// Flags of a netlink request (`include/uapi/linux/netlink.h`).
@@ -190,23 +191,27 @@ impl Socket {
     ) -> Result<(), Error> {
         let first = self.sequence.wrapping_add(1);
         let mut buffer = Vec::new();
-        for request in requests {
+        // A refusal is told in any case and in order, so the last request speaks for all before it.
+        let last = requests.len() - 1;
+        for (i, request) in requests.iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
-            request.encode(flags::ACK, self.sequence, &mut buffer);
+            request.encode(if i == last { flags::ACK } else { 0 }, self.sequence, &mut buffer);
         }
         self.raw.send(&buffer, 0)?;
-        let mut answers: Vec<Option<Result<(), KernelError>>> = vec![None; requests.len()];
-        while answers.iter().any(Option::is_none) {
+        let told = verdicts.len();
+        verdicts.resize(told + requests.len(), Ok(()));
+        loop {
             self.receive()?;
             for message in Messages::new(&self.buffer) {
                 let slot = message.sequence.wrapping_sub(first) as usize;
-                if message.message_type == NLMSG_ERROR && slot < answers.len() {
-                    answers[slot] = Some(message.verdict());
+                if message.message_type == NLMSG_ERROR && slot <= last {
+                    verdicts[told + slot] = message.verdict();
+                    if slot == last {
+                        return Ok(());
+                    }
                 }
             }
         }
-        verdicts.extend(answers.into_iter().flatten());
-        Ok(())
     }
 
     /// Sends requests as one nftables transaction (`NFNL_MSG_BATCH_BEGIN` … `END`): all of
@@ -280,25 +285,21 @@ impl Socket {
     pub fn get(&mut self, request: &Request) -> Result<Option<Reply>, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut buffer = Vec::new();
-        request.encode(flags::ACK, self.sequence, &mut buffer);
+        // Without an acknowledgement: the object or a refusal comes in any case, and it is all that comes.
+        request.encode(0, self.sequence, &mut buffer);
         self.raw.send(&buffer, 0)?;
-        let mut found = None;
         loop {
             self.receive()?;
-            for message in Messages::new(&self.buffer) {
-                if message.sequence != self.sequence {
-                    continue;
-                }
-                if message.message_type != NLMSG_ERROR {
-                    found = Some(message.reply());
-                    continue;
-                }
-                return match message.verdict() {
-                    Ok(()) => Ok(found),
-                    Err(e) if e.is_absent() => Ok(None),
-                    Err(e) => Err(e.into()),
-                };
+            let Some(message) = Messages::new(&self.buffer).find(|m| m.sequence == self.sequence) else {
+                continue;
+            };
+            if message.message_type != NLMSG_ERROR {
+                return Ok(Some(message.reply()));
             }
+            return match message.verdict() {
+                Err(e) if !e.is_absent() => Err(e.into()),
+                _ => Ok(None),
+            };
         }
     }
 
@@ -398,17 +399,9 @@ impl Message<'_> {
     }
 }
 
-fn error_text(mut attributes: &[u8]) -> Option<String> {
-    while let Some(header) = attributes.first_chunk::<4>() {
-        let length = u16::from_ne_bytes([header[0], header[1]]) as usize;
-        let kind = u16::from_ne_bytes([header[2], header[3]]);
-        let value = attributes.get(4..length)?;
-        if kind == ATTR_MSG {
-            return Some(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned());
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
-    None
+fn error_text(bytes: &[u8]) -> Option<String> {
+    let (_, text) = attributes(bytes).find(|(kind, _)| *kind == ATTR_MSG)?;
+    Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
 }
 
 /// Walks the messages of one datagram.

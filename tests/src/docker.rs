@@ -380,7 +380,7 @@ fn tail(log: &str) -> String {
 }
 
 /// The first process of the PID namespace that `unshare` has made.
-fn first_pid(unshare: &Process) -> Option<Pid> {
+pub(crate) fn first_pid(unshare: &Process) -> Option<Pid> {
     Pid::from_raw(process::children(unshare.pid()).first()?.cast_signed())
 }
 

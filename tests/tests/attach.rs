@@ -97,7 +97,8 @@ fn a_second_attach_keeps_what_the_first_gave() {
     let first = a.attach("web", &ns, &["--ip", &wanted]).expect("attached");
     assert_eq!(first.address().to_string(), wanted);
     assert_eq!(first.result()["already_attached"], false);
-    for target in ["web", "/run/netns/web", "/var/run/netns/web"] {
+    a.run(&["ln", "-s", "/run/netns/web", "/run/linked"]);
+    for target in ["web", "/run/netns/web", "/var/run/netns/web", "/run/linked"] {
         let again = a.loden(&["attach", target, "--json"]);
         assert!(again.stderr.contains("attached already"), "{again:?}");
         let mut again: Value = serde_json::from_str(&again.expect_success()).expect("JSON");
@@ -187,6 +188,20 @@ fn what_is_gone_can_be_detached_and_is_freed_by_the_next() {
     let cluster = Cluster::<1>::start("attach_gone", VXLAN, &[]);
     let [a] = &cluster.hosts;
     let living = a.attach("living", &a.namespace("living"), &[]).expect("attached");
+    let by_link = ["/run/link", "/run/lost-link"].map(|link| {
+        let name = link.trim_start_matches("/run/");
+        let ns = a.namespace(name);
+        // Elsewhere than where names are.
+        let bind =
+            format!("touch {link}.ns; mount --bind /run/netns/{name} {link}.ns; ln -s {link}.ns {link}");
+        a.run(&["sh", "-ec", &bind]);
+        a.attach(link, &ns, &[]).expect("attached")
+    });
+    a.run(&["rm", "/run/lost-link"]);
+    for (container, target) in by_link.into_iter().zip(["/run/link.ns", "/run/lost-link"]) {
+        assert_eq!(detach(a, &[target]), BTreeSet::from([container.address()]), "{target}");
+        container.delete();
+    }
     let names = ["by-name", "by-target", "by-address", "dead", "forgotten", "again"];
     let containers = names.map(|name| a.attach(name, &a.namespace(name), &[]).expect("attached"));
     let gone: Vec<IpAddr> = containers.iter().map(Container::address).collect();

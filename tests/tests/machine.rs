@@ -138,3 +138,43 @@ fn a_deleted_or_overwritten_subnet_env_and_a_deleted_socket_come_back() {
     });
     a.container("a1");
 }
+
+#[test]
+fn systemd_frees_the_addresses_of_the_dead_before_it_starts_the_daemon() {
+    let lab = Lab::new("systemd");
+    lab.etcd().config(VXLAN);
+    let a = lab.host("a");
+    let Some(systemd) = a.systemd() else { return };
+    systemd.restart("loden");
+    for name in ["dead", "alive"] {
+        let add = format!(
+            r#"ip netns add {name}
+            echo '{{"cniVersion":"1.0.0","name":"loden","type":"loden"}}' |
+            CNI_COMMAND=ADD CNI_CONTAINERID={name} CNI_NETNS=/run/netns/{name} CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin \
+            /opt/cni/bin/loden"#
+        );
+        systemd.run(&["sh", "-ec", &add]);
+    }
+    let endpoints = || {
+        let json = systemd.run(&["loden", "endpoints", "--json"]);
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        let all = json["endpoints"].as_array().expect("endpoints").clone();
+        let mut all: Vec<String> =
+            all.iter().map(|e| format!("{} {}", e["container_id"], e["state"]).replace('"', "")).collect();
+        all.sort();
+        all
+    };
+    systemd.run(&["ip", "netns", "del", "dead"]);
+    eventually(SOON, "one is dead", || match endpoints() {
+        now if now == ["alive connected", "dead gone"] => Ok(()),
+        now => Err(format!("{now:?}")),
+    });
+    systemd.restart("loden");
+    assert_eq!(endpoints(), ["alive connected"]);
+    let shown = systemd.run(&["systemctl", "show", "loden", "-p", "ActiveState,NRestarts,ExecStartPre"]);
+    assert!(shown.contains("ActiveState=active\n") && shown.contains("NRestarts=0\n"), "{shown}");
+    assert_eq!(shown.matches("code=exited ; status=0").count(), 2, "{shown}");
+    let journal = systemd.journal("loden");
+    assert!(journal.contains("of container dead, interface eth0"), "{journal}");
+    systemd.run(&["ip", "netns", "exec", "alive", "ping", "-c1", "-W1", &a.address().to_string()]);
+}

@@ -63,7 +63,7 @@ async fn run() -> Result<()> {
             }
         }
         bring(&mut kernel, device, &come, &mut peers).await?;
-        kernel.apply(&gone, "bare").await?;
+        kernel.apply(&gone).await?;
     }
     bail!("the watch ended")
 }
@@ -83,7 +83,7 @@ async fn add_device(kernel: &mut Kernel) -> Result<u32> {
         gbp: false,
         address: IpAddr::from([10, 0, 0, 0]),
     };
-    kernel.apply(&[Operation::AddDevice(device)], "bare").await?.remove(0)?;
+    kernel.apply(&[Operation::AddDevice(device)]).await?.remove(0)?;
     let index = index(NAME)?;
     kernel
         .apply(&[Operation::SetUp { device: index, name: NAME.into(), port: 8472 }], "bare")
@@ -132,7 +132,7 @@ async fn bring(kernel: &mut Kernel, device: u32, kvs: &[KeyValue], peers: &mut P
     }
     first.extend(nexthops);
     first.extend(routes);
-    for verdict in kernel.apply(&first, "bare").await? {
+    for verdict in kernel.apply(&first).await? {
         verdict?;
     }
     Ok(())

@@ -28,7 +28,7 @@ use crate::mac::Fnv;
 pub const REJECTED: &str = "rejected";
 
 /// The table's contents. Ports of 68 and 546 are DHCP's clients (RFC 2131 §4.1, RFC 8415 §7.2): only a
-/// server sends to them. A neighbour advertisement's target begins at its ninth byte (RFC 4861 §4.4).
+/// server sends to them, and clients listen by UDP, not UDP-Lite. A neighbour advertisement's target begins at its ninth byte (RFC 4861 §4.4).
 const BODY: &str = r"
     set ports { type ifname; }
     set sources4 { type ifname . ether_addr . ipv4_addr; }

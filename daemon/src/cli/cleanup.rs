@@ -18,7 +18,7 @@ use loden_proto::{Family, Subnet};
 use super::daemon::PlaceArgs;
 use super::output::print;
 use super::question::{self, Answer};
-use crate::kernel::{self, Interest, Kernel};
+use crate::kernel::{self, Interest, Kernel, Table};
 use crate::state::StateDir;
 use crate::{flanneld, lock};
 
@@ -68,7 +68,7 @@ impl Look {
 
     /// Carries out what is possible; the error names what was refused.
     async fn apply(&mut self, operations: &[Operation]) -> anyhow::Result<()> {
-        let verdicts = self.kernel.apply(operations, &self.options.network).await?;
+        let verdicts = self.kernel.apply(operations).await?;
         let failed: Vec<String> =
             verdicts.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
         if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
@@ -136,12 +136,12 @@ async fn hand_over(args: &CleanupArgs) -> anyhow::Result<()> {
             args.place.state_dir().display()
         );
     }
-    let table =
-        kernel::table_exists(&format!("inet {}", look.options.network)).await.map_err(anyhow::Error::msg)?;
+    let table = Table::overlay(&look.options.network);
+    let exists = kernel::table_exists(&table).await.map_err(anyhow::Error::msg)?;
     let operations = diff::to_flannel(&look.observed, &look.options, &look.networks);
     // flannel's new peers are in no set of ours.
-    let filter = format!("remove the VXLAN filter from nftables table inet {}", look.options.network);
-    let filter = if table { vec![filter] } else { Vec::new() };
+    let filter = format!("remove the VXLAN filter from nftables table {table}");
+    let filter = if exists { vec![filter] } else { Vec::new() };
     print(&report(&operations, &[], &filter, args.dry_run, "Loden's"))?;
     if args.dry_run {
         return Ok(());
@@ -149,7 +149,7 @@ async fn hand_over(args: &CleanupArgs) -> anyhow::Result<()> {
     let (removals, successors): (Vec<_>, Vec<_>) = operations.into_iter().partition(Operation::removes);
     look.apply(&successors).await?;
     look.apply(&removals).await?;
-    if table {
+    if exists {
         kernel::remove_vxlan_filter(&look.options.network).await.map_err(anyhow::Error::msg)?;
     }
     print(
@@ -160,7 +160,7 @@ async fn hand_over(args: &CleanupArgs) -> anyhow::Result<()> {
 async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
     let mut look = Look::take(&args.place).await?;
     let mut tables = Vec::new();
-    for table in ["inet", "bridge"].map(|family| format!("{family} {}", look.options.network)) {
+    for table in [Table::overlay, Table::ports].map(|table| table(&look.options.network)) {
         if kernel::table_exists(&table).await.map_err(anyhow::Error::msg)? {
             tables.push(table);
         }

@@ -95,8 +95,11 @@ fn choose(args: &DetachArgs, attachments: &Attachments, all: Vec<Held>) -> anyho
     let What { target, wanted_name, wanted_address, .. } = &args.what;
     if let Some(text) = target {
         let readings = Target::readings(text).map_err(anyhow::Error::msg)?;
-        let ids = readings.iter().map(Target::id);
+        let ids = readings.into_iter().map(|target| target.followed().id());
         let found = ids.map(|id| those(&|a| a.container_id == id)).find(|found| !found.is_empty());
+        // The link that it was attached by may be gone: without --name, its name is what was typed then.
+        let by_name = || those(&|a| text.contains('/') && a.name.as_ref() == Some(text));
+        let found = found.or_else(|| Some(by_name()).filter(|found| !found.is_empty()));
         if found.is_none() {
             eprintln!("loden: nothing is attached as {text}");
         }
@@ -132,7 +135,7 @@ fn remove_unknown(args: &DetachArgs, attachments: &Attachments) -> anyhow::Resul
         None => ifname("eth0").map_err(anyhow::Error::msg)?,
     };
     for target in Target::readings(text).map_err(anyhow::Error::msg)? {
-        del::del(&attachments.request(&target.id(), &ifname, "", Wishes::default()))?;
+        del::del(&attachments.request(&target.followed().id(), &ifname, "", Wishes::default()))?;
     }
     Ok(())
 }

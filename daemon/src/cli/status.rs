@@ -81,7 +81,7 @@ async fn without_daemon(place: &PlaceArgs) -> anyhow::Result<Status> {
             reason: None,
         })
         .collect();
-    if let Ok(false) = kernel::table_exists(&format!("inet {}", place.network)).await {
+    if let Ok(false) = kernel::table_exists(&kernel::Table::overlay(&place.network)).await {
         status.problems.push(format!("the nftables table inet {} is missing", place.network));
     }
     Ok(status)

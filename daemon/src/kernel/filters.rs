@@ -5,13 +5,14 @@
 //! right after we wrote it; and whether anybody changed anything, by the rule set's generation.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use loden_core::filters::{Filters, Member, PeerSet, rejected_set};
 use loden_netlink::Socket;
-use loden_netlink::nftset::{self, FAMILY_INET, Set};
+use loden_netlink::nftset::{self, FAMILY_BRIDGE, FAMILY_INET, Set};
 use loden_proto::Family;
 use serde::{Deserialize, Serialize};
 
@@ -26,12 +27,53 @@ struct Written {
     listing: String,
 }
 
+/// A table of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// `NFPROTO_…`
+    family: u8,
+    name: String,
+}
+
+impl Table {
+    /// A network's table that filters VXLAN and masquerades.
+    pub fn overlay(network: &str) -> Self {
+        Self { family: FAMILY_INET, name: network.into() }
+    }
+
+    /// A network's table that guards containers' ports.
+    pub fn ports(network: &str) -> Self {
+        Self { family: FAMILY_BRIDGE, name: network.into() }
+    }
+
+    /// Its name, the network's.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// One of its sets.
+    pub(super) fn set<'a>(&'a self, set: &'a str) -> Set<'a> {
+        Set { family: self.family, table: &self.name, set }
+    }
+
+    /// As words of an `nft` command.
+    fn words(&self) -> [&str; 2] {
+        [if self.family == FAMILY_BRIDGE { "bridge" } else { "inet" }, &self.name]
+    }
+}
+
+/// As nft names it: `inet loden`.
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words().join(" "))
+    }
+}
+
 /// Memory of what we wrote to one table.
 #[derive(Debug)]
 pub(super) struct Ledger {
     path: PathBuf,
-    /// As nft names it, such as `inet loden`.
-    table: String,
+    table: Table,
     written: Option<Written>,
     /// Generation at which the table was last seen intact.
     intact_at: Option<u32>,
@@ -39,9 +81,14 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Remembers from a former life of the daemon; without a file the table is written anew.
-    pub(super) fn load(path: PathBuf, table: String) -> Self {
+    pub(super) fn load(path: PathBuf, table: Table) -> Self {
         let written = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Self { path, table, written, intact_at: None }
+    }
+
+    /// The table.
+    pub(super) fn table(&self) -> &Table {
+        &self.table
     }
 
     /// The digest of the rules in place; `None` when the table is missing or not as we left it.
@@ -85,7 +132,6 @@ impl Ledger {
     pub(super) fn change(
         &mut self,
         socket: &mut Socket,
-        table: &str,
         members: &[Member],
         add: bool,
     ) -> Result<(), KernelError> {
@@ -95,7 +141,7 @@ impl Ledger {
             by_set.entry(set.name(Family::of(*address))).or_default().push(nftset::address_key(*address));
         }
         for (name, keys) in by_set {
-            let set = Set { family: FAMILY_INET, table, set: name };
+            let set = self.table.set(name);
             match add {
                 true => set.add(socket, &keys)?,
                 false => set.remove(socket, &keys)?,
@@ -112,13 +158,13 @@ impl Ledger {
 /// What the peer sets hold.
 pub(super) fn admitted(
     socket: &mut Socket,
-    table: &str,
+    table: &Table,
     sets: &[PeerSet],
 ) -> Result<BTreeSet<Member>, KernelError> {
     let mut all = BTreeSet::new();
     for family in Family::ALL {
         for set in sets {
-            let elements = Set { family: FAMILY_INET, table, set: set.name(family) }.list(socket)?;
+            let elements = table.set(set.name(family)).list(socket)?;
             let addresses = elements.iter().filter_map(|key| nftset::key_address(key));
             all.extend(addresses.map(|address| (*set, address)));
         }
@@ -127,8 +173,8 @@ pub(super) fn admitted(
 }
 
 /// The table without counters and set elements, as nft shows it; `None` when there is none.
-async fn listing(table: &str) -> Result<Option<String>, String> {
-    let arguments: Vec<&str> = ["-s", "-t", "list", "table"].into_iter().chain(table.split(' ')).collect();
+async fn listing(table: &Table) -> Result<Option<String>, String> {
+    let arguments = [&["-s", "-t", "list", "table"], table.words().as_slice()].concat();
     match nft(&arguments, "").await {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.contains("No such file or directory") => Ok(None),
@@ -138,16 +184,17 @@ async fn listing(table: &str) -> Result<Option<String>, String> {
 
 /// Packets dropped because they came from no peer, by source.
 pub async fn rejected_sources(network: &str) -> BTreeMap<IpAddr, u64> {
-    let mut all = BTreeMap::new();
+    let (table, mut all) = (Table::overlay(network), BTreeMap::new());
     for family in Family::ALL {
-        all.extend(counted("inet", network, rejected_set(family)).await);
+        all.extend(counted(&table, rejected_set(family)).await);
     }
     all
 }
 
 /// The packets that each element of a set has counted; nothing when there is no such set.
-pub(super) async fn counted<K: Ord + FromStr>(family: &str, table: &str, set: &str) -> BTreeMap<K, u64> {
-    let text = nft(&["-j", "list", "set", family, table, set], "").await.unwrap_or_default();
+pub(super) async fn counted<K: Ord + FromStr>(table: &Table, set: &str) -> BTreeMap<K, u64> {
+    let [family, name] = table.words();
+    let text = nft(&["-j", "list", "set", family, name, set], "").await.unwrap_or_default();
     let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     let sets = value["nftables"].as_array().into_iter().flatten();
     let elements = sets.filter_map(|o| o["set"]["elem"].as_array()).flatten().map(|e| &e["elem"]);
@@ -156,20 +203,20 @@ pub(super) async fn counted<K: Ord + FromStr>(family: &str, table: &str, set: &s
         .collect()
 }
 
-/// Whether a table of ours is there; named as nft does, such as `inet loden`.
-pub async fn table_exists(table: &str) -> Result<bool, String> {
+/// Whether a table of ours is there.
+pub async fn table_exists(table: &Table) -> Result<bool, String> {
     listing(table).await.map(|l| l.is_some())
 }
 
 /// Removes a table of ours.
-pub async fn remove_table(table: &str) -> Result<(), String> {
+pub async fn remove_table(table: &Table) -> Result<(), String> {
     // `destroy` needs nft 1.0.7; adding first makes the deletion always succeed.
     nft(&["-f", "-"], &format!("add table {table}\ndelete table {table}\n")).await.map(drop)
 }
 
-/// Removes from our table what filters VXLAN; it masquerades on.
-pub async fn remove_vxlan_filter(table: &str) -> Result<(), String> {
-    nft(&["-f", "-"], &Filters::vxlan_removal(table)).await.map(drop)
+/// Removes from a network's table what filters VXLAN; it masquerades on.
+pub async fn remove_vxlan_filter(network: &str) -> Result<(), String> {
+    nft(&["-f", "-"], &Filters::vxlan_removal(network)).await.map(drop)
 }
 
 async fn nft(arguments: &[&str], input: &str) -> Result<String, String> {

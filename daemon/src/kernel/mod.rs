@@ -25,7 +25,7 @@ use loden_core::observed::Observed;
 use loden_netlink::{KernelError as Refusal, Request, Socket};
 use loden_proto::{Family, Subnet};
 
-pub use filters::{rejected_sources, remove_table, remove_vxlan_filter, table_exists};
+pub use filters::{Table, rejected_sources, remove_table, remove_vxlan_filter, table_exists};
 pub use iptables::{change_user_chain, has_legacy_filter, unseen_legacy, user_chains};
 pub use ports::{Ports, guarded_ports, rejected_ports};
 pub use rules::{judge, rule_set};
@@ -38,8 +38,8 @@ pub struct Interest {
     pub networks: Vec<Subnet>,
     /// Interfaces whose forwarding matters.
     pub forwarding: BTreeSet<(Family, String)>,
-    /// Our nftables table.
-    pub table: String,
+    /// Whether our nftables table is looked at.
+    pub filters: bool,
     /// The table's peer sets.
     pub peer_sets: Vec<PeerSet>,
 }
@@ -79,7 +79,7 @@ impl Kernel {
         let mut route = Socket::route().context("cannot open an rtnetlink socket")?;
         let netfilter = Socket::netfilter()
             .context("cannot open a netfilter socket; does this kernel have nf_tables?")?;
-        let filters = filters::Ledger::load(run_dir.join("filters.json"), format!("inet {network}"));
+        let filters = filters::Ledger::load(run_dir.join("filters.json"), Table::overlay(network));
         let has_nexthops = route.dump(&loden_netlink::nexthop::dump()).is_ok();
         Ok(Self { route, netfilter, filters, has_nexthops })
     }
@@ -100,10 +100,10 @@ impl Kernel {
         // Its notices do not tell its value; reading that costs little.
         let forwards = |(family, name): &&(Family, String)| sysctl::forwards(*family, name);
         observed.forwarding = interest.forwarding.iter().filter(forwards).cloned().collect();
-        if !interest.table.is_empty() {
+        if interest.filters {
             observed.filters = self.filters.digest(&mut self.netfilter).await;
             observed.admitted = match observed.filters.is_some() {
-                true => filters::admitted(&mut self.netfilter, &interest.table, &interest.peer_sets)?,
+                true => filters::admitted(&mut self.netfilter, self.filters.table(), &interest.peer_sets)?,
                 false => BTreeSet::new(),
             };
         }
@@ -120,7 +120,6 @@ impl Kernel {
     pub async fn apply(
         &mut self,
         operations: &[Operation],
-        table: &str,
     ) -> Result<Vec<Result<(), KernelError>>, KernelError> {
         let mut verdicts = Vec::with_capacity(operations.len());
         let mut rest = operations;
@@ -137,14 +136,14 @@ impl Kernel {
                 );
                 rest = &rest[requests.len()..];
             } else {
-                verdicts.push(self.apply_other(first, table).await);
+                verdicts.push(self.apply_other(first).await);
                 rest = &rest[1..];
             }
         }
         Ok(verdicts)
     }
 
-    async fn apply_other(&mut self, operation: &Operation, table: &str) -> Result<(), KernelError> {
+    async fn apply_other(&mut self, operation: &Operation) -> Result<(), KernelError> {
         let refused =
             |reason: String, hint| KernelError::Refused { operation: operation.to_string(), reason, hint };
         match operation {
@@ -153,8 +152,8 @@ impl Kernel {
                 let replaced = self.filters.replace(&mut self.netfilter, &script, digest).await;
                 replaced.map_err(|e| refused(e, ""))
             }
-            Operation::Admit(all) => self.filters.change(&mut self.netfilter, table, all, true),
-            Operation::Dismiss(all) => self.filters.change(&mut self.netfilter, table, all, false),
+            Operation::Admit(all) => self.filters.change(&mut self.netfilter, all, true),
+            Operation::Dismiss(all) => self.filters.change(&mut self.netfilter, all, false),
             Operation::AddDevice(device) => {
                 let result = self.route.batch(&[write::add_device(device)])?.remove(0);
                 write::verdict(operation, result)?;

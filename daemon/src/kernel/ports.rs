@@ -7,14 +7,14 @@ use std::path::Path;
 use loden_cni::bridge::{self, Bridge, Plan, PortState};
 use loden_cni::ifname::IfName;
 use loden_core::port_filter::{self, Difference};
-use loden_netlink::nftset::{self, Change, FAMILY_BRIDGE, Set};
+use loden_netlink::nftset::{self, Change};
 use loden_netlink::{Error, Socket};
 use loden_proto::Subnet;
 use loden_proto::allocation::Port;
 use loden_proto::port_filter::{Element, PortSet, by_set, port_of};
 use loden_proto::subnet_env::SubnetEnv;
 
-use super::filters::{self, Ledger};
+use super::filters::{self, Ledger, Table};
 
 /// The kernel as far as ports are concerned.
 #[derive(Debug)]
@@ -22,19 +22,18 @@ pub struct Ports {
     route: Socket,
     netfilter: Socket,
     ledger: Ledger,
-    table: String,
 }
 
 impl Ports {
     /// Opens the sockets. `run_dir` keeps the table's digest across restarts.
     pub fn open(run_dir: &Path, network: &str) -> anyhow::Result<Self> {
-        let ledger = Ledger::load(run_dir.join("port-filter.json"), format!("bridge {network}"));
-        Ok(Self { route: Socket::route()?, netfilter: Socket::netfilter()?, ledger, table: network.into() })
+        let ledger = Ledger::load(run_dir.join("port-filter.json"), Table::ports(network));
+        Ok(Self { route: Socket::route()?, netfilter: Socket::netfilter()?, ledger })
     }
 
     /// The table's name.
     pub fn table(&self) -> &str {
-        &self.table
+        self.ledger.table().name()
     }
 
     /// Puts the table in place, with these elements, where it is missing or not as we left it; whether it
@@ -44,7 +43,8 @@ impl Ports {
         if self.ledger.digest(&mut self.netfilter).await.as_ref() == Some(&digest) {
             return Ok(false);
         }
-        self.ledger.replace(&mut self.netfilter, &port_filter::script(&self.table, elements), digest).await?;
+        let script = port_filter::script(self.table(), elements);
+        self.ledger.replace(&mut self.netfilter, &script, digest).await?;
         Ok(true)
     }
 
@@ -52,8 +52,7 @@ impl Ports {
     pub fn elements(&mut self) -> Result<BTreeSet<Element>, Error> {
         let mut all = BTreeSet::new();
         for set in PortSet::ALL {
-            let keys = Set { family: FAMILY_BRIDGE, table: &self.table, set: set.name() }
-                .list(&mut self.netfilter)?;
+            let keys = self.ledger.table().set(set.name()).list(&mut self.netfilter)?;
             all.extend(keys.into_iter().map(|key| (set, key)));
         }
         Ok(all)
@@ -62,7 +61,7 @@ impl Ports {
     /// Changes the sets. What somebody has removed meanwhile is fine.
     pub fn change(&mut self, difference: Difference) -> Result<(), Error> {
         let (lacking, surplus) = (by_set(difference.lacking), by_set(difference.surplus));
-        let set = |set: &PortSet| Set { family: FAMILY_BRIDGE, table: &self.table, set: set.name() };
+        let set = |set: &PortSet| self.ledger.table().set(set.name());
         let add = lacking.iter().map(|(s, keys)| (set(s), Change::Add(keys)));
         // Adding first makes the removal always succeed.
         let remove = surplus
@@ -99,10 +98,10 @@ impl Ports {
     }
 }
 
-/// The ports that a table guards; `None` for those who may not look.
-pub fn guarded_ports(table: &str) -> Option<BTreeSet<String>> {
+/// The ports that a network's table guards; `None` for those who may not look.
+pub fn guarded_ports(network: &str) -> Option<BTreeSet<String>> {
     let mut socket = Socket::netfilter().ok()?;
-    let keys = Set { family: FAMILY_BRIDGE, table, set: PortSet::Ports.name() }.list(&mut socket);
+    let keys = Table::ports(network).set(PortSet::Ports.name()).list(&mut socket);
     match keys {
         Ok(keys) => Some(keys.iter().filter_map(|key| port_of(key).map(str::to_owned)).collect()),
         Err(e) if e.kernel().is_some_and(|e| e.is_absent()) => Some(BTreeSet::new()),
@@ -112,5 +111,5 @@ pub fn guarded_ports(table: &str) -> Option<BTreeSet<String>> {
 
 /// Frames dropped at containers' ports, by port.
 pub async fn rejected_ports(network: &str) -> BTreeMap<String, u64> {
-    filters::counted("bridge", network, port_filter::REJECTED).await
+    filters::counted(&Table::ports(network), port_filter::REJECTED).await
 }
