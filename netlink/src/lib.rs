@@ -3,14 +3,15 @@
 //! netlink-packet-route encodes and decodes rtnetlink messages; this crate adds what a
 //! careful caller needs around them: batches in which every message is acknowledged
 //! ([`Socket::batch`]), dumps that are repeated when the kernel says they were interrupted
-//! ([`Socket::dump`]), the kernel's own error text, nexthop objects ([`nexthop`]) and
-//! nftables set elements ([`nftset`]).
+//! ([`Socket::dump`]), the kernel's own error text, nexthop objects ([`nexthop`]),
+//! nftables set elements ([`nftset`]) and features of NICs ([`ethtool`]).
 //!
 //! A socket belongs to the network namespace of the thread that opened it, for ever; the
 //! plugin opens one in each namespace and passes them down. The kernel answers rtnetlink
 //! requests before `send` returns, so nothing here needs a runtime.
 
 mod error;
+pub mod ethtool;
 pub mod nexthop;
 pub mod nftset;
 mod socket;
