@@ -6,11 +6,12 @@
 //!
 //! Environment: `LODEN_BIN_DIR`, where the programs are (else beside this one); `LODEN_BENCH_DIR`,
 //! where the JSON goes (else `target/bench`); `LODEN_BENCH_ROUNDS`, at least 5 by default;
-//! `FLANNEL_CNI`, flannel's CNI plugin.
+//! `FLANNEL_CNI`, flannel's CNI plugin; `FLANNELD`, flanneld (else that of `make peers`).
 
 mod call;
 mod cni;
 mod contender;
+mod data;
 mod first_packet;
 mod host;
 mod report;
@@ -26,7 +27,7 @@ use crate::report::Row;
 
 /// A group: its name, what it measures.
 type Group = (&'static str, fn(u32) -> Result<Vec<Row>>);
-const GROUPS: [Group; 1] = [("cni", cni::run)];
+const GROUPS: [Group; 3] = [("cni", cni::run), ("data", data::run), ("gains", data::run_gains)];
 const ROUNDS: u32 = 5;
 
 fn main() -> ExitCode {
