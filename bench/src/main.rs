@@ -15,6 +15,7 @@ mod cni;
 mod confined;
 mod contender;
 mod control;
+mod data;
 mod first_packet;
 mod host;
 mod peers;
@@ -39,9 +40,11 @@ struct Group {
     peers: &'static [Peer],
 }
 
-const GROUPS: [Group; 2] = [
+const GROUPS: [Group; 4] = [
     Group { name: "control", measure: control::run, peers: &[peers::FLANNELD] },
     Group { name: "cni", measure: cni::run, peers: &[peers::BRIDGE, peers::FLANNEL_CNI] },
+    Group { name: "data", measure: data::run, peers: &[peers::FLANNELD, peers::BRIDGE, peers::FLANNEL_CNI] },
+    Group { name: "gains", measure: data::run_gains, peers: &[] },
 ];
 const ROUNDS: u32 = 5;
 

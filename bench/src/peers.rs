@@ -39,15 +39,6 @@ pub(crate) const FLANNELD: Peer = Peer {
     get: "`make peers` builds it (needs Go)",
 };
 
-/// The throughput meter.
-#[allow(dead_code, reason = "for the group data")]
-pub(crate) const IPERF3: Peer = Peer {
-    name: "iperf3",
-    variable: "IPERF3",
-    usual: Some("/usr/bin/iperf3"),
-    get: "`make deps` installs it",
-};
-
 impl Peer {
     /// Where it is. A variable that names what is not there counts as missing: somebody wanted that one.
     pub(crate) fn find(&self) -> Option<PathBuf> {

@@ -3,9 +3,9 @@
 //! netlink-packet-route encodes and decodes rtnetlink messages; this crate adds what a
 //! careful caller needs around them: batches that tell the kernel's verdict on every message
 //! ([`Socket::batch`]), dumps that are repeated when the kernel says they were interrupted
-//! ([`Socket::dump`]), the kernel's own error text, nexthop objects ([`nexthop`]) and
-//! nftables set elements ([`nftset`]). Who wants a few attributes of a long answer reads those alone
-//! ([`attributes`]).
+//! ([`Socket::dump`]), the kernel's own error text, nexthop objects ([`nexthop`]), nftables set
+//! elements ([`nftset`]) and features of NICs ([`ethtool`]). Who wants a few attributes of a long
+//! answer reads those alone ([`attributes`]).
 //!
 //! A socket belongs to the network namespace of the thread that opened it, for ever; the
 //! plugin opens one in each namespace and passes them down. The kernel answers rtnetlink
@@ -13,6 +13,7 @@
 
 mod attributes;
 mod error;
+pub mod ethtool;
 pub mod nexthop;
 pub mod nftset;
 mod socket;

@@ -136,6 +136,11 @@ impl Socket {
         Self::open(netlink_sys::protocols::NETLINK_NETFILTER)
     }
 
+    /// Opens a generic netlink socket (`NETLINK_GENERIC`).
+    pub fn generic() -> io::Result<Self> {
+        Self::open(netlink_sys::protocols::NETLINK_GENERIC)
+    }
+
     fn open(protocol: isize) -> io::Result<Self> {
         let mut raw = RawSocket::new(protocol)?;
         raw.bind_auto()?;

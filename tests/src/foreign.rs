@@ -42,6 +42,13 @@ impl Foreign {
         Self { seen: look(host) }
     }
 
+    /// Removes them.
+    pub(crate) fn remove(self, host: &Host) {
+        host.ip("link del foreign9\nnexthop del id 9\nrule del pref 1234\n\
+             route del 198.51.100.128/25 table 177\nroute del 198.51.100.0/24");
+        host.run(&["nft", "delete", "table", "inet", "foreign"]);
+    }
+
     /// What has changed, line by line.
     pub(crate) fn damage(&self, host: &Host) -> Option<String> {
         let now = look(host);

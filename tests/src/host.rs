@@ -272,6 +272,13 @@ impl Host {
         *lock(&self.inner.foreign) = None;
     }
 
+    /// Takes the foreign objects away, for measurements: a second tunnel and further rules cost time.
+    pub fn remove_foreign(&self) {
+        if let Some(foreign) = lock(&self.inner.foreign).take() {
+            foreign.remove(self);
+        }
+    }
+
     /// What became of the foreign objects, if not as they were placed.
     pub(crate) fn foreign_damage(&self) -> Option<String> {
         lock(&self.inner.foreign).as_ref().and_then(|foreign| foreign.damage(self))

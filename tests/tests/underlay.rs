@@ -118,6 +118,32 @@ fn a_choice_that_can_never_be_right_is_refused() {
     }
 }
 
+/// Whether the VXLAN device of a host sends checksums of the outer UDP.
+fn outer_checksum(host: &Host) -> bool {
+    let device = kernel::link(host, "loden.1").expect("the device");
+    let checksum = &device["linkinfo"]["info_data"]["udp_csum"];
+    checksum.as_bool().unwrap_or_else(|| panic!("no udp_csum in {device}"))
+}
+
+#[test]
+fn the_outer_checksum_is_left_out_where_the_nic_segments_tunnels_only_without() {
+    let lab = Lab::new("outer_checksum");
+    lab.etcd().config(VXLAN);
+    let [a, b, c] = lab.hosts();
+    for host in [&a, &c] {
+        host.run(&["ethtool", "-K", "eth0", "tx-udp_tnl-csum-segmentation", "off"]);
+    }
+    // As flanneld leaves it. Fixed at creation, so it stays.
+    c.ip("link add flannel.1 type vxlan id 1 dstport 8472 dev eth0 nolearning");
+    let _daemons = [&a, &b, &c].map(|host| host.daemon(&[]).ready());
+    matrix(&[&a.container("a1"), &b.container("b1"), &c.container("c1")]);
+    assert!(!outer_checksum(&a), "a NIC that could not segment with it");
+    assert!(outer_checksum(&b), "a NIC that can");
+    let adopted = kernel::link(&c, "flannel.1").expect("the adopted device");
+    assert_eq!(adopted["linkinfo"]["info_data"]["udp_csum"], true, "an adopted device keeps its own");
+    lab.check_invariants();
+}
+
 #[test]
 fn a_changed_address_is_followed_by_all_peers() {
     let cluster = Cluster::<2>::start("address", VXLAN, &[]);

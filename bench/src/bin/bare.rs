@@ -85,10 +85,7 @@ async fn add_device(kernel: &mut Kernel) -> Result<u32> {
     };
     kernel.apply(&[Operation::AddDevice(device)]).await?.remove(0)?;
     let index = index(NAME)?;
-    kernel
-        .apply(&[Operation::SetUp { device: index, name: NAME.into(), port: 8472 }], "bare")
-        .await?
-        .remove(0)?;
+    kernel.apply(&[Operation::SetUp { device: index, name: NAME.into(), port: 8472 }]).await?.remove(0)?;
     Ok(index)
 }
 

@@ -194,6 +194,19 @@ pub fn plan(inputs: Inputs<'_>) -> Desired {
     }
 }
 
+/// Whether a new VXLAN device sends a checksum of the outer UDP, given the features of its NIC that
+/// are on, as `ethtool` names them.
+///
+/// It does, as the kernel's default and flannel's devices: the sender derives it from the inner one,
+/// and where the receiver's NIC checks it, the inner one need not be. But a NIC that cuts packets in
+/// tunnels only where there is no outer checksum would leave that to the kernel. IPv4 alone may go
+/// without (RFC 768; RFC 8200 §8.1).
+pub fn outer_checksum(family: Family, features: &BTreeSet<String>) -> bool {
+    let needs_none =
+        features.contains("tx-udp_tnl-segmentation") && !features.contains("tx-udp_tnl-csum-segmentation");
+    family == Family::V6 || !needs_none
+}
+
 fn underlay_mtu(vxlan: &Vxlan, underlay: &Underlay) -> u32 {
     vxlan.underlay_mtu.unwrap_or(underlay.mtu)
 }
@@ -206,5 +219,21 @@ pub fn container_mtu(config: &NetworkConfig, underlay: &Underlay) -> u32 {
             underlay_mtu(vxlan, underlay).saturating_sub(overhead)
         }
         Backend::HostGw | Backend::Alloc => underlay.mtu,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_outer_checksum_goes_where_the_nic_segments_only_without() {
+        let features = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let (plain, with) = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation");
+        assert!(!outer_checksum(Family::V4, &features(&[plain])));
+        for others in [vec![], vec![with], vec![plain, with]] {
+            assert!(outer_checksum(Family::V4, &features(&others)), "{others:?}");
+        }
+        assert!(outer_checksum(Family::V6, &features(&[plain])));
     }
 }

@@ -22,7 +22,8 @@ use std::path::Path;
 use loden_core::diff::Operation;
 use loden_core::filters::PeerSet;
 use loden_core::observed::Observed;
-use loden_netlink::{KernelError as Refusal, Request, Socket};
+use loden_core::plan;
+use loden_netlink::{KernelError as Refusal, Request, Socket, ethtool};
 use loden_proto::{Family, Subnet};
 
 pub use filters::{Table, rejected_sources, remove_table, remove_vxlan_filter, table_exists};
@@ -155,7 +156,8 @@ impl Kernel {
             Operation::Admit(all) => self.filters.change(&mut self.netfilter, all, true),
             Operation::Dismiss(all) => self.filters.change(&mut self.netfilter, all, false),
             Operation::AddDevice(device) => {
-                let result = self.route.batch(&[write::add_device(device)])?.remove(0);
+                let checksum = plan::outer_checksum(device.family, &features(device.lower));
+                let result = self.route.batch(&[write::add_device(device, checksum)])?.remove(0);
                 write::verdict(operation, result)?;
                 // Best effort: a kernel without IPv6 has neither.
                 let _ = sysctl::write(Family::V6, &device.name, "accept_ra", "0");
@@ -177,4 +179,13 @@ impl Kernel {
             _ => Err(refused("it is no single netlink request".into(), "")),
         }
     }
+}
+
+/// Features of a NIC that are on. Before Linux 5.6 nothing can be known so, and defaults will do.
+fn features(device: u32) -> BTreeSet<String> {
+    let asked = Socket::generic().map_err(Into::into).and_then(|mut s| ethtool::features(&mut s, device));
+    asked.unwrap_or_else(|error: loden_netlink::Error| {
+        tracing::debug!(device, %error, "the features of the underlay's NIC are unknown");
+        BTreeSet::new()
+    })
 }

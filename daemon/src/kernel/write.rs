@@ -85,8 +85,9 @@ pub(super) fn request(operation: &Operation) -> Option<Request> {
     Some(request)
 }
 
-/// The request that makes a VXLAN device.
-pub(super) fn add_device(device: &Device) -> Request {
+/// The request that makes a VXLAN device; `checksum`: of the outer UDP. That is fixed from then on
+/// (drivers/net/vxlan: vxlan_nl2conf with changelink), so a device that is there keeps what it has.
+pub(super) fn add_device(device: &Device, checksum: bool) -> Request {
     let mut data = vec![
         InfoVxlan::Id(device.vni),
         InfoVxlan::Link(device.lower),
@@ -96,6 +97,9 @@ pub(super) fn add_device(device: &Device) -> Request {
     ];
     if device.gbp {
         data.push(InfoVxlan::Gbp);
+    }
+    if device.family == Family::V4 {
+        data.push(InfoVxlan::UDPCsum(checksum));
     }
     let mut message = LinkMessage::default();
     message.attributes = vec![
