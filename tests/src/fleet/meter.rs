@@ -64,6 +64,9 @@ pub struct Gauges {
 pub struct Own {
     /// CPU time.
     pub cpu_seconds: f64,
+    /// For how long the thread of all hosts was ready to run and had no CPU: on a busy machine, most of
+    /// the time until hosts converge.
+    pub waited_seconds: f64,
     /// Memory now.
     pub resident_bytes: u64,
 }
@@ -101,6 +104,11 @@ impl Meter {
         Ok(Self { begin, etcd: etcd.clone(), base, former: Counters::default(), own: own() })
     }
 
+    /// Requests of all kinds since the begin.
+    pub async fn requests(&self) -> anyhow::Result<u64> {
+        Ok(sample(&self.etcd).await?.0.minus(&self.base).all_requests())
+    }
+
     /// etcd is about to end: takes what it has counted, and begins anew with its next life.
     pub async fn etcd_ends(&mut self) -> anyhow::Result<()> {
         let now = sample(&self.etcd).await?.0;
@@ -120,6 +128,7 @@ impl Meter {
             etcd_at_end,
             simulator: Own {
                 cpu_seconds: now.cpu_seconds - self.own.cpu_seconds,
+                waited_seconds: now.waited_seconds - self.own.waited_seconds,
                 resident_bytes: now.resident_bytes,
             },
         })
@@ -229,8 +238,12 @@ impl Metrics<'_> {
 fn own() -> Own {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    // Nanoseconds on a CPU, nanoseconds of waiting for one, turns (sched-stats.rst).
+    let schedule = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let waited = schedule.split(' ').nth(1).and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0);
     Own {
         cpu_seconds: time.tv_sec as f64 + time.tv_nsec as f64 / 1e9,
+        waited_seconds: waited / 1e9,
         resident_bytes: status_bytes(&status, "VmRSS:"),
     }
 }

@@ -117,9 +117,10 @@ impl Display for Report {
         row(
             "simulated daemons",
             format!(
-                "CPU {:.2} s, {:.1} ms a host; memory {}, {} a host",
+                "CPU {:.2} s, {:.1} ms a host, {:.2} s without a CPU; memory {}, {} a host",
                 own.cpu_seconds,
                 own.cpu_seconds * 1000.0 / hosts,
+                own.waited_seconds,
                 bytes(own.resident_bytes),
                 bytes((own.resident_bytes as f64 / hosts) as u64)
             ),

@@ -135,13 +135,16 @@ impl Fleet {
     async fn steady(&mut self) -> anyhow::Result<Report> {
         let meter = Meter::begin(&self.etcd).await?;
         let begin = Instant::now();
+        let (mut before, mut most) = (meter.requests().await?, 0);
         while begin.elapsed() < self.options.steady {
-            let left = self.options.steady.saturating_sub(begin.elapsed());
-            tokio::time::sleep(left.min(Duration::from_secs(5))).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let now = meter.requests().await?;
+            most = most.max(now - before);
+            before = now;
             self.tell(&format!(
-                "steady: {:.0} s of {} s",
+                "steady: {:.0} s of {:?}",
                 begin.elapsed().as_secs_f64(),
-                self.options.steady.as_secs()
+                self.options.steady
             ));
         }
         let cost = meter.end().await?;
@@ -149,7 +152,7 @@ impl Fleet {
         let mut report = self.report("steady", true, cost, &[]).await?;
         let hourly = requests as f64 / self.hosts.len() as f64 / seconds * 3600.0;
         report.notes.push(format!(
-            "{hourly:.1} requests per host and hour, from {requests} in {seconds:.0} s with a lease of {} s",
+            "{hourly:.1} requests per host and hour, from {requests} in {seconds:.0} s with a lease of {} s; at most {most} in a second",
             self.options.lease_ttl
         ));
         let meter = Meter::begin(&self.etcd).await?;
