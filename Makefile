@@ -21,6 +21,8 @@ FUZZ_PACKAGES := gcc g++ libc6-dev
 TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace \
 	conntrack openssl procps util-linux kmod ethtool iptables libdevmapper1.02.1 \
 	containernetworking-plugins dbus firewalld ufw network-manager
+# A namespace and an etcd are all that a simulated fleet needs.
+SIM_PACKAGES := etcd-server etcd-client iproute2
 # Unpacked for the lab, not installed.
 DOCKER_PACKAGES := docker.io containerd runc busybox-static '?docker-cli'
 # Podman and the libraries of it that others seldom need, as Debian 12 and 13 name them.
@@ -100,6 +102,15 @@ bench: deps release peers ## Measure beside flannel and the kernel itself (ONLY=
 	$(call build_musl,loden-bench,loden-bench-floor)
 	@$(if $(filter-out 0,$(shell id -u)),sudo -E) env LODEN_BIN_DIR='$(TARGET)/release' LODEN_BENCH_DIR='$(CURDIR)/target/bench' \
 		'$(TARGET)/release/loden-bench' $(ONLY)
+
+HOSTS ?= 1000
+SCENARIO ?= all
+.PHONY: sim
+sim: build-deps ## Simulate HOSTS=1000 daemons on one etcd (SCENARIO=start|steady|restart|etcd-restart|upgrade|all)
+	@scripts/install-deps $(SIM_PACKAGES)
+	cargo build --locked --release -p loden-tests --bin loden-sim
+	@$(if $(filter-out 0,$(shell id -u)),sudo -E) '$(TARGET)/release/loden-sim' \
+		--hosts '$(HOSTS)' --scenario '$(SCENARIO)' --json '$(CURDIR)/target/bench/sim.json'
 
 .PHONY: check
 check: check-deps $(TOOLS)/bin/cargo-deny ## Format, lints, documentation, each crate alone, licences, unit hardening

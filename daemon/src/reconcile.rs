@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::docker_user;
-use crate::kernel::{Interest, Kernel, Notice, Watch};
+use crate::kernel::{DataPlane, Interest, Notice, Notices};
 use crate::lease::OwnLease;
 use crate::lock;
 use crate::state::StateDir;
@@ -69,14 +69,14 @@ pub struct Settings {
     pub full_pass: Duration,
 }
 
-/// The loop and what it hears.
-pub struct Reconciler {
+/// The loop and what it hears, over the real kernel or a modelled one.
+pub struct Reconciler<K, N> {
     /// What it was told.
     pub settings: Settings,
     /// The kernel.
-    pub kernel: Kernel,
+    pub kernel: K,
     /// Its notices, opened before the first look.
-    pub notices: Watch,
+    pub notices: N,
     /// What stands in etcd.
     pub views: watch::Receiver<View>,
     /// The config in force.
@@ -103,9 +103,9 @@ pub struct Reconciler {
     pub state: StateDir,
 }
 
-struct Loop {
+struct Loop<K, N> {
     /// What it was told and hears, and where it publishes.
-    io: Reconciler,
+    io: Reconciler<K, N>,
     observed: Observed,
     book: PeerBook,
     /// Whether the book knows what lasting state and kernel tell of peers.
@@ -144,7 +144,7 @@ const PEACE: Duration = Duration::from_secs(10);
 /// Peers are remembered at most this often.
 const SAVE_PEERS: Duration = Duration::from_secs(10);
 
-impl Reconciler {
+impl<K: DataPlane, N: Notices> Reconciler<K, N> {
     /// Runs for ever; ends only when the kernel cannot be spoken to at all.
     pub async fn run(self) -> anyhow::Result<()> {
         let mut state = Loop {
@@ -174,7 +174,7 @@ impl Reconciler {
     }
 }
 
-impl Loop {
+impl<K: DataPlane, N: Notices> Loop<K, N> {
     async fn run(&mut self) -> anyhow::Result<()> {
         self.observe().await?;
         loop {

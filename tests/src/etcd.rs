@@ -117,6 +117,11 @@ impl Etcd {
         lock(&self.inner.state).process.clone()
     }
 
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process().filter(|p| p.exited().is_none()).map(|p| p.pid())
+    }
+
     /// SIGTERM, and waits.
     pub fn stop(&self) {
         if let Some(process) = self.process() {

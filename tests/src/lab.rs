@@ -146,6 +146,11 @@ impl Lab {
         Self { shared: Arc::new(shared) }
     }
 
+    /// Its folder, which goes with it; in memory where the machine has /dev/shm.
+    pub fn folder(&self) -> &Path {
+        &self.shared.dir
+    }
+
     /// This lab's etcd, started without TLS by the first call.
     pub fn etcd(&self) -> Etcd {
         self.etcd_with(Security::Plain)

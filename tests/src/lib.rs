@@ -25,6 +25,7 @@ mod cri;
 mod daemon;
 mod docker;
 mod etcd;
+pub mod fleet;
 mod foreign;
 pub mod frames;
 mod host;

@@ -18,7 +18,7 @@ use loden_proto::{Family, Subnet};
 
 use crate::leases::{LeaseRecord, LeaseTable};
 use crate::mac::Fnv;
-use crate::printable;
+use crate::{Millis, printable};
 
 /// Who we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -279,6 +279,13 @@ pub fn keep_alive_interval(ttl: u64) -> u64 {
     (ttl / 3).clamp(1, 60)
 }
 
+/// How long after a claim the first keep-alive is due: between half an interval and a whole one, so that
+/// hosts that started together do not refresh together ever after. `chance` is any random number.
+pub fn first_keep_alive(ttl: u64, chance: u64) -> Millis {
+    let interval = keep_alive_interval(ttl) * 1000;
+    interval / 2 + chance % (interval / 2 + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -491,5 +498,15 @@ mod tests {
         let flannel = self::table(&[("10.5.12.0-24", 6, OTHER)]);
         let interval = holders_interval(flannel.get(&key("10.5.12.0-24")).expect("the record"), 86400);
         assert_eq!(liveness(86400, 10, interval), None, "flannel's lease is alive to its end");
+    }
+
+    #[test]
+    fn hosts_that_start_together_refresh_apart_and_none_later_than_an_interval() {
+        let first: Vec<u64> = (0..1000).map(|n| first_keep_alive(86400, n * 7919)).collect();
+        assert!(first.iter().all(|at| (30_000..=60_000).contains(at)), "{first:?}");
+        for second in 30..60 {
+            let together = first.iter().filter(|at| **at / 1000 == second).count();
+            assert!(together < 100, "{together} of 1000 hosts in one second");
+        }
     }
 }

@@ -8,6 +8,7 @@ mod decode;
 mod filters;
 mod iptables;
 mod observe;
+mod plane;
 mod ports;
 mod program;
 mod rules;
@@ -28,6 +29,7 @@ use loden_proto::{Family, Subnet};
 
 pub use filters::{Table, rejected_sources, remove_table, remove_vxlan_filter, table_exists};
 pub use iptables::{change_user_chain, has_legacy_filter, unseen_legacy, user_chains};
+pub use plane::{DataPlane, Notices};
 pub use ports::{Ports, guarded_ports, rejected_ports};
 pub use rules::{judge, rule_set};
 pub use watch::{Notice, Watch};

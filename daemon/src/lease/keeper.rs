@@ -310,8 +310,12 @@ impl Keeper {
                     ahead = Some(table);
                 }
                 Err(error) => {
-                    // Whether it was written is unknown: the next view tells. The etcd lease stays ours to
-                    // use, unless it is what is missing.
+                    // Whether it was written is unknown, and an etcd that answers too late shows it too late as
+                    // well: another subnet would leave this one behind, kept alive by the same etcd lease.
+                    if mod_revision == 0 && !previous.contains(&key) {
+                        previous.insert(0, key);
+                    }
+                    // The etcd lease stays ours to use, unless it is what is missing.
                     if error.to_string().contains("lease not found") {
                         etcd_lease = None;
                     }
@@ -338,7 +342,8 @@ impl Keeper {
     /// Keeps a lease until it is not ours any more.
     async fn keep(&mut self, mut held: Held, host_id: &str, last: &mut Last) -> Departure {
         let interval = Duration::from_secs(claim::keep_alive_interval(self.options.ttl));
-        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
+        let first = Duration::from_millis(claim::first_keep_alive(self.options.ttl, clock::chance()));
+        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + first, interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut attempt = 0;
         let mut epoch = self.views.borrow().epoch;

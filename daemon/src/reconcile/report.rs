@@ -44,7 +44,7 @@ pub struct Report {
 /// Peers whose packets are followed through the rules.
 const EXAMPLES: usize = 256;
 
-impl Loop {
+impl<K, N> Loop<K, N> {
     pub(super) fn report(&self) -> Report {
         let now = clock::now();
         let devices =

@@ -1,0 +1,75 @@
+//! The seam between the reconciler and a kernel: what the loop needs of one, whichever it is.
+//!
+//! [`Kernel`] and [`Watch`] are the real one. The fleet simulator (`tests/src/fleet/`) runs the same
+//! loop on a modelled one, a thousand times in one process.
+
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+
+use loden_core::diff::Operation;
+use loden_core::observed::Observed;
+
+use super::{Interest, Kernel, KernelError, Notice, Watch};
+
+/// A kernel that is looked at and written to.
+pub trait DataPlane: Send {
+    /// Looks at everything that concerns us.
+    fn observe(&mut self, interest: &Interest) -> impl Future<Output = Result<Observed, KernelError>> + Send;
+
+    /// Looks at rules and forwarding alone.
+    fn observe_rules(
+        &mut self,
+        interest: &Interest,
+        observed: &mut Observed,
+    ) -> impl Future<Output = Result<(), KernelError>> + Send;
+
+    /// Carries operations out in order and returns the verdict on each. A refused operation does
+    /// not stop those after it; an error is one of the kernel as a whole.
+    fn apply(
+        &mut self,
+        operations: &[Operation],
+        table: &str,
+    ) -> impl Future<Output = Result<Vec<Result<(), KernelError>>, KernelError>> + Send;
+
+    /// The interface index of the route to an address (`--iface-can-reach`).
+    fn route_to(&mut self, address: IpAddr) -> Option<u32>;
+}
+
+/// What a kernel tells unasked.
+pub trait Notices: Send {
+    /// The next notices, at least one. Safe to cancel.
+    fn next(&self) -> impl Future<Output = io::Result<Vec<Notice>>> + Send;
+}
+
+impl DataPlane for Kernel {
+    async fn observe(&mut self, interest: &Interest) -> Result<Observed, KernelError> {
+        Kernel::observe(self, interest).await
+    }
+
+    async fn observe_rules(
+        &mut self,
+        interest: &Interest,
+        observed: &mut Observed,
+    ) -> Result<(), KernelError> {
+        Kernel::observe_rules(self, interest, observed).await
+    }
+
+    async fn apply(
+        &mut self,
+        operations: &[Operation],
+        table: &str,
+    ) -> Result<Vec<Result<(), KernelError>>, KernelError> {
+        Kernel::apply(self, operations, table).await
+    }
+
+    fn route_to(&mut self, address: IpAddr) -> Option<u32> {
+        Kernel::route_to(self, address)
+    }
+}
+
+impl Notices for Watch {
+    async fn next(&self) -> io::Result<Vec<Notice>> {
+        Watch::next(self).await
+    }
+}

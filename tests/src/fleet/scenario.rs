@@ -1,0 +1,246 @@
+//! What is done to a fleet, and what is looked at afterwards.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use loden_core::leases::LeaseTable;
+use loden_daemon::store::{Outcome, Writer};
+use loden_proto::config::NetworkConfig;
+use loden_proto::lease::{BackendData, LeaseKey, LeaseValue};
+use loden_proto::{Family, Mac, Subnet};
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+
+use super::judge::Finding;
+use super::meter::Meter;
+use super::report::{Report, Spread};
+use super::{Fleet, Milestones};
+
+/// One thing to do to a fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scenario {
+    /// All daemons start at once on hosts that have never been members.
+    Start,
+    /// Nothing happens for a while; then a lease comes, and goes.
+    Steady,
+    /// All daemons are killed and started again in the same moment.
+    Restart,
+    /// etcd gets SIGTERM and is started again.
+    EtcdRestart,
+    /// etcd gets SIGKILL and is started again.
+    EtcdKill,
+    /// Batch after batch of daemons is killed and started again: twice, first unchanged, then with
+    /// other values in their leases, as another version has.
+    Upgrade,
+}
+
+/// How many times a lease comes and goes in [`Scenario::Steady`].
+const NEWS: usize = 5;
+
+impl Scenario {
+    /// All, in an order in which each finds a running fleet.
+    pub const ALL: [Self; 6] =
+        [Self::Start, Self::Steady, Self::Restart, Self::EtcdRestart, Self::EtcdKill, Self::Upgrade];
+
+    /// Its name on the command line and in the report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Steady => "steady",
+            Self::Restart => "restart",
+            Self::EtcdRestart => "etcd-restart",
+            Self::EtcdKill => "etcd-kill",
+            Self::Upgrade => "upgrade",
+        }
+    }
+}
+
+impl Fleet {
+    /// Plays a scenario; one report, or two for an upgrade. Every scenario but the start needs a
+    /// running fleet.
+    pub async fn play(&mut self, scenario: Scenario) -> anyhow::Result<Vec<Report>> {
+        let all = 0..self.hosts.len();
+        Ok(match scenario {
+            Scenario::Start => vec![self.restart_all("start", false).await?],
+            Scenario::Restart => vec![self.restart_all("restart", true).await?],
+            Scenario::Steady => vec![self.steady().await?],
+            Scenario::EtcdRestart => vec![self.etcd_restart("etcd-restart", false).await?],
+            Scenario::EtcdKill => vec![self.etcd_restart("etcd-kill", true).await?],
+            Scenario::Upgrade => {
+                let mut unchanged = self.rolling("rolling-restart", all.clone()).await?;
+                if unchanged.cost.etcd.writes() > 0 {
+                    let writes = unchanged.cost.etcd.writes();
+                    unchanged
+                        .findings
+                        .push(format!("{writes} writes to etcd by daemons that only restarted"));
+                }
+                let generation = self.settings.labels.len() + 1;
+                self.settings.labels.insert(format!("upgrade-{generation}"), "done".to_owned());
+                let mut changed = self.rolling("rolling-upgrade", all).await?;
+                let most = self.hosts.len() as u64;
+                if changed.cost.etcd.writes() > most {
+                    let writes = changed.cost.etcd.writes();
+                    changed.findings.push(format!("{writes} writes to etcd by {most} upgraded daemons"));
+                }
+                vec![unchanged, changed]
+            }
+        })
+    }
+
+    async fn restart_all(&mut self, name: &'static str, kept: bool) -> anyhow::Result<Report> {
+        let meter = Meter::begin(&self.etcd).await?;
+        let begin = Instant::now();
+        self.restart(0..self.hosts.len())?;
+        let reached = self.converged(name, 0..self.hosts.len(), begin).await;
+        let cost = meter.end().await?;
+        self.report(name, kept, cost, &reached).await
+    }
+
+    async fn etcd_restart(&mut self, name: &'static str, kill: bool) -> anyhow::Result<Report> {
+        let mut meter = Meter::begin(&self.etcd).await?;
+        meter.etcd_ends().await?;
+        let etcd = self.etcd.clone();
+        spawn_blocking(move || if kill { etcd.kill9() } else { etcd.stop() }).await?;
+        let noticed = self.hosts.iter().map(super::SimulatedHost::away);
+        self.all(&format!("{name}, etcd is away"), noticed, Instant::now()).await;
+        let begin = Instant::now();
+        let etcd = self.etcd.clone();
+        spawn_blocking(move || etcd.start()).await?;
+        let answers = begin.elapsed();
+        let reached = self.converged(name, 0..self.hosts.len(), begin).await;
+        let cost = meter.end().await?;
+        let mut report = self.report(name, true, cost, &reached).await?;
+        report.notes.push(format!("etcd answers again after {:.2} s", answers.as_secs_f64()));
+        Ok(report)
+    }
+
+    async fn rolling(&mut self, name: &'static str, hosts: std::ops::Range<usize>) -> anyhow::Result<Report> {
+        let meter = Meter::begin(&self.etcd).await?;
+        let size = hosts.len().div_ceil(self.options.batches.max(1));
+        let all: Vec<usize> = hosts.collect();
+        let mut reached = Vec::new();
+        for (number, batch) in all.chunks(size).enumerate() {
+            let begin = Instant::now();
+            self.restart(batch.iter().copied())?;
+            let what = format!("{name}, batch {} of {}", number + 1, all.len().div_ceil(size));
+            reached.extend(self.converged(&what, batch.iter().copied(), begin).await);
+        }
+        let cost = meter.end().await?;
+        let mut report = self.report(name, true, cost, &reached).await?;
+        report.notes.push(format!("batches of {size} hosts, each counted from its own begin"));
+        Ok(report)
+    }
+
+    /// Requests per host while nothing happens, and how long news takes to all hosts.
+    async fn steady(&mut self) -> anyhow::Result<Report> {
+        let meter = Meter::begin(&self.etcd).await?;
+        let begin = Instant::now();
+        let (mut before, mut most) = (meter.requests().await?, 0);
+        while begin.elapsed() < self.options.steady {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let now = meter.requests().await?;
+            most = most.max(now - before);
+            before = now;
+            self.tell(&format!(
+                "steady: {:.0} s of {:?}",
+                begin.elapsed().as_secs_f64(),
+                self.options.steady
+            ));
+        }
+        let cost = meter.end().await?;
+        let (requests, seconds) = (cost.etcd.all_requests(), cost.seconds);
+        let mut report = self.report("steady", true, cost, &[]).await?;
+        let hourly = requests as f64 / self.hosts.len() as f64 / seconds * 3600.0;
+        report.notes.push(format!(
+            "{hourly:.1} requests per host and hour, from {requests} in {seconds:.0} s with a lease of {} s; at most {most} in a second",
+            self.options.lease_ttl
+        ));
+        let meter = Meter::begin(&self.etcd).await?;
+        let news = self.news().await?;
+        let cost = meter.end().await?;
+        // A watcher sees each lease come and go.
+        let deliveries = (2 * NEWS * self.hosts.len()) as f64;
+        report.notes.push(format!(
+            "a lease that came was in every kernel: {news}; CPU per event and host: daemon {:.0} us, etcd {:.0} us",
+            cost.simulator.cpu_seconds / deliveries * 1e6,
+            cost.etcd.cpu_seconds / deliveries * 1e6
+        ));
+        Ok(report)
+    }
+
+    /// Leases come and go one by one; how long until each host's kernel has each.
+    async fn news(&self) -> anyhow::Result<Spread> {
+        let view = self.view().await?;
+        let text = view.config.context("the network config")?;
+        let config = NetworkConfig::parse(&text)?;
+        let subnet = free_subnet(&config, &view.table).context("no subnet is free for a further lease")?;
+        let key = LeaseKey::single(subnet);
+        let writer = Writer::on(&self.settings.etcd.prefix, self.settings.etcd.connect().await?);
+        let mut took = Vec::new();
+        for _ in 0..NEWS {
+            let begin = Instant::now();
+            let Outcome::Written(revision) = writer.put(&key, &newcomer(), 0, 0).await? else {
+                anyhow::bail!("somebody took {key}, which was free");
+            };
+            let arrivals = self.hosts.iter().map(|host| {
+                let kernel = host.kernel().clone();
+                async move {
+                    kernel.until(|observed| observed.routes.contains_key(&subnet)).await;
+                    begin.elapsed()
+                }
+            });
+            took.extend(self.all("steady, a lease came", arrivals, begin).await);
+            writer.delete(&key, revision).await?;
+            let departures = self.hosts.iter().map(|host| {
+                let kernel = host.kernel().clone();
+                async move { kernel.until(|observed| !observed.routes.contains_key(&subnet)).await }
+            });
+            self.all("steady, a lease went", departures, Instant::now()).await;
+        }
+        Ok(Spread::of(took))
+    }
+
+    async fn report(
+        &mut self,
+        name: &'static str,
+        kept: bool,
+        cost: super::Cost,
+        reached: &[Milestones],
+    ) -> anyhow::Result<Report> {
+        let mut findings: Vec<Finding> = Vec::new();
+        let missing = self.hosts.len() - reached.len();
+        // The steady state waits for nobody.
+        if missing > 0 && name != "steady" {
+            findings.push(format!("{missing} hosts have not converged within {:?}", self.options.limit));
+        }
+        findings.extend(self.judge(kept).await?);
+        let spread = |of: fn(&Milestones) -> Duration| {
+            (!reached.is_empty()).then(|| Spread::of(reached.iter().map(of).collect()))
+        };
+        Ok(Report {
+            scenario: name,
+            hosts: self.hosts.len(),
+            lease: spread(|m| m.lease),
+            watching: spread(|m| m.watching),
+            converged: spread(|m| m.converged),
+            cost,
+            notes: Vec::new(),
+            findings,
+        })
+    }
+}
+
+fn free_subnet(config: &NetworkConfig, table: &LeaseTable) -> Option<Subnet> {
+    let pool = config.pool(Family::V4)?;
+    (0..pool.capacity()).rev().filter_map(|i| pool.nth(i)).find(|s| table.overlapping(s).is_none())
+}
+
+/// The value of a host that is no member of the fleet.
+fn newcomer() -> LeaseValue {
+    LeaseValue {
+        public_ip: Some([172, 31, 255, 254].into()),
+        backend_type: "vxlan".into(),
+        backend_data: BackendData::Vxlan { vni: Some(1), vtep_mac: Mac([2, 0xff, 0, 0, 0, 1]) },
+        ..LeaseValue::default()
+    }
+}
