@@ -185,6 +185,12 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
 
     /// Waits for a reason to look again.
     async fn wait(&mut self) -> anyhow::Result<()> {
+        while !self.wakes().await? {}
+        Ok(())
+    }
+
+    /// Waits for whatever comes next, and tells whether it is a reason: the echo of our own writes is none.
+    async fn wakes(&mut self) -> anyhow::Result<bool> {
         let held = self.book.next_deadline().map(|at| Duration::from_millis(at.saturating_sub(clock::now())));
         let mut deadline = self.next_full;
         if self.wrong > Need::Changes {
@@ -192,6 +198,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         }
         deadline = held.map_or(deadline, |wait| deadline.min(Instant::now() + wait + COALESCE));
         deadline = self.save_peers_at.map_or(deadline, |at| deadline.min(at));
+        let mut reason = true;
         tokio::select! {
             notices = self.io.notices.next() => {
                 for notice in notices? {
@@ -206,10 +213,12 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                         self.absorb(notice);
                     }
                 }
+                reason = self.wrong > Need::Changes;
             }
             Some(question) = self.io.questions.recv() => {
                 // Who asked may be gone.
                 let _ = question.send(self.report());
+                reason = false;
             }
             _ = self.io.views.changed() => {}
             _ = self.io.configs.changed() => {}
@@ -229,7 +238,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                 tracing::warn!(%error, "cannot remember the peers");
             }
         }
-        Ok(())
+        Ok(reason || self.need > Need::Changes)
     }
 
     fn absorb(&mut self, notice: Notice) {
@@ -331,7 +340,8 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             }
         }
         failed.extend(peers_failed);
-        if former != desired.peers {
+        // Not an equal set made anew: to tell that would cost a look at every peer.
+        if !former.ptr_eq(&desired.peers) {
             self.save_peers_at
                 .get_or_insert((self.saved_peers_at + SAVE_PEERS).max(Instant::now() + COALESCE));
         }

@@ -29,7 +29,6 @@ pub trait DataPlane: Send {
     fn apply(
         &mut self,
         operations: &[Operation],
-        table: &str,
     ) -> impl Future<Output = Result<Vec<Result<(), KernelError>>, KernelError>> + Send;
 
     /// The interface index of the route to an address (`--iface-can-reach`).
@@ -55,12 +54,8 @@ impl DataPlane for Kernel {
         Kernel::observe_rules(self, interest, observed).await
     }
 
-    async fn apply(
-        &mut self,
-        operations: &[Operation],
-        table: &str,
-    ) -> Result<Vec<Result<(), KernelError>>, KernelError> {
-        Kernel::apply(self, operations, table).await
+    async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Result<(), KernelError>>, KernelError> {
+        Kernel::apply(self, operations).await
     }
 
     fn route_to(&mut self, address: IpAddr) -> Option<u32> {

@@ -348,6 +348,7 @@ impl Keeper {
         let mut attempt = 0;
         let mut epoch = self.views.borrow().epoch;
         let mut leaving = tokio::time::interval(Duration::from_secs(1));
+        let mut seen = LeaseTable::default();
         loop {
             let released = held.value.loden.as_ref().is_some_and(|m| m.released);
             tokio::select! {
@@ -371,7 +372,18 @@ impl Keeper {
                         tick.reset_after((interval / 4).max(Duration::from_secs(1)));
                     }
                 },
-                changed = self.views.changed() => if changed.is_err() { std::future::pending::<()>().await },
+                changed = self.views.changed() => {
+                    if changed.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                    let view = self.views.borrow_and_update().clone();
+                    let settled = view.synced && view.epoch == epoch && held.attempted.is_none();
+                    if settled && !value::concerns(&seen, &view.table, &held.key, &self.own.borrow().macs) {
+                        // Another host's lease, as nearly all are.
+                        seen = view.table;
+                        continue;
+                    }
+                }
                 // An address seldom comes alone, and the connection to etcd is made anew meanwhile.
                 _ = self.facts.changed() => tokio::time::sleep(SETTLE).await,
                 _ = self.configs.changed() => {}
@@ -391,6 +403,7 @@ impl Keeper {
             if let Err(departure) = self.check(&view.table, &mut held, host_id) {
                 return departure;
             }
+            seen = view.table.clone();
             self.renew(&mut held, &view.table, host_id, &mut attempt, last).await;
         }
     }
@@ -455,6 +468,7 @@ impl Keeper {
                 tracing::info!(subnet = %held.key, "lease updated: address or MAC changed");
                 held.mod_revision = revision;
                 held.value = value;
+                held.attempted = None;
                 self.publish(held, host_id, &macs, last);
             }
             Ok(Outcome::Conflict(_)) => {}

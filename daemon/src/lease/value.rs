@@ -112,6 +112,23 @@ pub(super) fn udp_peers(config: &NetworkConfig, table: &LeaseTable) -> Option<St
     ))
 }
 
+/// Whether what changed between two tables can matter to our own lease: our key, or a key with a MAC of
+/// ours.
+pub(super) fn concerns(
+    before: &LeaseTable,
+    now: &LeaseTable,
+    own: &LeaseKey,
+    macs: &BTreeMap<Family, Mac>,
+) -> bool {
+    before.changed_keys(now).into_iter().any(|key| {
+        let value = now.get(&key).and_then(|record| record.value.as_ref().ok());
+        let twin = |(family, mac): (&Family, &Mac)| {
+            value.is_some_and(|v| v.backend_data(*family).vtep_mac() == Some(*mac))
+        };
+        key == *own || macs.iter().any(twin)
+    })
+}
+
 /// Whether a peer with an older claim has the same MAC: then we are the one to change it.
 pub(super) fn has_older_twin(table: &LeaseTable, own: &LeaseKey, family: Family, mac: Mac) -> bool {
     let Some(ours) = table.get(own).map(|r| r.create_revision) else { return false };

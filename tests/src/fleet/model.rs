@@ -77,11 +77,7 @@ impl DataPlane for ModelledKernel {
         Ok(())
     }
 
-    async fn apply(
-        &mut self,
-        operations: &[Operation],
-        _: &str,
-    ) -> Result<Vec<Result<(), KernelError>>, KernelError> {
+    async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Result<(), KernelError>>, KernelError> {
         for operation in operations {
             self.change(operation);
         }
