@@ -139,6 +139,8 @@ struct Loop<K, N> {
 const TURN: usize = 1024;
 /// Notices within this time are answered together.
 const COALESCE: Duration = Duration::from_millis(5);
+/// At most so many readings of notices before a look, should they never end.
+const STALE: usize = 10_000;
 /// After this long without trouble, the next trouble is met at once again.
 const PEACE: Duration = Duration::from_secs(10);
 /// Peers are remembered at most this often.
@@ -242,6 +244,18 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     }
 
     fn absorb(&mut self, notice: Notice) {
+        self.pass_on(&notice);
+        let networks = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
+        let text = tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{notice:?}"));
+        let wrong = belief::absorb(&mut self.observed, notice, networks);
+        if let Some(notice) = text.filter(|_| wrong > Need::Changes) {
+            tracing::debug!(notice, "the kernel is not as believed");
+        }
+        self.wrong = self.wrong.max(wrong);
+    }
+
+    /// Tells other tasks of what is theirs.
+    fn pass_on(&self, notice: &Notice) {
         if matches!(notice, Notice::DockerRules | Notice::Overrun) {
             self.io.rules_changed.notify_one();
         }
@@ -254,8 +268,6 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             | Notice::AddressGone(..) => self.io.ports_changed.notify_one(),
             _ => {}
         }
-        let networks = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
-        self.wrong = self.wrong.max(belief::absorb(&mut self.observed, notice, networks));
     }
 
     /// One pass: what should be, what is, the difference, done.
@@ -429,6 +441,13 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     }
 
     async fn observe(&mut self) -> anyhow::Result<()> {
+        // What was told before this look is older than it, and would contradict it.
+        for _ in 0..STALE {
+            let Ok(notices) = tokio::time::timeout(Duration::ZERO, self.io.notices.next()).await else {
+                break;
+            };
+            notices?.iter().for_each(|notice| self.pass_on(notice));
+        }
         let interest = self.interest();
         match self.io.kernel.observe(&interest).await {
             Ok(observed) => self.observed = observed,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use netlink_packet_core::{Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, Parseable};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket as RawSocket, SocketAddr};
+use socket2::{SockFilter, SockRef};
 
 use crate::attributes::attributes;
 use crate::{Error, KernelError};
@@ -156,6 +157,13 @@ impl Socket {
             Some(ANSWER_TIMEOUT),
         )?;
         Ok(Self { raw, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
+    }
+
+    /// Its port id, by which the kernel tells who asked for a change ([`Events::ignore`]).
+    pub fn port(&self) -> io::Result<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.raw.get_address(&mut address)?;
+        Ok(address.port_number())
     }
 
     /// Sends one request and waits for its acknowledgement.
@@ -351,6 +359,25 @@ impl Events {
             raw.add_membership(*group)?;
         }
         Ok(Self { raw })
+    }
+
+    /// Has the kernel leave out notices of changes that the socket with this port id made, where it
+    /// says so: of routes, neighbours and nexthop objects, not of FDB entries. `nlmsg_pid` is at offset
+    /// 12 of `struct nlmsghdr`, and a filter loads in network byte order.
+    pub fn ignore(&self, port: u32) -> io::Result<()> {
+        const PID: u32 = 12;
+        let (load, compare, give) = (
+            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            libc::BPF_RET | libc::BPF_K,
+        );
+        let instruction = |code: u32, jt, jf, k| SockFilter::new(code as u16, jt, jf, k);
+        SockRef::from(&self.raw).attach_filter(&[
+            instruction(load, 0, 0, PID),
+            instruction(compare, 0, 1, u32::from_be_bytes(port.to_ne_bytes())),
+            instruction(give, 0, 0, 0),
+            instruction(give, 0, 0, u32::MAX),
+        ])
     }
 
     /// The next notices, in order. `WouldBlock` when there are none; `ENOBUFS` when some were

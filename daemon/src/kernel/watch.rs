@@ -12,7 +12,7 @@ use loden_proto::Mac;
 use std::net::IpAddr;
 use tokio::io::unix::AsyncFd;
 
-use super::decode;
+use super::{Kernel, decode};
 
 /// One change in the kernel.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,6 +105,11 @@ impl Watch {
             table: table.to_owned(),
             touched: Mutex::default(),
         })
+    }
+
+    /// Leaves the echo of this kernel's own writes out: 10,000 peers' are more than a socket holds.
+    pub fn ignore(&self, kernel: &Kernel) -> io::Result<()> {
+        self.route.get_ref().ignore(kernel.port()?)
     }
 
     /// The next notices, at least one. Safe to cancel.
