@@ -83,7 +83,7 @@ async fn add_device(kernel: &mut Kernel) -> Result<u32> {
         gbp: false,
         address: IpAddr::from([10, 0, 0, 0]),
     };
-    kernel.apply(&[Operation::AddDevice(device)]).await?.remove(0)?;
+    kernel.apply(&[Operation::AddDevice(Box::new(device))]).await?.remove(0)?;
     let index = index(NAME)?;
     kernel.apply(&[Operation::SetUp { device: index, name: NAME.into(), port: 8472 }]).await?.remove(0)?;
     Ok(index)

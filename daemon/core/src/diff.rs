@@ -62,7 +62,7 @@ pub fn base(desired: &Desired, observed: &Observed) -> (Vec<Operation>, Vec<Conf
                     "an interface named {} exists and is no VXLAN device of ours; rename or delete it",
                     link.name
                 ))),
-                _ => operations.push(Operation::AddDevice(device.clone())),
+                _ => operations.push(Operation::AddDevice(Box::new(device.clone()))),
             },
         }
     }
@@ -111,7 +111,7 @@ fn existing_device(
         };
         if desired.options.names_device(&link.name) {
             operations.push(Operation::DeleteDevice { index: link.index, name: link.name.clone() });
-            operations.push(Operation::AddDevice(device.clone()));
+            operations.push(Operation::AddDevice(Box::new(device.clone())));
         } else {
             conflicts.push(Conflict(format!(
                 "{} has our VNI {} and port {} but {what}, which the kernel cannot change; delete it (ip link del {})",
@@ -129,7 +129,11 @@ fn existing_device(
     ];
     let what: Vec<&'static str> = differs.iter().filter(|(_, d)| *d).map(|(n, _)| *n).collect();
     if !what.is_empty() {
-        operations.push(Operation::ChangeDevice { index: link.index, device: device.clone(), what });
+        operations.push(Operation::ChangeDevice {
+            index: link.index,
+            device: Box::new(device.clone()),
+            what,
+        });
     }
     let host = device.family.bits();
     let mut present = false;

@@ -23,7 +23,7 @@ pub struct Observed {
     /// Permanent neighbours on VXLAN devices, by device index.
     pub neighbours: BTreeMap<(u32, IpAddr), Mac>,
     /// Permanent FDB entries of VXLAN devices, by device index. One MAC can stand for several addresses.
-    pub fdb: BTreeMap<(u32, Mac), BTreeSet<IpAddr>>,
+    pub fdb: BTreeMap<(u32, Mac), Vec<IpAddr>>,
     /// Nexthop objects by id.
     pub nexthops: BTreeMap<u32, Nexthop>,
     /// Whether nexthop objects exist in this kernel.
@@ -153,6 +153,23 @@ pub struct Nexthop {
 }
 
 impl Observed {
+    /// Takes in a route of the kernel's.
+    pub fn add_route(&mut self, route: Route) {
+        let all = self.routes.entry(route.subnet).or_default();
+        // There are many of one, and a vector that grows takes four at first.
+        all.reserve_exact(1);
+        all.push(route);
+    }
+
+    /// Takes in an FDB entry of the kernel's.
+    pub fn add_fdb(&mut self, device: u32, mac: Mac, endpoint: IpAddr) {
+        let all = self.fdb.entry((device, mac)).or_default();
+        if !all.contains(&endpoint) {
+            all.reserve_exact(1);
+            all.push(endpoint);
+        }
+    }
+
     /// An interface by name.
     pub fn link(&self, name: &str) -> Option<&Link> {
         self.links.values().find(|l| l.name == name)

@@ -72,7 +72,7 @@ pub(super) fn observe(
                 && let Some((index, mac, address)) = decode::neighbour(&message)
                 && devices.contains(&index)
             {
-                observed.fdb.entry((index, mac)).or_default().insert(address);
+                observed.add_fdb(index, mac, address);
             }
         });
     }
@@ -108,7 +108,7 @@ fn routes(
             defaults.entry(main.metric).or_insert(device);
         }
         if let Some(route) = main.route().filter(|r| concerns(r, interest)) {
-            observed.routes.entry(route.subnet).or_default().push(route);
+            observed.add_route(route);
         }
     });
     if let Some((_, device)) = defaults.first_key_value() {

@@ -60,11 +60,11 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
             observed.neighbours.remove(&(*device, *address));
         }
         O::SetFdb { device, mac, endpoint } => {
-            observed.fdb.insert((*device, *mac), [*endpoint].into());
+            observed.fdb.insert((*device, *mac), vec![*endpoint]);
         }
         O::DeleteFdb { device, mac, endpoint } => {
             if let Some(all) = observed.fdb.get_mut(&(*device, *mac)) {
-                all.remove(endpoint);
+                all.retain(|present| present != endpoint);
                 if all.is_empty() {
                     observed.fdb.remove(&(*device, *mac));
                 }
@@ -82,11 +82,10 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
             });
         }
         O::SetRoute { route, replace } => {
-            let all = observed.routes.entry(route.subnet).or_default();
-            if *replace && let Some(present) = all.iter_mut().find(|r| r.metric == route.metric) {
-                *present = route.clone();
-            } else {
-                all.push(route.clone());
+            let all = observed.routes.get_mut(&route.subnet);
+            match all.and_then(|all| all.iter_mut().find(|r| *replace && r.metric == route.metric)) {
+                Some(present) => *present = route.clone(),
+                None => observed.add_route(route.clone()),
             }
         }
         O::DeleteRoute(route) => {

@@ -20,13 +20,13 @@ pub enum Operation {
     /// Remove from the peer sets.
     Dismiss(Vec<Member>),
     /// Make a VXLAN device, down.
-    AddDevice(Device),
+    AddDevice(Box<Device>),
     /// Change what differs of an existing one, without losing its peers.
     ChangeDevice {
         /// Its index.
         index: u32,
         /// What it should be.
-        device: Device,
+        device: Box<Device>,
         /// Names of what differs, for the log.
         what: Vec<&'static str>,
     },

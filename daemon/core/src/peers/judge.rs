@@ -22,7 +22,8 @@ pub(super) fn judge(key: &LeaseKey, record: &LeaseRecord, rules: &Rules) -> Verd
         Err(reason) => return Verdict::Rejected(reason.clone()),
     };
     let enabled: Vec<Subnet> = key.subnets().filter(|s| rules.config.pool(s.family()).is_some()).collect();
-    let (mut peers, mut reasons) = (Vec::new(), Vec::<String>::new());
+    // Exactly as many: there are many of them, and a vector that grows takes four at first.
+    let (mut peers, mut reasons) = (Vec::with_capacity(enabled.len()), Vec::<String>::new());
     for subnet in &enabled {
         match half(*subnet, value, rules) {
             Ok(peer) => peers.extend(peer),
