@@ -119,6 +119,8 @@ struct Loop<K, N> {
     repairs: BTreeMap<String, u64>,
     failure: Option<String>,
     need: Need,
+    /// Whether links, addresses or the default route turned out to be others in the middle of a pass.
+    look_again: bool,
     /// How much of what is believed was contradicted, or failed to be done.
     wrong: Need,
     next_full: Instant,
@@ -161,6 +163,7 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             repairs: BTreeMap::new(),
             failure: None,
             need: Need::Full,
+            look_again: false,
             wrong: Need::Changes,
             next_full: Instant::now() + self.settings.full_pass,
             calm: Backoff::new(20, 1000),
@@ -187,7 +190,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
 
     /// Waits for a reason to look again.
     async fn wait(&mut self) -> anyhow::Result<()> {
-        while !self.wakes().await? {}
+        while !std::mem::take(&mut self.look_again) && !self.wakes().await? {}
         Ok(())
     }
 
@@ -450,7 +453,13 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         }
         let interest = self.interest();
         match self.io.kernel.observe(&interest).await {
-            Ok(observed) => self.observed = observed,
+            Ok(observed) => {
+                // What the pass under way has decided by already, and no notice will tell of any more.
+                self.look_again |= self.observed.links != observed.links
+                    || self.observed.addresses != observed.addresses
+                    || self.observed.default_routes != observed.default_routes;
+                self.observed = observed;
+            }
             // What is believed stays; the next pass tries again.
             Err(error) => tracing::warn!(%error, "cannot read the kernel's state"),
         }

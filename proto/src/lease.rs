@@ -6,9 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::json::{shown, take};
@@ -218,8 +221,8 @@ impl LeaseValue {
             let value = format!("{} bytes long", bytes.len());
             return Err(ValueError { key: "the value", value, expected: "at most 65536 bytes" });
         }
-        match serde_json::from_slice::<Plain<'_>>(bytes) {
-            Ok(plain) if plain.backend_type == "vxlan" => Ok(plain.into()),
+        match serde_json::from_slice::<Object<Plain<'_>>>(bytes) {
+            Ok(Object(plain)) if plain.backend_type == "vxlan" => Ok(plain.into()),
             _ => Self::parse_any(bytes),
         }
     }
@@ -330,9 +333,9 @@ struct Plain<'a> {
     public_ipv6: Option<Ipv6Addr>,
     backend_type: &'a str,
     #[serde(default)]
-    backend_data: Option<PlainVxlan>,
+    backend_data: Option<Object<PlainVxlan>>,
     #[serde(default)]
-    backend_v6_data: Option<PlainVxlan>,
+    backend_v6_data: Option<Object<PlainVxlan>>,
     #[serde(default)]
     loden: Option<Box<LodenMember>>,
 }
@@ -346,10 +349,29 @@ struct PlainVxlan {
     vtep_mac: Mac,
 }
 
+/// What is written as an object. Derived code would take an array of the members as well.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(members)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Members(PhantomData))
+    }
+}
+
 impl From<Plain<'_>> for LeaseValue {
     fn from(plain: Plain<'_>) -> Self {
-        let data = |data: Option<PlainVxlan>| match data {
-            Some(PlainVxlan { vni, vtep_mac }) => BackendData::Vxlan { vni: Some(vni), vtep_mac },
+        let data = |data: Option<Object<PlainVxlan>>| match data {
+            Some(Object(PlainVxlan { vni, vtep_mac })) => BackendData::Vxlan { vni: Some(vni), vtep_mac },
             None => BackendData::None,
         };
         Self {
@@ -467,6 +489,11 @@ mod tests {
         for (text, part) in [
             ("not json", "not JSON"),
             ("[]", "the value is []"),
+            (r#"["1.2.3.4",null,"vxlan",[1,"c6:d2:32:6f:8f:44"],null,null]"#, "a JSON object"),
+            (
+                r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":[1,"c6:d2:32:6f:8f:44"]}"#,
+                "BackendData is [1",
+            ),
             (r#"{"PublicIP":"fd00::1"}"#, "PublicIP is \"fd00::1\""),
             (r#"{"PublicIP":"999.1.1.1"}"#, "PublicIP is"),
             (
@@ -497,6 +524,7 @@ mod tests {
         r#""BackendData":{"VNI":-1,"VtepMAC":"c6:d2:32:6f:8f:44","x":{}}"#,
         r#""BackendData":{"vni":2,"vtepmac":"c6:d2:32:6f:8f:44"}"#,
         r#""BackendData":null"#,
+        r#""BackendData":[1,"c6:d2:32:6f:8f:44"]"#,
         r#""BackendData":{"VtepMAC":""}"#,
         r#""BackendV6Data":{"VNI":4294967296,"VtepMAC":"c6:d2:32:6f:8f:45"}"#,
         r#""BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}"#,

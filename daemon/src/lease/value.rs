@@ -112,21 +112,21 @@ pub(super) fn udp_peers(config: &NetworkConfig, table: &LeaseTable) -> Option<St
     ))
 }
 
-/// Whether what changed between two tables can matter to our own lease: our key, or a key with a MAC of
-/// ours.
+/// Whether what changed between two tables can matter to our own lease: our key is not there, or changed,
+/// or a key came or changed that has a MAC of ours.
 pub(super) fn concerns(
     before: &LeaseTable,
     now: &LeaseTable,
     own: &LeaseKey,
     macs: &BTreeMap<Family, Mac>,
 ) -> bool {
-    before.changed_keys(now).into_iter().any(|key| {
-        let value = now.get(&key).and_then(|record| record.value.as_ref().ok());
-        let twin = |(family, mac): (&Family, &Mac)| {
-            value.is_some_and(|v| v.backend_data(*family).vtep_mac() == Some(*mac))
-        };
-        key == *own || macs.iter().any(twin)
-    })
+    let twin = |record: &LeaseRecord| {
+        let value = record.value.as_ref().ok();
+        macs.iter().any(|(f, mac)| value.is_some_and(|v| v.backend_data(*f).vtep_mac() == Some(*mac)))
+    };
+    // `before` may be from a time when our key was not written yet.
+    now.get(own).is_none()
+        || before.changed_keys(now).into_iter().any(|key| key == *own || now.get(&key).is_some_and(twin))
 }
 
 /// Whether a peer with an older claim has the same MAC: then we are the one to change it.
