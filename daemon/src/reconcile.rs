@@ -206,8 +206,9 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         let mut reason = true;
         tokio::select! {
             notices = self.io.notices.next() => {
+                reason = false;
                 for notice in notices? {
-                    self.absorb(notice);
+                    reason |= self.absorb(notice);
                 }
                 // More of the same burst are likely under way.
                 let end = Instant::now() + COALESCE;
@@ -218,7 +219,6 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                         self.absorb(notice);
                     }
                 }
-                reason = self.wrong > Need::Changes;
             }
             Some(question) = self.io.questions.recv() => {
                 // Who asked may be gone.
@@ -246,8 +246,12 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         Ok(reason || self.need > Need::Changes)
     }
 
-    fn absorb(&mut self, notice: Notice) {
+    /// Takes a notice in, and tells whether it is a reason to look again.
+    fn absorb(&mut self, notice: Notice) -> bool {
         self.pass_on(&notice);
+        // Routes of others, which the underlay may be chosen by.
+        let ways = self.io.settings.underlay.can_reach.is_some()
+            && matches!(notice, Notice::Route(_) | Notice::RouteGone(_));
         let networks = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
         let text = tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{notice:?}"));
         let wrong = belief::absorb(&mut self.observed, notice, networks);
@@ -255,6 +259,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             tracing::debug!(notice, "the kernel is not as believed");
         }
         self.wrong = self.wrong.max(wrong);
+        ways || wrong > Need::Changes
     }
 
     /// Tells other tasks of what is theirs.

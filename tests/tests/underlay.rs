@@ -79,6 +79,44 @@ fn a_nic_is_chosen_by_what_it_reaches() {
     assert_eq!(choice("nic_reach", &flags), chosen("eth1", "192.168.79.40", "192.168.79.40"));
 }
 
+/// Sooner than by the next full comparison, which is set beyond the end of the scenario.
+#[test]
+fn a_new_way_to_what_must_be_reached_is_taken_at_once() {
+    let (_lab, _etcd, a) = two_nics("nic_way");
+    let _daemon = a.daemon(&["--iface-can-reach=198.51.100.7", "--resync=1h"]).ready();
+    let uses = |nic: &'static str| {
+        let a = a.clone();
+        move || match a.try_status(&[])?.underlay {
+            Some(u) if u.interface == nic => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    };
+    eventually(SOON, "the default route's NIC is used", uses("eth0"));
+    a.ip("route add 198.51.100.7/32 via 192.168.79.1 dev eth1");
+    eventually(SOON, "the new way is used", uses("eth1"));
+}
+
+/// As DHCP does: one change, and another while the daemon looks at what the first has done.
+#[test]
+fn a_nic_that_changes_while_the_daemon_looks_is_seen() {
+    let cluster = Cluster::<2>::start("nic_twice", VXLAN, &["--resync=1h"]);
+    let [a, _] = &cluster.hosts;
+    let device = a.device_of(Family::V4).name;
+    for delay in (0..24).step_by(2) {
+        for mtu in [1420, 1440] {
+            a.ip(&format!("link set eth0 mtu {}", mtu - 20));
+            std::thread::sleep(Duration::from_millis(delay));
+            a.ip(&format!("link set eth0 mtu {mtu}"));
+            eventually(SOON, "the device has the NIC's last MTU", || {
+                match kernel::link(a, &device).and_then(|link| link["mtu"].as_u64()) {
+                    Some(now) if now == mtu - 50 => Ok(()),
+                    other => Err(format!("{other:?} after {mtu}, {delay} ms after another")),
+                }
+            });
+        }
+    }
+}
+
 #[test]
 fn the_public_address_may_be_another() {
     let flags = ["--iface=eth1", "--public-ip=203.0.113.200"];

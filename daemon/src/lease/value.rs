@@ -138,3 +138,44 @@ pub(super) fn has_older_twin(table: &LeaseTable, own: &LeaseKey, family: Family,
             && record.value.as_ref().is_ok_and(|v| v.backend_data(family).vtep_mac() == Some(mac))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_key_and_twins_of_ours_concern_us() {
+        let key = |text: &str| LeaseKey::parse(text).expect(text);
+        let (own, other) = (key("10.5.1.0-24"), key("10.5.2.0-24"));
+        let (ours, theirs) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
+        let record = |mac: Mac, revision: i64| LeaseRecord {
+            value: Ok(LeaseValue {
+                backend_type: "vxlan".into(),
+                backend_data: BackendData::Vxlan { vni: Some(1), vtep_mac: mac },
+                ..LeaseValue::default()
+            }),
+            etcd_lease: 7,
+            create_revision: revision,
+            mod_revision: revision,
+        };
+        let macs = BTreeMap::from([(Family::V4, ours)]);
+        let table = |records: &[(LeaseKey, Mac, i64)]| {
+            let mut table = LeaseTable::default();
+            for (key, mac, revision) in records {
+                table.insert(*key, record(*mac, *revision));
+            }
+            table
+        };
+        let alone = table(&[(own, ours, 1)]);
+        let both = table(&[(own, ours, 1), (other, theirs, 2)]);
+        for (before, now, expected) in [
+            (&alone, &both, false),
+            (&alone, &table(&[(own, ours, 1), (other, ours, 2)]), true),
+            (&both, &table(&[(own, theirs, 3), (other, theirs, 2)]), true),
+            // Our key was written and deleted before it was ever seen.
+            (&LeaseTable::default(), &table(&[(other, theirs, 2)]), true),
+        ] {
+            assert_eq!(concerns(before, now, &own, &macs), expected, "{before:?} {now:?}");
+        }
+    }
+}
