@@ -190,18 +190,20 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
 
     /// Waits for a reason to look again.
     async fn wait(&mut self) -> anyhow::Result<()> {
-        while !std::mem::take(&mut self.look_again) && !self.wakes().await? {}
+        let held = self.book.next_deadline().map(|at| Duration::from_millis(at.saturating_sub(clock::now())));
+        let held = held.map(|wait| Instant::now() + wait + COALESCE);
+        while !std::mem::take(&mut self.look_again) && !self.wakes(held).await? {}
         Ok(())
     }
 
     /// Waits for whatever comes next, and tells whether it is a reason: the echo of our own writes is none.
-    async fn wakes(&mut self) -> anyhow::Result<bool> {
-        let held = self.book.next_deadline().map(|at| Duration::from_millis(at.saturating_sub(clock::now())));
+    /// At `held`, if any, peers are let go.
+    async fn wakes(&mut self, held: Option<Instant>) -> anyhow::Result<bool> {
         let mut deadline = self.next_full;
         if self.wrong > Need::Changes {
             deadline = deadline.min(self.quiet_until);
         }
-        deadline = held.map_or(deadline, |wait| deadline.min(Instant::now() + wait + COALESCE));
+        deadline = held.map_or(deadline, |at| deadline.min(at));
         deadline = self.save_peers_at.map_or(deadline, |at| deadline.min(at));
         let mut reason = true;
         tokio::select! {
@@ -343,8 +345,9 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         }
         let former = std::mem::take(&mut self.programmed);
         let mut peers_failed = Vec::new();
-        if self.need < Need::Full || same_inputs {
-            // What inputs changed is done first: what is then left to do is a repair.
+        if self.need < Need::Full || !former.is_empty() {
+            // What inputs changed is done first: what is then left to do is a repair. And what former
+            // peers had outside the networks of now is told by nothing else.
             let scope = Scope::Since(&former);
             peers_failed.extend(self.bring_peers(&desired, scope, false, &mut conflicts).await?);
         }
@@ -465,8 +468,12 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                     || self.observed.default_routes != observed.default_routes;
                 self.observed = observed;
             }
-            // What is believed stays; the next pass tries again.
-            Err(error) => tracing::warn!(%error, "cannot read the kernel's state"),
+            // What is believed stays; the next pass tries again, since the notices are gone.
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the kernel's state; trying again");
+                self.wrong = Need::Full;
+                self.calm_down(true);
+            }
         }
         Ok(())
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use loden_proto::status::Status;
 use loden_proto::{Family, Subnet};
-use loden_tests::story::{Cluster, Stack};
-use loden_tests::{Host, eventually, kernel, matrix};
+use loden_tests::story::{Cluster, SOON, Stack, VXLAN};
+use loden_tests::{Host, Lab, eventually, kernel, matrix};
 
 /// A second is the promise; the machine may be busy with other scenarios.
 const A_SECOND: Duration = Duration::from_secs(3);
@@ -265,4 +265,33 @@ fn all_this_comes_back_in_an_ipv6_network() {
 #[test]
 fn all_this_comes_back_in_a_dual_stack_network_while_ipv4_loses_nothing() {
     is_repaired("repair46", Stack::Dual, DAMAGES);
+}
+
+#[test]
+fn nothing_is_left_of_a_former_networks_peers() {
+    let lab = Lab::new("former_network");
+    let etcd = lab.etcd();
+    etcd.config(VXLAN);
+    let a = lab.host("a");
+    let daemon = a.daemon(&[]).ready();
+    for peer in 200..205 {
+        etcd.put_peer(peer);
+    }
+    a.sees_peers(5);
+    // Peers are written down some seconds after they change.
+    eventually(SOON, "they are in lasting state", || {
+        a.exec(&["grep", "-qF", "10.5.204.0", "/var/lib/loden/peers.json"]).success()
+    });
+    etcd.config(&VXLAN.replace("10.5.", "10.6."));
+    // The daemon asks for a restart, after which the former network is in force until etcd answers.
+    daemon.restart();
+    eventually(SOON, "a moved", || match a.held_subnet()? {
+        subnet if subnet.to_string().starts_with("10.6.") => Ok(()),
+        subnet => Err(subnet.to_string()),
+    });
+    let device = a.device_of(Family::V4).name;
+    eventually(SOON, "no object of the former network's is left", || {
+        let left = (kernel::neighbours(&a, &device), kernel::routes_in(&a, "10.5.0.0/16"));
+        if left.0.is_empty() && left.1.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
 }
