@@ -92,7 +92,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         "cannot listen to the kernel; the daemon needs CAP_NET_ADMIN (run it as root or by its systemd unit)",
     )?;
     let kernel = Kernel::open(&options.run_dir, &options.settings.options.network)?;
-    notices.ignore(&kernel).context("cannot filter the kernel's notices")?;
+    if let Err(error) = notices.ignore(&kernel) {
+        // Only work is saved by it.
+        tracing::debug!(%error, "the echo of our own writes cannot be left out");
+    }
     let ports = Ports::open(&options.run_dir, &options.settings.options.network)?;
     let socket = (options.run_dir.join("loden.sock"), options.socket_group.clone());
     let listener = status::bind(&socket.0, socket.1.as_deref())?;

@@ -347,7 +347,8 @@ impl Events {
     }
 
     fn open(protocol: isize, groups: &[u32]) -> io::Result<Self> {
-        /// Room for some 10,000 notices, so that our own burst of writes is not an overrun.
+        /// Room for some 10,000 notices: of our own burst of writes only those of FDB entries come back
+        /// ([`Events::ignore`]), and are no overrun.
         const EVENT_BUFFER: usize = 8 << 20;
         let mut raw = RawSocket::new(protocol)?;
         raw.bind_auto()?;
