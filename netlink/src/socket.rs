@@ -363,7 +363,8 @@ impl Events {
     }
 
     /// Has the kernel leave out notices of changes that the socket with this port id made, where it
-    /// says so: of routes, neighbours and nexthop objects, not of FDB entries. `nlmsg_pid` is at offset
+    /// says so: of routes, neighbours, nexthop objects and whatever is nftables', not of FDB entries. Of
+    /// several messages in one packet, which are those of one transaction, the first counts. `nlmsg_pid` is at offset
     /// 12 of `struct nlmsghdr`, and a filter loads in network byte order.
     pub fn ignore(&self, port: u32) -> io::Result<()> {
         const PID: u32 = 12;

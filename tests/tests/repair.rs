@@ -295,3 +295,22 @@ fn nothing_is_left_of_a_former_networks_peers() {
         if left.0.is_empty() && left.1.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     });
 }
+
+/// As in a container: the kernel tells who changed a rule by a process id that is another inside.
+#[test]
+fn its_own_changes_are_no_news_in_a_pid_namespace() {
+    let lab = Lab::new("pid_namespace");
+    let etcd = lab.etcd();
+    etcd.config(VXLAN);
+    let a = lab.host("a");
+    let wrapper = ["unshare", "--pid", "--fork", "--kill-child"];
+    let daemon = a.daemon_under(&wrapper, &["--log-level=debug"]).ready();
+    for peer in 200..205 {
+        etcd.put_peer(peer);
+        a.sees_peers(usize::from(peer) - 199);
+    }
+    daemon.logs(&["admit"]);
+    let log = daemon.log();
+    let news: Vec<&str> = log.lines().filter(|line| line.contains("not as believed")).collect();
+    assert!(!news.iter().any(|line| line.contains("Rules")), "{news:#?}");
+}

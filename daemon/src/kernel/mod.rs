@@ -87,11 +87,6 @@ impl Kernel {
         Ok(Self { route, netfilter, filters, has_nexthops })
     }
 
-    /// Port id of the socket that writes.
-    fn port(&self) -> std::io::Result<u32> {
-        self.route.port()
-    }
-
     /// Looks at everything that concerns us.
     pub async fn observe(&mut self, interest: &Interest) -> Result<Observed, KernelError> {
         let mut observed = observe::observe(&mut self.route, interest, self.has_nexthops)?;

@@ -109,7 +109,8 @@ impl Watch {
 
     /// Leaves the echo of this kernel's own writes out: 10,000 peers' are more than a socket holds.
     pub fn ignore(&self, kernel: &Kernel) -> io::Result<()> {
-        self.route.get_ref().ignore(kernel.port()?)
+        self.route.get_ref().ignore(kernel.route.port()?)?;
+        self.netfilter.get_ref().ignore(kernel.netfilter.port()?)
     }
 
     /// The next notices, at least one. Safe to cancel.
