@@ -1,5 +1,8 @@
 //! Attributes of netlink messages (`struct nlattr`), one level at a time. For `nftset.rs`, `nexthop.rs` and
-//! `socket.rs`, and for the CNI plugin, to whom decoding all of a link takes longer than the kernel's answer.
+//! `socket.rs`, for the CNI plugin, to whom decoding all of a link takes longer than the kernel's answer, and
+//! for the daemon's dumps of ten thousand objects.
+
+use std::net::IpAddr;
 
 /// `NLA_HDRLEN`
 const HEADER_LEN: usize = 4;
@@ -16,6 +19,17 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
         Some((u16::from_ne_bytes([head[2], head[3]]) & TYPE_MASK, value))
     })
+}
+
+/// A number of 32 bits.
+pub fn word(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// An address, whose family follows from its length.
+pub fn address(value: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
 }
 
 /// Appends an attribute.

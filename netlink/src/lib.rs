@@ -3,7 +3,7 @@
 //! netlink-packet-route encodes and decodes rtnetlink messages; this crate adds what a
 //! careful caller needs around them: batches that tell the kernel's verdict on every message
 //! ([`Socket::batch`]), dumps that are repeated when the kernel says they were interrupted
-//! ([`Socket::dump`]), the kernel's own error text, nexthop objects ([`nexthop`]), nftables set
+//! ([`Socket::gather`]), the kernel's own error text, nexthop objects ([`nexthop`]), nftables set
 //! elements ([`nftset`]) and features of NICs ([`ethtool`]). Who wants a few attributes of a long
 //! answer reads those alone ([`attributes`]).
 //!
@@ -18,7 +18,7 @@ pub mod nexthop;
 pub mod nftset;
 mod socket;
 
-pub use attributes::attributes;
+pub use attributes::{address, attributes, word};
 pub use error::{Error, KernelError};
 pub use netlink_packet_core as packet;
 pub use netlink_packet_route as route;

@@ -80,8 +80,8 @@ impl Set<'_> {
         name(&mut payload, LIST_TABLE, self.table);
         name(&mut payload, LIST_SET, self.set);
         let request = Request { message_type: SUBSYSTEM << 8 | MSG_GETSETELEM, flags: 0, payload };
-        let replies = socket.dump(&request)?;
-        Ok(replies.iter().flat_map(keys).collect())
+        let parts = socket.gather(&request, |_, payload| Some(keys(payload)))?;
+        Ok(parts.into_iter().flatten().collect())
     }
 
     fn message(&self, kind: u16, flags: u16, keys: &[Vec<u8>]) -> Request {
@@ -198,8 +198,8 @@ fn name(out: &mut Vec<u8>, kind: u16, text: &str) {
     attribute(out, kind, &bytes);
 }
 
-fn keys(reply: &Reply) -> Vec<Vec<u8>> {
-    let body = reply.payload.get(4..).unwrap_or(&[]);
+fn keys(payload: &[u8]) -> Vec<Vec<u8>> {
+    let body = payload.get(4..).unwrap_or(&[]);
     let elements = nested(body, LIST_ELEMENTS).into_iter().flat_map(|list| nested(list, ELEM));
     let keys = elements.flat_map(|element| nested(element, ELEM_KEY));
     keys.flat_map(|key| nested(key, DATA_VALUE)).map(<[u8]>::to_vec).collect()

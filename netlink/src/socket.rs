@@ -254,23 +254,38 @@ impl Socket {
         }
     }
 
-    /// Asks for a dump and returns its messages. Repeated when the kernel flags that objects
-    /// changed meanwhile (`NLM_F_DUMP_INTR`): such a dump may lack objects that exist.
+    /// Asks for a dump and returns its messages, as [`Socket::gather`] does.
     pub fn dump(&mut self, request: &Request) -> Result<Vec<Reply>, Error> {
+        let whole = |message_type, payload: &[u8]| Some(Reply { message_type, payload: payload.to_vec() });
+        self.gather(request, whole)
+    }
+
+    /// Asks for a dump and returns what `take` makes of each message's type and payload: ten thousand
+    /// objects need not be kept as messages. Repeated when the kernel flags that objects changed
+    /// meanwhile (`NLM_F_DUMP_INTR`): such a dump may lack objects that exist.
+    pub fn gather<T>(
+        &mut self,
+        request: &Request,
+        mut take: impl FnMut(u16, &[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
         for _ in 0..DUMP_TRIES {
-            if let Some(replies) = self.dump_once(request)? {
-                return Ok(replies);
+            if let Some(all) = self.gather_once(request, &mut take)? {
+                return Ok(all);
             }
         }
         Err(Error::Interrupted(DUMP_TRIES))
     }
 
-    fn dump_once(&mut self, request: &Request) -> Result<Option<Vec<Reply>>, Error> {
+    fn gather_once<T>(
+        &mut self,
+        request: &Request,
+        take: &mut impl FnMut(u16, &[u8]) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut buffer = Vec::new();
         request.encode(flags::DUMP, self.sequence, &mut buffer);
         self.raw.send(&buffer, 0)?;
-        let mut replies = Vec::new();
+        let mut all = Vec::new();
         let mut interrupted = false;
         loop {
             self.receive()?;
@@ -285,10 +300,10 @@ impl Socket {
                             // A table that does not exist yet holds nothing ("FIB table does not exist").
                             Err(e) if e.is_absent() => Ok(Some(Vec::new())),
                             Err(e) => Err(e.into()),
-                            Ok(()) => Ok((!interrupted).then_some(replies)),
+                            Ok(()) => Ok((!interrupted).then_some(all)),
                         };
                     }
-                    _ => replies.push(message.reply()),
+                    kind => all.extend(take(kind, message.payload)),
                 }
             }
         }

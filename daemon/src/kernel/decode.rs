@@ -1,22 +1,38 @@
-//! From rtnetlink messages to the core's types, for dumps and notices alike.
+//! From rtnetlink messages to the core's types, for dumps and notices alike. Links and addresses, of
+//! which a host has few, are decoded by netlink-packet-route; of routes, neighbours, FDB entries and
+//! nexthops, of which it has as many as peers, only the attributes are read that matter.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use loden_core::observed::{Address, Link, Nexthop, Route, Via, VxlanLink};
 use loden_netlink::route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use loden_netlink::route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
-use loden_netlink::route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use loden_netlink::route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType,
-};
+use loden_netlink::{address, attributes, word};
 use loden_proto::{Family, Mac, Subnet};
 
-/// `RTM_F_CLONED`: a cache entry, not a route of the table.
-const CLONED: RouteFlags = RouteFlags::Cloned;
+// include/uapi/linux/rtnetlink.h
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_TABLE: u16 = 15;
+const RTA_NH_ID: u16 = 30;
+const RTN_UNICAST: u8 = 1;
+/// `RT_TABLE_MAIN`
+const MAIN: u32 = 254;
+/// A cache entry, not a route of the table.
+const RTM_F_CLONED: u32 = 0x200;
+const RTNH_F_ONLINK: u32 = 4;
+
+// include/uapi/linux/neighbour.h
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_PERMANENT: u16 = 0x80;
+/// `include/linux/socket.h`
+const AF_BRIDGE: u8 = 7;
 
 /// One interface.
 pub(super) fn link(message: &LinkMessage) -> Link {
@@ -96,7 +112,7 @@ fn vxlan(data: &[InfoVxlan]) -> VxlanLink {
 }
 
 /// One address and the index of its interface.
-pub(super) fn address(message: &AddressMessage) -> Option<(u32, Address)> {
+pub(super) fn interface_address(message: &AddressMessage) -> Option<(u32, Address)> {
     let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
     let (mut local, mut any) = (None, None);
     for attribute in &message.attributes {
@@ -139,91 +155,193 @@ impl MainRoute {
     }
 }
 
-/// A unicast route of the main table; `None` for every other.
-pub(super) fn route(message: &RouteMessage) -> Option<MainRoute> {
-    let header = &message.header;
-    let mut table = u32::from(header.table);
+/// A unicast route of the main table; `None` for every other. `payload` is a `struct rtmsg` with what
+/// follows it (`include/uapi/linux/rtnetlink.h`).
+pub(super) fn route(payload: &[u8]) -> Option<MainRoute> {
+    let (header, rest) = payload.split_first_chunk::<12>()?;
+    let [_, length, _, tos, table, protocol, _, kind, flags @ ..] = *header;
+    let flags = u32::from_ne_bytes(flags);
+    let mut table = u32::from(table);
     let (mut destination, mut gateway, mut device, mut nexthop, mut metric, mut paths) =
-        (None, None, None, None, 0, 0);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => destination = ip(address),
-            RouteAttribute::Gateway(address) => gateway = ip(address),
-            RouteAttribute::Oif(index) => device = Some(*index),
-            RouteAttribute::NhId(id) => nexthop = Some(*id),
-            RouteAttribute::Priority(priority) => metric = *priority,
-            RouteAttribute::Table(id) => table = *id,
-            RouteAttribute::MultiPath(all) => {
-                paths = all.len();
-                device = device.or(all.first().map(|hop| hop.interface_index));
+        (None, None, None, None, 0, false);
+    for (kind, value) in attributes(rest) {
+        match kind {
+            RTA_DST => destination = Some(address(value)?),
+            RTA_GATEWAY => gateway = Some(address(value)?),
+            RTA_OIF => device = Some(word(value)?),
+            RTA_NH_ID => nexthop = Some(word(value)?),
+            RTA_PRIORITY => metric = word(value)?,
+            RTA_TABLE => table = word(value)?,
+            RTA_MULTIPATH => {
+                paths = true;
+                // The first `struct rtnexthop`: a length, flags and hops of 4 bytes together, the interface.
+                device = device.or(value.get(4..8).and_then(word));
             }
             _ => {}
         }
     }
-    if table != u32::from(RouteHeader::RT_TABLE_MAIN) || header.flags.contains(CLONED) || header.tos != 0 {
+    if table != MAIN || flags & RTM_F_CLONED != 0 || tos != 0 {
         return None;
     }
-    let subnet = match (destination, header.destination_prefix_length) {
+    let subnet = match (destination, length) {
         (_, 0) => None,
         (Some(address), length) => Some(Subnet::containing(address, length).ok()?),
         (None, _) => return None,
     };
-    let onlink = header.flags.contains(RouteFlags::Onlink);
-    let via = match (header.kind, nexthop, gateway, device) {
-        (RouteType::Unicast, Some(id), ..) => Via::Nexthop(id),
-        (RouteType::Unicast, None, Some(gateway), Some(device)) if paths == 0 => {
-            Via::Gateway { device, gateway, onlink }
-        }
+    let onlink = flags & RTNH_F_ONLINK != 0;
+    let via = match (kind == RTN_UNICAST, nexthop, gateway, device) {
+        (true, Some(id), ..) => Via::Nexthop(id),
+        (true, None, Some(gateway), Some(device)) if !paths => Via::Gateway { device, gateway, onlink },
         _ => Via::Other,
     };
-    Some(MainRoute { subnet, via, device, protocol: header.protocol.into(), metric })
+    Some(MainRoute { subnet, via, device, protocol, metric })
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
-        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
-        _ => None,
+/// A neighbour or an FDB entry: `struct ndmsg` with what follows it (`include/uapi/linux/neighbour.h`).
+pub(super) struct Neighbour {
+    /// Whether it is an FDB entry.
+    pub(super) fdb: bool,
+    /// Whether it has no end of life.
+    pub(super) permanent: bool,
+    /// Interface index.
+    pub(super) device: u32,
+    /// A neighbour that is being deleted has lost it.
+    pub(super) mac: Option<Mac>,
+    /// Of the neighbour, or where the FDB entry leads.
+    pub(super) address: Option<IpAddr>,
+}
+
+impl Neighbour {
+    /// Interface index, MAC and address of a permanent one.
+    pub(super) fn lasting(&self) -> Option<(u32, Mac, IpAddr)> {
+        self.permanent.then_some((self.device, self.mac?, self.address?))
     }
 }
 
-/// A permanent neighbour or FDB entry: interface index, MAC and address.
-pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(u32, Mac, IpAddr)> {
-    let (mac, address) = ends(message);
-    // `bridge fdb` sets NUD_NOARP beside it.
-    let permanent = u16::from(message.header.state) & u16::from(NeighbourState::Permanent) != 0;
-    permanent.then_some((message.header.ifindex, mac?, address?))
-}
-
-/// MAC and address. A neighbour that is being deleted has lost its MAC.
-pub(super) fn ends(message: &NeighbourMessage) -> (Option<Mac>, Option<IpAddr>) {
-    let (mut mac, mut address) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok().map(Mac),
-            NeighbourAttribute::Destination(destination) => {
-                address = match destination {
-                    NeighbourAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
-                    NeighbourAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
-                    // FDB entries are of AF_BRIDGE, which does not tell the address's family.
-                    NeighbourAddress::Other(bytes) => any_ip(bytes),
-                    _ => None,
-                };
-            }
+/// Reads one.
+pub(super) fn neighbour(payload: &[u8]) -> Option<Neighbour> {
+    let (header, rest) = payload.split_first_chunk::<12>()?;
+    let [family, _, _, _, d0, d1, d2, d3, s0, s1, _, _] = *header;
+    let mut neighbour = Neighbour {
+        fdb: family == AF_BRIDGE,
+        // `bridge fdb` sets NUD_NOARP beside it.
+        permanent: u16::from_ne_bytes([s0, s1]) & NUD_PERMANENT != 0,
+        device: u32::from_ne_bytes([d0, d1, d2, d3]),
+        mac: None,
+        address: None,
+    };
+    for (kind, value) in attributes(rest) {
+        match kind {
+            NDA_LLADDR => neighbour.mac = value.try_into().ok().map(Mac),
+            NDA_DST => neighbour.address = address(value),
             _ => {}
         }
     }
-    (mac, address)
-}
-
-fn any_ip(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(bytes).ok().map(|b| IpAddr::V4(Ipv4Addr::from(b)));
-    v4.or_else(|| <[u8; 16]>::try_from(bytes).ok().map(|b| IpAddr::V6(Ipv6Addr::from(b))))
+    Some(neighbour)
 }
 
 /// A nexthop object and its id.
-pub(super) fn nexthop(raw: &loden_netlink::nexthop::Nexthop) -> (u32, Nexthop) {
+pub(super) fn nexthop(payload: &[u8]) -> Option<(u32, Nexthop)> {
+    let raw = loden_netlink::nexthop::Nexthop::decode(payload)?;
     let nexthop =
         Nexthop { device: raw.device, gateway: raw.gateway, onlink: raw.onlink, protocol: raw.protocol };
-    (raw.id, nexthop)
+    Some((raw.id, nexthop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use loden_netlink::packet::Emitable;
+    use loden_netlink::route::AddressFamily;
+    use loden_netlink::route::neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+    };
+    use loden_netlink::route::route::{
+        RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol, RouteType,
+    };
+
+    fn bytes(message: &impl Emitable) -> Vec<u8> {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    fn to(destination: Option<(&str, u8)>, attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.kind = RouteType::Unicast;
+        message.header.protocol = RouteProtocol::Other(177);
+        message.attributes = attributes;
+        if let Some((address, length)) = destination {
+            message.header.destination_prefix_length = length;
+            let address: IpAddr = address.parse().expect("an address");
+            message.attributes.push(RouteAttribute::Destination(address.into()));
+        }
+        message
+    }
+
+    #[test]
+    fn routes_are_read_by_what_leads_there() {
+        let gateway: IpAddr = "10.5.7.0".parse().expect("an address");
+        let by_gateway = vec![RouteAttribute::Gateway(gateway.into()), RouteAttribute::Oif(7)];
+        let mut message = to(Some(("10.5.7.0", 24)), by_gateway.clone());
+        message.header.flags = RouteFlags::Onlink;
+        message.attributes.push(RouteAttribute::Priority(5));
+        let route = route_of(&message).and_then(|r| r.route()).expect("a route");
+        let via = Via::Gateway { device: 7, gateway, onlink: true };
+        let subnet = "10.5.7.0/24".parse().expect("a subnet");
+        assert_eq!(route, Route { subnet, via, protocol: 177, metric: 5 });
+
+        let by_id = to(Some(("10.5.7.0", 24)), vec![RouteAttribute::NhId(9), RouteAttribute::Oif(7)]);
+        assert_eq!(route_of(&by_id).map(|r| r.via), Some(Via::Nexthop(9)));
+        let mut hole = to(Some(("10.5.7.0", 24)), Vec::new());
+        hole.header.kind = RouteType::BlackHole;
+        assert_eq!(route_of(&hole).map(|r| r.via), Some(Via::Other));
+        let mut hop = RouteNextHop::default();
+        hop.interface_index = 7;
+        let several = to(None, vec![RouteAttribute::MultiPath(vec![hop.clone(), hop])]);
+        let several = route_of(&several).expect("a default route");
+        assert_eq!((several.subnet, several.via, several.device), (None, Via::Other, Some(7)));
+    }
+
+    #[test]
+    fn what_is_no_route_of_the_main_table_is_none() {
+        let mut other = to(Some(("10.5.7.0", 24)), Vec::new());
+        other.header.table = 99;
+        let mut large = to(Some(("10.5.7.0", 24)), vec![RouteAttribute::Table(1000)]);
+        large.header.table = 0;
+        let mut cached = to(Some(("10.5.7.0", 24)), Vec::new());
+        cached.header.flags = RouteFlags::Cloned;
+        let mut of_service = to(Some(("10.5.7.0", 24)), Vec::new());
+        of_service.header.tos = 4;
+        for message in [other, large, cached, of_service] {
+            assert!(route_of(&message).is_none(), "{message:?}");
+        }
+        assert!(route(&[2; 11]).is_none());
+    }
+
+    fn route_of(message: &RouteMessage) -> Option<MainRoute> {
+        route(&bytes(message))
+    }
+
+    #[test]
+    fn neighbours_and_fdb_entries_are_told_apart() {
+        let mac = Mac([2, 0, 0, 0, 0, 7]);
+        let address: std::net::Ipv4Addr = "172.16.0.9".parse().expect("an address");
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = 7;
+        message.header.state = NeighbourState::Other(0xc0);
+        message.attributes = vec![
+            NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+        ];
+        for (family, fdb) in [(AddressFamily::Inet, false), (AddressFamily::Bridge, true)] {
+            message.header.family = family;
+            let read = neighbour(&bytes(&message)).expect("a neighbour");
+            assert_eq!((read.fdb, read.lasting()), (fdb, Some((7, mac, IpAddr::V4(address)))));
+        }
+        message.header.state = NeighbourState::Reachable;
+        assert_eq!(neighbour(&bytes(&message)).and_then(|n| n.lasting()), None);
+    }
 }

@@ -10,7 +10,7 @@ use loden_netlink::route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use loden_netlink::route::route::{RouteAttribute, RouteHeader, RouteMessage};
 use loden_netlink::route::{AddressFamily, RouteNetlinkMessage};
 use loden_netlink::{Error, Reply, Request, Socket, nexthop};
-use loden_proto::{Family, ROUTE_PROTOCOL};
+use loden_proto::{Family, Mac, ROUTE_PROTOCOL};
 
 use super::{Interest, decode};
 
@@ -33,7 +33,7 @@ pub(super) fn observe(
     let addresses = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     each(socket.dump(&Request::route(&addresses, 0))?, |message| {
         if let RouteNetlinkMessage::NewAddress(message) = message
-            && let Some((index, address)) = decode::address(&message)
+            && let Some((index, address)) = decode::interface_address(&message)
         {
             observed.addresses.entry(index).or_default().push(address);
         }
@@ -49,44 +49,40 @@ pub(super) fn observe(
         routes(socket, family, interest, &mut observed)?;
     }
     let devices: Vec<u32> = observed.links.values().filter(|l| l.vxlan.is_some()).map(|l| l.index).collect();
+    let mut neighbours = Vec::new();
     for device in &devices {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = NeighbourMessage::default();
-            message.header.family = family;
-            message.attributes.push(NeighbourAttribute::IfIndex(*device));
-            each(neighbours(socket, message)?, |message| {
-                if let RouteNetlinkMessage::NewNeighbour(message) = message
-                    && let Some((index, mac, address)) = decode::neighbour(&message)
-                    && index == *device
-                {
-                    observed.neighbours.insert((index, address), mac);
-                }
-            });
+            let of_device = lasting(socket, family, Some(*device))?;
+            neighbours.extend(of_device.into_iter().map(|(index, mac, address)| ((index, address), mac)));
         }
     }
+    neighbours.retain(|((index, _), _)| devices.contains(index));
+    observed.neighbours = neighbours.into_iter().collect();
     if !devices.is_empty() {
-        let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Bridge;
-        each(neighbours(socket, message)?, |message| {
-            if let RouteNetlinkMessage::NewNeighbour(message) = message
-                && let Some((index, mac, address)) = decode::neighbour(&message)
-                && devices.contains(&index)
-            {
+        for (index, mac, address) in lasting(socket, AddressFamily::Bridge, None)? {
+            if devices.contains(&index) {
                 observed.add_fdb(index, mac, address);
             }
-        });
+        }
     }
     if has_nexthops {
-        for reply in socket.dump(&nexthop::dump())? {
-            let (id, nexthop) = decode::nexthop(&nexthop::Nexthop::decode(&reply)?);
-            observed.nexthops.insert(id, nexthop);
-        }
+        let nexthops = socket.gather(&nexthop::dump(), |_, payload| decode::nexthop(payload))?;
+        observed.nexthops = nexthops.into_iter().collect();
     }
     Ok(observed)
 }
 
-fn neighbours(socket: &mut Socket, message: NeighbourMessage) -> Result<Vec<Reply>, Error> {
-    socket.dump(&Request::route(&RouteNetlinkMessage::GetNeighbour(message), 0))
+/// Permanent neighbours of a device, or FDB entries of all: interface index, MAC and address.
+fn lasting(
+    socket: &mut Socket,
+    family: AddressFamily,
+    device: Option<u32>,
+) -> Result<Vec<(u32, Mac, IpAddr)>, Error> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family;
+    message.attributes.extend(device.map(NeighbourAttribute::IfIndex));
+    let request = Request::route(&RouteNetlinkMessage::GetNeighbour(message), 0);
+    socket.gather(&request, |_, payload| decode::neighbour(payload)?.lasting())
 }
 
 fn routes(
@@ -98,19 +94,18 @@ fn routes(
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(family);
     message.header.table = RouteHeader::RT_TABLE_MAIN;
+    let request = Request::route(&RouteNetlinkMessage::GetRoute(message), 0);
+    let concerning = |_, payload: &[u8]| {
+        decode::route(payload).filter(|main| main.route().is_none_or(|route| concerns(&route, interest)))
+    };
     let mut defaults: BTreeMap<u32, u32> = BTreeMap::new();
-    each(socket.dump(&Request::route(&RouteNetlinkMessage::GetRoute(message), 0))?, |message| {
-        let RouteNetlinkMessage::NewRoute(message) = message else { return };
-        let Some(main) = decode::route(&message) else { return };
-        if main.subnet.is_none()
-            && let Some(device) = main.device
-        {
-            defaults.entry(main.metric).or_insert(device);
+    for main in socket.gather(&request, concerning)? {
+        match (main.route(), main.device) {
+            (Some(route), _) => observed.add_route(route),
+            (None, Some(device)) => _ = defaults.entry(main.metric).or_insert(device),
+            (None, None) => {}
         }
-        if let Some(route) = main.route().filter(|r| concerns(r, interest)) {
-            observed.add_route(route);
-        }
-    });
+    }
     if let Some((_, device)) = defaults.first_key_value() {
         observed.default_routes.insert(family, *device);
     }

@@ -5,13 +5,13 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use loden_core::observed::{Address, Link, Nexthop, Route};
-use loden_netlink::route::neighbour::NeighbourMessage;
 use loden_netlink::route::{AddressFamily, RouteNetlinkMessage};
 use loden_netlink::{Events, Reply, nexthop, nftset};
 use loden_proto::Mac;
 use std::net::IpAddr;
 use tokio::io::unix::AsyncFd;
 
+use super::decode::Neighbour;
 use super::{Kernel, decode};
 
 /// One change in the kernel.
@@ -70,7 +70,12 @@ const GROUPS: [u32; 9] = [
     nexthop::GROUP,
 ];
 
-/// RTM_NEWNETCONF (include/uapi/linux/rtnetlink.h). For IPv6's `force_forwarding` it says no more than
+// include/uapi/linux/rtnetlink.h
+const NEW_ROUTE: u16 = 24;
+const DELETE_ROUTE: u16 = 25;
+const NEW_NEIGHBOUR: u16 = 28;
+const DELETE_NEIGHBOUR: u16 = 29;
+/// RTM_NEWNETCONF. For IPv6's `force_forwarding` it says no more than
 /// that something changed.
 const NEW_NETCONF: u16 = 80;
 
@@ -167,12 +172,18 @@ impl Watch {
     }
 }
 
-fn neighbour_gone(message: &NeighbourMessage) -> Option<Notice> {
-    let index = message.header.ifindex;
-    match (message.header.family, decode::ends(message)) {
-        (AddressFamily::Bridge, (Some(mac), Some(address))) => Some(Notice::FdbGone(index, mac, address)),
-        (AddressFamily::Bridge, _) | (_, (_, None)) => None,
-        (_, (_, Some(address))) => Some(Notice::NeighbourGone(index, address)),
+fn neighbour_gone(gone: &Neighbour) -> Option<Notice> {
+    match (gone.fdb, gone.mac, gone.address?) {
+        (true, mac, address) => Some(Notice::FdbGone(gone.device, mac?, address)),
+        (false, _, address) => Some(Notice::NeighbourGone(gone.device, address)),
+    }
+}
+
+fn neighbour(there: &Neighbour) -> Option<Notice> {
+    match there.lasting() {
+        Some((device, mac, address)) if there.fdb => Some(Notice::Fdb(device, mac, address)),
+        Some((device, mac, address)) => Some(Notice::Neighbour(device, address, mac)),
+        None => neighbour_gone(there),
     }
 }
 
@@ -183,15 +194,15 @@ fn registered(socket: Events) -> io::Result<AsyncFd<Events>> {
 }
 
 fn notice(reply: &Reply) -> Option<Notice> {
+    let payload = &reply.payload;
+    let route = || decode::route(payload).map(|main| main.route());
     match reply.message_type {
-        nexthop::NEW | nexthop::DELETE => {
-            let (id, hop) = decode::nexthop(&nexthop::Nexthop::decode(reply).ok()?);
-            return Some(if reply.message_type == nexthop::NEW {
-                Notice::Nexthop(id, hop)
-            } else {
-                Notice::NexthopGone(id)
-            });
-        }
+        nexthop::NEW => return decode::nexthop(payload).map(|(id, hop)| Notice::Nexthop(id, hop)),
+        nexthop::DELETE => return decode::nexthop(payload).map(|(id, _)| Notice::NexthopGone(id)),
+        NEW_ROUTE => return route().map(|r| r.map_or(Notice::DefaultRoute, Notice::Route)),
+        DELETE_ROUTE => return route().map(|r| r.map_or(Notice::DefaultRoute, Notice::RouteGone)),
+        NEW_NEIGHBOUR => return decode::neighbour(payload).and_then(|n| neighbour(&n)),
+        DELETE_NEIGHBOUR => return decode::neighbour(payload).and_then(|n| neighbour_gone(&n)),
         NEW_NETCONF => return Some(Notice::Setting),
         _ => {}
     }
@@ -201,18 +212,8 @@ fn notice(reply: &Reply) -> Option<Notice> {
         M::NewLink(m) | M::DelLink(m) if m.header.interface_family == AddressFamily::Bridge => None,
         M::NewLink(m) => Some(Notice::Link(decode::link(&m))),
         M::DelLink(m) => Some(Notice::LinkGone(m.header.index)),
-        M::NewAddress(m) => decode::address(&m).map(|(index, a)| Notice::Address(index, a)),
-        M::DelAddress(m) => decode::address(&m).map(|(index, a)| Notice::AddressGone(index, a)),
-        M::NewRoute(m) => decode::route(&m).map(|r| r.route().map_or(Notice::DefaultRoute, Notice::Route)),
-        M::DelRoute(m) => {
-            decode::route(&m).map(|r| r.route().map_or(Notice::DefaultRoute, Notice::RouteGone))
-        }
-        M::NewNeighbour(m) => match decode::neighbour(&m) {
-            Some((i, mac, ip)) if m.header.family == AddressFamily::Bridge => Some(Notice::Fdb(i, mac, ip)),
-            Some((i, mac, ip)) => Some(Notice::Neighbour(i, ip, mac)),
-            None => neighbour_gone(&m),
-        },
-        M::DelNeighbour(m) => neighbour_gone(&m),
+        M::NewAddress(m) => decode::interface_address(&m).map(|(index, a)| Notice::Address(index, a)),
+        M::DelAddress(m) => decode::interface_address(&m).map(|(index, a)| Notice::AddressGone(index, a)),
         _ => None,
     }
 }
