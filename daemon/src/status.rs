@@ -273,8 +273,8 @@ fn peer_status(peer: &loden_core::peers::Peer, report: &Report) -> PeerStatus {
         subnet: peer.subnet,
         public_address: peer.public_address,
         vtep_mac: peer.vtep_mac(),
-        host_name: peer.host.name.clone(),
-        version: peer.host.version.clone(),
+        host_name: peer.host_name(),
+        version: peer.version(),
         state: state.into(),
         reason,
     }

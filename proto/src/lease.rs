@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
@@ -140,7 +141,7 @@ pub struct LeaseValue {
     /// `BackendV6Data`
     pub backend_v6_data: BackendData,
     /// `Loden`: absent when flannel holds the lease.
-    pub loden: Option<Box<LodenMember>>,
+    pub loden: Option<Arc<LodenMember>>,
     /// Members that neither flannel 0.28 nor this version knows.
     pub other: Option<Box<Map<String, Value>>>,
 }
@@ -261,7 +262,7 @@ impl LeaseValue {
         let loden = match take(&mut object, "Loden") {
             None => None,
             Some(value) => match LodenMember::deserialize(&value) {
-                Ok(member) => Some(Box::new(member)),
+                Ok(member) => Some(Arc::new(member)),
                 Err(_) => return Err(error("Loden", shown(&value), "an object with a text HostID")),
             },
         };
@@ -337,7 +338,7 @@ struct Plain<'a> {
     #[serde(default)]
     backend_v6_data: Option<Object<PlainVxlan>>,
     #[serde(default)]
-    loden: Option<Box<LodenMember>>,
+    loden: Option<Arc<LodenMember>>,
 }
 
 #[derive(Deserialize)]
@@ -562,7 +563,7 @@ mod tests {
                 public_ip: Some(ip.into()).filter(|ip: &Ipv4Addr| !ip.is_unspecified()),
                 backend_type: "vxlan".into(),
                 backend_data: BackendData::Vxlan { vni, vtep_mac: Mac(mac) },
-                loden: Some(Box::new(LodenMember { host_id: host, ..LodenMember::default() })),
+                loden: Some(Arc::new(LodenMember { host_id: host, ..LodenMember::default() })),
                 ..LeaseValue::default()
             };
             prop_assert_eq!(LeaseValue::parse(value.to_json().as_bytes()), Ok(value));

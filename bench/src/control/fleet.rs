@@ -1,6 +1,7 @@
 //! The fleet: leases in etcd as that many hosts would hold them. Used by every part of the group.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -66,7 +67,7 @@ fn value(host: u32) -> String {
         public_ip: Some(Ipv4Addr::from(PUBLIC + host + 1)),
         backend_type: "vxlan".into(),
         backend_data: BackendData::Vxlan { vni: Some(VNI), vtep_mac: Mac([2, 0x10, 0, a, b, c]) },
-        loden: Some(Box::new(member)),
+        loden: Some(Arc::new(member)),
         ..LeaseValue::default()
     };
     value.to_json()

@@ -64,7 +64,7 @@ pub type Member = (PeerSet, IpAddr);
 pub fn members_of<'a>(peer: &'a Peer, sets: &'a [PeerSet]) -> impl Iterator<Item = Member> + 'a {
     sets.iter().flat_map(move |set| {
         let (first, further) = match set {
-            PeerSet::Sources => (Some(peer.public_address), peer.sources.as_slice()),
+            PeerSet::Sources => (Some(peer.public_address), &*peer.sources),
             PeerSet::Direct if peer.path == Path::Direct => (Some(peer.subnet.address()), [].as_slice()),
             PeerSet::Direct => (None, [].as_slice()),
         };

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use loden_proto::Subnet;
 use loden_proto::lease::{LeaseKey, LeaseValue};
+use loden_proto::{Family, Subnet};
 
 /// One key below `<prefix>/subnets/`.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,8 +38,8 @@ pub struct LeaseTable {
     /// The etcd revision up to which every change is in here.
     pub revision: i64,
     leases: OrdMap<LeaseKey, Arc<LeaseRecord>>,
-    /// Every subnet of every key, for overlap.
-    subnets: OrdSet<(Subnet, LeaseKey)>,
+    /// The IPv6 subnets of all keys, for overlap. By IPv4 subnets the leases themselves are in order.
+    v6: OrdSet<(Subnet, LeaseKey)>,
     /// Keys that name no subnet, with the reason.
     malformed: OrdMap<String, String>,
 }
@@ -57,8 +57,8 @@ impl LeaseTable {
 
     /// Takes in a record under a key that has been parsed.
     pub fn insert(&mut self, key: LeaseKey, record: LeaseRecord) {
-        for subnet in key.subnets() {
-            self.subnets.insert((subnet, key));
+        if let Some(subnet) = key.subnet(Family::V6) {
+            self.v6.insert((subnet, key));
         }
         self.leases.insert(key, Arc::new(record));
     }
@@ -69,8 +69,8 @@ impl LeaseTable {
             self.malformed.remove(name);
             return;
         };
-        for subnet in key.subnets() {
-            self.subnets.remove(&(subnet, key));
+        if let Some(subnet) = key.subnet(Family::V6) {
+            self.v6.remove(&(subnet, key));
         }
         self.leases.remove(&key);
     }
@@ -114,29 +114,38 @@ impl LeaseTable {
 
     /// The first key of this subnet or of a part of it.
     pub fn inside(&self, subnet: &Subnet) -> Option<LeaseKey> {
-        // Sorted by address, then length: what lies inside follows the subnet itself.
-        self.first_at(*subnet).filter(|(found, _)| subnet.contains_subnet(found)).map(|(_, key)| key)
+        self.all_inside(*subnet).next()
     }
 
     /// Every key of this subnet or of a part of it.
     pub fn all_inside(&self, subnet: Subnet) -> impl Iterator<Item = LeaseKey> {
-        self.subnets
-            .range((subnet, LeaseKey::single(subnet))..)
-            .take_while(move |(found, _)| subnet.contains_subnet(found))
-            .map(|(_, key)| *key)
+        // Sorted by address, then length: what lies inside follows the subnet itself.
+        let inside = self.since(subnet).take_while(move |(found, _)| subnet.contains_subnet(found));
+        inside.map(|(_, key)| key)
+    }
+
+    /// Every key of exactly this subnet.
+    pub fn exactly(&self, subnet: Subnet) -> impl Iterator<Item = LeaseKey> {
+        self.since(subnet).take_while(move |(found, _)| *found == subnet).map(|(_, key)| key)
     }
 
     /// The first key that shares an address with the subnet, wider ones among them.
     pub fn overlapping(&self, subnet: &Subnet) -> Option<LeaseKey> {
         let wider = (0..subnet.length()).filter_map(|l| Subnet::containing(subnet.address(), l).ok());
-        let mut exact = wider.filter_map(|wide| self.first_at(wide).filter(|(found, _)| *found == wide));
-        self.inside(subnet).or_else(|| exact.next().map(|(_, key)| key))
+        let mut exact = wider.filter_map(|wide| self.exactly(wide).next());
+        self.inside(subnet).or_else(|| exact.next())
     }
 
-    /// The first entry at or after the subnet. A key with the subnet alone sorts before every
-    /// other key that holds it: absent parts come first.
-    fn first_at(&self, subnet: Subnet) -> Option<(Subnet, LeaseKey)> {
-        self.subnets.range((subnet, LeaseKey::single(subnet))..).next().copied()
+    /// Subnets of its family with their keys, in order, from this one on. A key with the subnet alone
+    /// sorts before every other key that holds it: absent parts come first.
+    fn since(&self, subnet: Subnet) -> impl Iterator<Item = (Subnet, LeaseKey)> {
+        let first = LeaseKey::single(subnet);
+        let (v4, v6) = match subnet.family() {
+            Family::V4 => (Some(self.leases.range(first..)), None),
+            Family::V6 => (None, Some(self.v6.range((subnet, first)..))),
+        };
+        let v4 = v4.into_iter().flatten().filter_map(|(key, _)| Some((key.subnet(Family::V4)?, *key)));
+        v4.chain(v6.into_iter().flatten().copied())
     }
 }
 

@@ -9,15 +9,15 @@
 
 mod judge;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use loden_proto::config::{Backend, NetworkConfig};
-use loden_proto::lease::{LeaseKey, LeaseValue};
+use loden_proto::lease::{LeaseKey, LeaseValue, LodenMember};
 use loden_proto::{Family, Mac, Subnet};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::Millis;
 use crate::leases::LeaseTable;
@@ -41,11 +41,22 @@ pub struct Peer {
     /// Where its encapsulated packets go; for a direct path the gateway.
     pub public_address: IpAddr,
     /// Further addresses its VXLAN packets may come from.
-    pub sources: Vec<IpAddr>,
+    pub sources: Box<[IpAddr]>,
     /// How packets get there.
     pub path: Path,
-    /// Its host name and version, for people.
-    pub host: Arc<HostLabel>,
+    /// What its host says of itself; `None` for flannel's.
+    #[serde(default, serialize_with = "for_people")]
+    pub holder: Option<Arc<LodenMember>>,
+}
+
+/// Of what a host says of itself only what people want to know, when it is gone, is remembered.
+fn for_people<S: Serializer>(holder: &Option<Arc<LodenMember>>, serializer: S) -> Result<S::Ok, S::Error> {
+    let told = |m: &LodenMember| LodenMember {
+        host_name: m.host_name.clone(),
+        version: m.version.clone(),
+        ..LodenMember::default()
+    };
+    holder.as_deref().map(told).serialize(serializer)
 }
 
 impl Peer {
@@ -56,6 +67,16 @@ impl Peer {
             Path::Direct => None,
         }
     }
+
+    /// Its host's name; empty if nobody tells.
+    pub fn host_name(&self) -> String {
+        self.holder.as_ref().map(|m| printable(&m.host_name)).unwrap_or_default()
+    }
+
+    /// Loden's version on its host, or `flannel`.
+    pub fn version(&self) -> String {
+        self.holder.as_ref().map_or_else(|| "flannel".into(), |m| printable(&m.version))
+    }
 }
 
 /// How packets get to a peer.
@@ -65,15 +86,6 @@ pub enum Path {
     Vxlan(Mac),
     /// By a plain route via its public address, which is on our link.
     Direct,
-}
-
-/// What people want to know of a peer's host.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct HostLabel {
-    /// Host name; empty for flannel hosts.
-    pub name: String,
-    /// Loden's version, or `flannel`.
-    pub version: String,
 }
 
 /// What leases are judged by.
@@ -100,6 +112,7 @@ pub struct Rules {
 pub fn found_in_kernel(observed: &Observed, config: &NetworkConfig) -> Vec<Peer> {
     let Backend::Vxlan(vxlan) = &config.backend else { return Vec::new() };
     let mut found = Vec::new();
+    let unknown = Arc::new(LodenMember::default());
     for ((device, address), mac) in &observed.neighbours {
         let family = Family::of(*address);
         let ours = observed.vxlan(vxlan.vni, vxlan.port, family).is_some_and(|l| l.index == *device);
@@ -111,9 +124,9 @@ pub fn found_in_kernel(observed: &Observed, config: &NetworkConfig) -> Vec<Peer>
             found.push(Peer {
                 subnet,
                 public_address: *endpoint,
-                sources: Vec::new(),
+                sources: Box::default(),
                 path: Path::Vxlan(*mac),
-                host: Arc::new(HostLabel::default()),
+                holder: Some(unknown.clone()),
             });
         }
     }
@@ -131,11 +144,37 @@ enum Verdict {
     Rejected(String),
 }
 
-/// What only one lease may have; the oldest gets it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Claim {
-    Subnet(Subnet),
-    Mac(Family, Mac),
+impl Verdict {
+    fn into_peers(self) -> Vec<Peer> {
+        match self {
+            Self::Sound(peers, _) => peers,
+            Self::Quiet | Self::Rejected(_) => Vec::new(),
+        }
+    }
+
+    fn into_reason(self) -> Option<String> {
+        match self {
+            Self::Rejected(reason) | Self::Sound(_, Some(reason)) => Some(reason),
+            Self::Quiet | Self::Sound(_, None) => None,
+        }
+    }
+
+    fn peers(&self) -> &[Peer] {
+        match self {
+            Self::Sound(peers, _) => peers,
+            Self::Quiet | Self::Rejected(_) => &[],
+        }
+    }
+
+    /// The VTEP MACs of its peers.
+    fn macs(&self) -> impl Iterator<Item = (Family, Mac)> {
+        self.peers().iter().filter_map(|peer| Some((peer.subnet.family(), peer.vtep_mac()?)))
+    }
+
+    /// Whether nobody younger can have this subnet of its key.
+    fn claims(&self, subnet: Subnet) -> bool {
+        *self == Self::Quiet || self.peers().iter().any(|peer| peer.subnet == subnet)
+    }
 }
 
 /// A peer whose lease is gone and that is kept until a point in time.
@@ -152,14 +191,15 @@ pub struct Held {
 pub struct PeerBook {
     table: LeaseTable,
     rules: Option<Arc<Rules>>,
-    verdicts: OrdMap<LeaseKey, Verdict>,
-    claims: OrdSet<(Claim, i64, LeaseKey)>,
+    /// Keys that make no peer, or one too few, with the reason.
+    refused: OrdMap<LeaseKey, String>,
     /// Keys with a peer that is not accepted because of an older claim.
     outdone: OrdMap<LeaseKey, String>,
+    /// VTEP MACs with the sound keys that state them, the oldest first. What a key makes else of its
+    /// lease is judged anew when it is asked for: that costs less than keeping it.
+    macs: OrdSet<(Family, Mac, i64, LeaseKey)>,
     /// Peers of living leases.
     live: OrdMap<Subnet, Peer>,
-    /// The keys that they come from.
-    owners: OrdMap<Subnet, LeaseKey>,
     held: OrdMap<Subnet, Held>,
     /// Peers in their moment of grace.
     leaving: OrdMap<Subnet, Held>,
@@ -192,11 +232,11 @@ impl PeerBook {
     pub fn rejected(&self) -> Vec<(String, String)> {
         let mut all: Vec<(String, String)> =
             self.table.malformed().map(|(k, r)| (k.to_owned(), r.to_owned())).collect();
-        for (key, verdict) in &self.verdicts {
-            if let Some(reason) = refusal(Some(verdict), self.outdone.get(key)) {
-                all.push((key.to_string(), reason));
-            }
-        }
+        let keys: BTreeSet<&LeaseKey> = self.refused.keys().chain(self.outdone.keys()).collect();
+        let reasons = keys
+            .into_iter()
+            .filter_map(|key| Some((key.to_string(), refusal(key, &self.refused, &self.outdone)?)));
+        all.extend(reasons);
         all.sort();
         all
     }
@@ -215,13 +255,13 @@ impl PeerBook {
     /// Takes in a table and rules at this time. Returns keys that are newly refused, or for another
     /// reason than before, each to be logged once.
     pub fn update(&mut self, table: LeaseTable, rules: Arc<Rules>, now: Millis) -> Vec<(String, String)> {
-        let same_rules = self.rules.as_ref().is_some_and(|r| *r == rules);
-        let mut dirty: BTreeSet<LeaseKey> = if same_rules {
+        let former_rules = self.rules.replace(rules.clone());
+        let dirty: BTreeSet<LeaseKey> = if former_rules.as_ref() == Some(&rules) {
             self.table.changed_keys(&table).into_iter().collect()
         } else {
             self.table.iter().chain(table.iter()).map(|(k, _)| *k).collect()
         };
-        let first = self.rules.is_none();
+        let first = former_rules.is_none();
         let gone: Vec<Peer> = if first {
             // Known from before the first table: gone if no lease names the subnet.
             let named = |s: &Subnet| table.inside(s).is_some();
@@ -233,47 +273,53 @@ impl PeerBook {
             self.live = OrdMap::new();
         }
         let before = self.live.clone();
-        let (verdicts_before, outdone_before) = (self.verdicts.clone(), self.outdone.clone());
-        for key in dirty.clone() {
-            for claim in claims_of(&key, self.verdicts.get(&key)) {
-                let made = self.table.get(&key).map_or(0, |r| r.create_revision);
-                self.claims.remove(&(claim, made, key));
-                dirty.extend(self.claimants(claim).map(|(_, _, rival)| *rival));
+        let (refused_before, outdone_before) = (self.refused.clone(), self.outdone.clone());
+        let mut macs = BTreeSet::new();
+        for key in &dirty {
+            let record = self.table.get(key);
+            let former = record.zip(former_rules.as_ref()).map(|(record, rules)| judge(key, record, rules));
+            for (family, mac) in former.iter().flat_map(Verdict::macs) {
+                self.macs.remove(&(family, mac, record.map_or(0, |r| r.create_revision), *key));
+                macs.insert((family, mac));
             }
-            self.verdicts.remove(&key);
-            if let Some(record) = table.get(&key) {
-                let verdict = judge(&key, record, &rules);
-                for claim in claims_of(&key, Some(&verdict)) {
-                    self.claims.insert((claim, record.create_revision, key));
-                    dirty.extend(self.claimants(claim).map(|(_, _, rival)| *rival));
-                }
-                self.verdicts.insert(key, verdict);
+            let record = table.get(key);
+            let verdict = record.map(|record| judge(key, record, &rules));
+            for (family, mac) in verdict.iter().flat_map(Verdict::macs) {
+                self.macs.insert((family, mac, record.map_or(0, |r| r.create_revision), *key));
+                macs.insert((family, mac));
+            }
+            match verdict.and_then(Verdict::into_reason) {
+                Some(reason) => _ = self.refused.insert(*key, reason),
+                None => _ = self.refused.remove(key),
             }
         }
-        // Withdraw all that may have changed before anything is granted again.
-        for key in &dirty {
-            self.outdone.remove(key);
-            // An outdone key's subnet is another's.
-            for subnet in key.subnets().filter(|s| self.owners.get(s) == Some(key)).collect::<Vec<_>>() {
-                self.owners.remove(&subnet);
-                self.live.remove(&subnet);
-            }
-        }
-        for key in &dirty {
-            let Some(Verdict::Sound(peers, _)) = self.verdicts.get(key) else { continue };
+        // Whoever wants the same may get it now, or no more.
+        let rivals = macs.into_iter().flat_map(|(family, mac)| self.stating(family, mac));
+        let subnets: BTreeSet<Subnet> =
+            rivals.chain(dirty.iter().copied()).flat_map(|key| key.subnets()).collect();
+        let claimants = subnets.iter().flat_map(|subnet| table.exactly(*subnet));
+        let affected: BTreeSet<LeaseKey> = claimants.chain(dirty.iter().copied()).collect();
+        let mut granted = BTreeSet::new();
+        for key in &affected {
             let mut reasons = Vec::new();
-            for peer in peers.clone() {
-                match self.older_claim(key, &peer, &table) {
-                    Some(reason) => reasons.push(reason),
-                    None => {
-                        self.owners.insert(peer.subnet, *key);
+            let verdict = table.get(key).map(|record| judge(key, record, &rules));
+            for peer in verdict.into_iter().flat_map(Verdict::into_peers) {
+                if let Some(reason) = self.older_claim(key, &peer, &table, &rules) {
+                    reasons.push(reason);
+                } else if subnets.contains(&peer.subnet) {
+                    granted.insert(peer.subnet);
+                    if self.live.get(&peer.subnet) != Some(&peer) {
                         self.live.insert(peer.subnet, peer);
                     }
                 }
             }
-            if !reasons.is_empty() {
-                self.outdone.insert(*key, reasons.join("; "));
+            match reasons.is_empty() {
+                true => _ = self.outdone.remove(key),
+                false => _ = self.outdone.insert(*key, reasons.join("; ")),
             }
+        }
+        for subnet in subnets.difference(&granted) {
+            self.live.remove(subnet);
         }
         let gone = gone.into_iter().chain(
             dirty
@@ -287,12 +333,12 @@ impl PeerBook {
             self.leaving.insert(peer.subnet, Held { peer: peer.clone(), until });
             self.vanished.push((now, peer));
         }
-        let mut refused: Vec<(String, String)> = dirty
+        let mut refused: Vec<(String, String)> = affected
             .iter()
             .filter_map(|key| {
-                let now = refusal(self.verdicts.get(key), self.outdone.get(key))?;
-                (refusal(verdicts_before.get(key), outdone_before.get(key)).as_ref() != Some(&now))
-                    .then(|| (key.to_string(), now))
+                let now = refusal(key, &self.refused, &self.outdone)?;
+                let before = refusal(key, &refused_before, &outdone_before);
+                (before.as_ref() != Some(&now)).then(|| (key.to_string(), now))
             })
             .collect();
         let malformed_before: BTreeSet<&str> = self.table.malformed().map(|(k, _)| k).collect();
@@ -303,7 +349,6 @@ impl PeerBook {
                 .map(|(k, r)| (k.to_owned(), r.to_owned())),
         );
         self.table = table;
-        self.rules = Some(rules);
         self.hold(now);
         refused
     }
@@ -335,7 +380,7 @@ impl PeerBook {
             let ours = own.is_some_and(|o| o.overlaps(&LeaseKey::single(*subnet)));
             // Nor is a MAC in two places at once.
             let moved = match held.peer.path {
-                Path::Vxlan(mac) => self.claimants(Claim::Mac(subnet.family(), mac)).next().is_some(),
+                Path::Vxlan(mac) => self.stating(subnet.family(), mac).next().is_some(),
                 Path::Direct => false,
             };
             held.until > now && !ours && !moved && table.inside(subnet).is_none()
@@ -346,25 +391,43 @@ impl PeerBook {
         (self.held, self.leaving) = (keep(&self.held), keep(&self.leaving));
     }
 
-    fn claimants(&self, claim: Claim) -> impl Iterator<Item = &(Claim, i64, LeaseKey)> {
+    /// The sound keys that state this VTEP MAC, the oldest first.
+    fn stating(&self, family: Family, mac: Mac) -> impl Iterator<Item = LeaseKey> {
         // No revision is that small, so the key of the bound does not matter.
-        let least = (claim, i64::MIN, LeaseKey::single(Subnet::ALL_V6));
-        self.claims.range(least..).take_while(move |(c, ..)| *c == claim)
+        let least = (family, mac, i64::MIN, LeaseKey::single(Subnet::ALL_V6));
+        let stating = self.macs.range(least..).take_while(move |(f, m, ..)| (*f, *m) == (family, mac));
+        stating.map(|(.., key)| *key)
     }
 
-    fn older_claim(&self, key: &LeaseKey, peer: &Peer, table: &LeaseTable) -> Option<String> {
-        claims_of_peer(peer).find_map(|claim| {
-            let (_, _, older) = self.claimants(claim).next().filter(|(_, _, first)| first != key)?;
-            let holder =
-                table.get(older).and_then(|r| r.value.as_ref().ok()).map(describe).unwrap_or_default();
-            Some(match claim {
-                Claim::Subnet(subnet) => {
-                    format!("{subnet} is claimed since longer by the key {older}{holder}")
-                }
-                Claim::Mac(_, mac) => format!("the VTEP MAC {mac} belongs since longer to {older}{holder}"),
-            })
-        })
+    /// Who claims what this key's peer needs since longer, as a reason to refuse it.
+    fn older_claim(&self, key: &LeaseKey, peer: &Peer, table: &LeaseTable, rules: &Rules) -> Option<String> {
+        let age = |key: &LeaseKey| (table.get(key).map_or(0, |r| r.create_revision), *key);
+        let claims = |rival: &LeaseKey| {
+            table.get(rival).is_some_and(|record| judge(rival, record, rules).claims(peer.subnet))
+        };
+        let rivals = table.exactly(peer.subnet).filter(|rival| rival != key && age(rival) < age(key));
+        let holder_of = |older: &LeaseKey| {
+            table.get(older).and_then(|r| r.value.as_ref().ok()).map(describe).unwrap_or_default()
+        };
+        if let Some(older) = rivals.filter(claims).min_by_key(age) {
+            let holder = holder_of(&older);
+            return Some(format!("{} is claimed since longer by the key {older}{holder}", peer.subnet));
+        }
+        let mac = peer.vtep_mac()?;
+        let older = self.stating(peer.subnet.family(), mac).next().filter(|first| first != key)?;
+        Some(format!("the VTEP MAC {mac} belongs since longer to {older}{}", holder_of(&older)))
     }
+}
+
+/// Why a key, or a half of it, makes no peer.
+fn refusal(
+    key: &LeaseKey,
+    refused: &OrdMap<LeaseKey, String>,
+    outdone: &OrdMap<LeaseKey, String>,
+) -> Option<String> {
+    let reasons: Vec<&str> =
+        [refused, outdone].iter().filter_map(|all| all.get(key)).map(String::as_str).collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
 fn describe(value: &LeaseValue) -> String {
@@ -376,32 +439,6 @@ fn describe(value: &LeaseValue) -> String {
         (Some(name), None) => format!(" of {name}"),
         (None, None) => String::new(),
     }
-}
-
-/// Why a key, or a half of it, makes no peer.
-fn refusal(verdict: Option<&Verdict>, outdone: Option<&String>) -> Option<String> {
-    let own = match verdict {
-        Some(Verdict::Rejected(reason) | Verdict::Sound(_, Some(reason))) => Some(reason),
-        _ => None,
-    };
-    let reasons: Vec<&str> = own.into_iter().chain(outdone).map(String::as_str).collect();
-    (!reasons.is_empty()).then(|| reasons.join("; "))
-}
-
-fn claims_of<'a>(key: &LeaseKey, verdict: Option<&'a Verdict>) -> impl Iterator<Item = Claim> + use<'a> {
-    let (peers, blocked) = match verdict {
-        Some(Verdict::Sound(peers, _)) => (peers.as_slice(), None),
-        // A reservation blocks its subnet; our own key does so by its own rule.
-        Some(Verdict::Quiet) => ([].as_slice(), Some(*key)),
-        _ => ([].as_slice(), None),
-    };
-    let blocked = blocked.into_iter().flat_map(|key| key.subnets()).map(Claim::Subnet);
-    peers.iter().flat_map(claims_of_peer).chain(blocked)
-}
-
-fn claims_of_peer(peer: &Peer) -> impl Iterator<Item = Claim> + use<> {
-    let mac = peer.vtep_mac().map(|mac| Claim::Mac(peer.subnet.family(), mac));
-    std::iter::once(Claim::Subnet(peer.subnet)).chain(mac)
 }
 
 #[cfg(test)]

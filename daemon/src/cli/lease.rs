@@ -1,6 +1,7 @@
 //! `loden lease`: who holds which subnet, without etcdctl.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -194,7 +195,7 @@ async fn reserve(args: ReserveArgs) -> anyhow::Result<()> {
         }
     }
     if let Some(host_id) = args.owner.host_id {
-        value.loden = Some(Box::new(LodenMember { host_id, ..LodenMember::default() }));
+        value.loden = Some(Arc::new(LodenMember { host_id, ..LodenMember::default() }));
     }
     match Writer::on(&options.prefix, connection).put(&key, &value, 0, 0).await? {
         Outcome::Written(_) => print(&format!("{subnets} is reserved\n")),
@@ -242,7 +243,7 @@ async fn release(args: ReleaseArgs) -> anyhow::Result<()> {
 /// The value with the mark that tells its holder to move; `None` if flannel holds it.
 fn released(value: &LeaseValue) -> Option<LeaseValue> {
     let member = LodenMember { released: true, ..value.loden.as_deref()?.clone() };
-    Some(LeaseValue { loden: Some(Box::new(member)), ..value.clone() })
+    Some(LeaseValue { loden: Some(Arc::new(member)), ..value.clone() })
 }
 
 /// Whether the holder refreshed its lease within three keep-alive intervals.

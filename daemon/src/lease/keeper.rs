@@ -457,7 +457,7 @@ impl Keeper {
         let current = table.get(&held.key);
         let mut value = self.value(&config, &underlay, &macs, host_id, current);
         if let (Some(new), Some(old)) = (&mut value.loden, &held.value.loden) {
-            new.released = old.released;
+            Arc::make_mut(new).released = old.released;
         }
         if value == held.value {
             return;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use loden_core::claim;
 use loden_core::leases::{LeaseRecord, LeaseTable};
@@ -73,7 +74,7 @@ pub(super) fn value(
     }
     // Behind 1:1 NAT our packets may also come from the address itself.
     let sources = underlay.endpoints.iter().filter(|e| e.local != e.public).map(|e| e.local).collect();
-    value.loden = Some(Box::new(LodenMember {
+    value.loden = Some(Arc::new(LodenMember {
         host_id: host_id.to_owned(),
         boot_id: state::boot_id(),
         host_name: state::host_name(),

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -11,7 +10,7 @@ use super::*;
 use crate::filters::PeerSet;
 use crate::observed::{Nexthop, Route, Via, VxlanLink};
 use crate::options::Options;
-use crate::peers::{HostLabel, Path};
+use crate::peers::Path;
 use crate::plan::{Inputs, PeerObjects, plan};
 use crate::underlay::{Endpoint, Underlay};
 use loden_proto::config::NetworkConfig;
@@ -55,9 +54,9 @@ fn peer(n: u8, endpoint: u8, mac: u8, direct: bool) -> Peer {
     Peer {
         subnet: Subnet::new([10, 5, n, 0].into(), 24).expect("aligned"),
         public_address: [192, 168, 0, endpoint].into(),
-        sources: Vec::new(),
+        sources: Box::default(),
         path: if direct { Path::Direct } else { Path::Vxlan(Mac([2, 0, 0, 0, 1, mac])) },
-        host: Arc::new(HostLabel::default()),
+        holder: None,
     }
 }
 

@@ -1,13 +1,12 @@
 //! One lease by itself: can it be trusted, and what peers does it make.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use loden_proto::config::Backend;
 use loden_proto::lease::{LeaseKey, LeaseValue};
 use loden_proto::{Family, Subnet};
 
-use super::{HostLabel, Path, Peer, Rules, Verdict};
+use super::{Path, Peer, Rules, Verdict};
 use crate::leases::LeaseRecord;
 use crate::printable;
 
@@ -97,11 +96,8 @@ fn peer(subnet: Subnet, value: &LeaseValue, rules: &Rules) -> Result<Option<Peer
     };
     let sources = value.loden.iter().flat_map(|m| &m.sources).copied();
     let sources = sources.filter(|a| Family::of(*a) == family && check_endpoint(*a, rules).is_ok());
-    let host = match &value.loden {
-        Some(m) => HostLabel { name: printable(&m.host_name), version: printable(&m.version) },
-        None => HostLabel { name: String::new(), version: "flannel".into() },
-    };
-    Ok(Some(Peer { subnet, public_address, sources: sources.take(16).collect(), path, host: Arc::new(host) }))
+    let (sources, holder) = (sources.take(16).collect(), value.loden.clone());
+    Ok(Some(Peer { subnet, public_address, sources, path, holder }))
 }
 
 fn check_endpoint(address: IpAddr, rules: &Rules) -> Result<(), String> {

@@ -255,6 +255,19 @@ fn a_rival_that_comes_later_changes_nothing_for_the_older() {
 }
 
 #[test]
+fn who_is_outdone_by_anothers_change_is_told_once() {
+    let mut table = twenty();
+    let mut book = book(table.clone());
+    put(&mut table, "10.5.10.0-24", 10, &lease("192.168.0.10", 11));
+    let refused = book.update(table.clone(), rules(), 1);
+    assert!(
+        matches!(&refused[..], [(key, reason)] if key == "10.5.11.0-24" && reason.contains("10.5.10.0-24"))
+    );
+    put(&mut table, "10.5.12.0-24", 12, &lease("192.168.0.112", 12));
+    assert_eq!(book.update(table, rules(), 2), []);
+}
+
+#[test]
 fn one_peer_that_leaves_is_let_go_after_a_moment_unless_it_returns() {
     let mut table = twenty();
     let mut book = book(table.clone());
