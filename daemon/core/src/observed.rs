@@ -3,7 +3,7 @@
 //! contradicts it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use loden_proto::{Family, Mac, Subnet};
 
@@ -19,11 +19,11 @@ pub struct Observed {
     /// Interface index of the default route of each family.
     pub default_routes: BTreeMap<Family, u32>,
     /// Routes of the main table to subnets inside the overlay networks, or made by us.
-    pub routes: BTreeMap<Subnet, Vec<Route>>,
+    pub routes: BTreeSet<Route>,
     /// Permanent neighbours on VXLAN devices, by device index.
     pub neighbours: BTreeMap<(u32, IpAddr), Mac>,
-    /// Permanent FDB entries of VXLAN devices, by device index. One MAC can stand for several addresses.
-    pub fdb: BTreeMap<(u32, Mac), Vec<IpAddr>>,
+    /// Permanent FDB entries of VXLAN devices: device index, MAC, where it is. One MAC can be in several places.
+    pub fdb: BTreeSet<(u32, Mac, IpAddr)>,
     /// Nexthop objects by id.
     pub nexthops: BTreeMap<u32, Nexthop>,
     /// Whether nexthop objects exist in this kernel.
@@ -108,8 +108,8 @@ impl Address {
     }
 }
 
-/// One route of the main table.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One route of the main table. In the order of subnets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     /// Destination.
     pub subnet: Subnet,
@@ -122,7 +122,7 @@ pub struct Route {
 }
 
 /// Where a route leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Via {
     /// By a nexthop object.
     Nexthop(u32),
@@ -153,21 +153,17 @@ pub struct Nexthop {
 }
 
 impl Observed {
-    /// Takes in a route of the kernel's.
-    pub fn add_route(&mut self, route: Route) {
-        let all = self.routes.entry(route.subnet).or_default();
-        // There are many of one, and a vector that grows takes four at first.
-        all.reserve_exact(1);
-        all.push(route);
+    /// The routes to exactly this subnet.
+    pub fn routes_to(&self, subnet: Subnet) -> impl Iterator<Item = &Route> {
+        let least = Route { subnet, via: Via::Nexthop(0), protocol: 0, metric: 0 };
+        self.routes.range(least..).take_while(move |route| route.subnet == subnet)
     }
 
-    /// Takes in an FDB entry of the kernel's.
-    pub fn add_fdb(&mut self, device: u32, mac: Mac, endpoint: IpAddr) {
-        let all = self.fdb.entry((device, mac)).or_default();
-        if !all.contains(&endpoint) {
-            all.reserve_exact(1);
-            all.push(endpoint);
-        }
+    /// Where a MAC is, by the device's FDB.
+    pub fn endpoints(&self, device: u32, mac: Mac) -> impl Iterator<Item = IpAddr> {
+        let least = (device, mac, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let entries = self.fdb.range(least..).take_while(move |(d, m, _)| (*d, *m) == (device, mac));
+        entries.map(|(_, _, endpoint)| *endpoint)
     }
 
     /// An interface by name.

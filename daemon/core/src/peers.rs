@@ -9,7 +9,7 @@
 
 mod judge;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -119,11 +119,11 @@ pub fn found_in_kernel(observed: &Observed, config: &NetworkConfig) -> Vec<Peer>
         let Some(pool) = config.pool(family).filter(|p| ours && p.network.contains(*address)) else {
             continue;
         };
-        let endpoint = observed.fdb.get(&(*device, *mac)).and_then(|all| all.first());
+        let endpoint = observed.endpoints(*device, *mac).next();
         if let (Ok(subnet), Some(endpoint)) = (Subnet::new(*address, pool.subnet_length), endpoint) {
             found.push(Peer {
                 subnet,
-                public_address: *endpoint,
+                public_address: endpoint,
                 sources: Box::default(),
                 path: Path::Vxlan(*mac),
                 holder: Some(unknown.clone()),

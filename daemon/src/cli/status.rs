@@ -77,7 +77,8 @@ async fn without_daemon(place: &PlaceArgs) -> anyhow::Result<Status> {
             vtep_mac: peer.vtep_mac(),
             host_name: String::new(),
             version: String::new(),
-            state: if observed.routes.contains_key(&peer.subnet) { "programmed" } else { "pending" }.into(),
+            state: if observed.routes_to(peer.subnet).next().is_some() { "programmed" } else { "pending" }
+                .into(),
             reason: None,
         })
         .collect();

@@ -1,6 +1,5 @@
 //! A full look: links, addresses, routes, neighbours, FDB entries, nexthops, forwarding.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use loden_core::observed::Observed;
@@ -12,6 +11,7 @@ use loden_netlink::route::{AddressFamily, RouteNetlinkMessage};
 use loden_netlink::{Error, Reply, Request, Socket, nexthop};
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL};
 
+use super::decode::MainRoute;
 use super::{Interest, decode};
 
 /// Dumps and decodes. An answer that cannot be decoded is logged and skipped, except for links:
@@ -59,11 +59,9 @@ pub(super) fn observe(
     neighbours.retain(|((index, _), _)| devices.contains(index));
     observed.neighbours = neighbours.into_iter().collect();
     if !devices.is_empty() {
-        for (index, mac, address) in lasting(socket, AddressFamily::Bridge, None)? {
-            if devices.contains(&index) {
-                observed.add_fdb(index, mac, address);
-            }
-        }
+        let mut entries = lasting(socket, AddressFamily::Bridge, None)?;
+        entries.retain(|(index, ..)| devices.contains(index));
+        observed.fdb = entries.into_iter().collect();
     }
     if has_nexthops {
         let nexthops = socket.gather(&nexthop::dump(), |_, payload| decode::nexthop(payload))?;
@@ -98,17 +96,15 @@ fn routes(
     let concerning = |_, payload: &[u8]| {
         decode::route(payload).filter(|main| main.route().is_none_or(|route| concerns(&route, interest)))
     };
-    let mut defaults: BTreeMap<u32, u32> = BTreeMap::new();
-    for main in socket.gather(&request, concerning)? {
-        match (main.route(), main.device) {
-            (Some(route), _) => observed.add_route(route),
-            (None, Some(device)) => _ = defaults.entry(main.metric).or_insert(device),
-            (None, None) => {}
-        }
+    let all = socket.gather(&request, concerning)?;
+    let by_default = all.iter().filter(|main| main.subnet.is_none());
+    // The first of those with the least metric.
+    let best =
+        by_default.filter_map(|main| Some((main.metric, main.device?))).min_by_key(|(metric, _)| *metric);
+    if let Some((_, device)) = best {
+        observed.default_routes.insert(family, device);
     }
-    if let Some((_, device)) = defaults.first_key_value() {
-        observed.default_routes.insert(family, *device);
-    }
+    observed.routes.extend(all.iter().filter_map(MainRoute::route));
     Ok(())
 }
 

@@ -65,11 +65,11 @@ pub(super) fn absorb(observed: &mut Observed, notice: Notice, networks: &[(Subne
             if all.len() < before { Need::Base } else { Need::Changes }
         }
         Notice::Route(route) => {
-            let known = observed.routes.get(&route.subnet).is_some_and(|all| all.contains(&route));
+            let known = observed.routes.contains(&route);
             if known || !ours(&route.subnet) { Need::Changes } else { Need::Full }
         }
         Notice::RouteGone(route) => {
-            let known = observed.routes.get(&route.subnet).is_some_and(|all| all.contains(&route));
+            let known = observed.routes.contains(&route);
             if known { Need::Full } else { Need::Changes }
         }
         Notice::DefaultRoute => Need::Full,
@@ -85,11 +85,11 @@ pub(super) fn absorb(observed: &mut Observed, notice: Notice, networks: &[(Subne
             }
         }
         Notice::Fdb(device, mac, address) => {
-            let known = observed.fdb.get(&(device, mac)).is_some_and(|all| all.contains(&address));
+            let known = observed.fdb.contains(&(device, mac, address));
             if known || !is_vxlan(observed, device) { Need::Changes } else { Need::Full }
         }
         Notice::FdbGone(device, mac, address) => {
-            let known = observed.fdb.get(&(device, mac)).is_some_and(|all| all.contains(&address));
+            let known = observed.fdb.contains(&(device, mac, address));
             if known { Need::Full } else { Need::Changes }
         }
         Notice::Nexthop(id, hop) => {
@@ -171,7 +171,7 @@ mod tests {
             protocol: 177,
             metric: 0,
         };
-        observed.routes.insert(route.subnet, vec![route.clone()]);
+        observed.routes.insert(route.clone());
         let mut down = observed.links[&4].clone();
         down.up = false;
         for notice in

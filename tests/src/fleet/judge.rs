@@ -86,7 +86,8 @@ pub fn kernel(host: &Standing, observed: &Observed, truth: &BTreeMap<Subnet, (Ip
             ));
         }
     }
-    for subnet in observed.routes.keys().filter(|s| own(s) || !truth.contains_key(s)) {
+    let subnets = observed.routes.iter().map(|route| route.subnet);
+    for subnet in subnets.filter(|s| own(s) || !truth.contains_key(s)) {
         findings.push(format!("{}: a route to {subnet}, which is no peer's", host.name));
     }
     findings
@@ -94,11 +95,10 @@ pub fn kernel(host: &Standing, observed: &Observed, truth: &BTreeMap<Subnet, (Ip
 
 /// Where a subnet's packets go: route, neighbour, FDB entry.
 fn destination(observed: &Observed, subnet: &Subnet) -> Option<(IpAddr, Mac)> {
-    let route = observed.routes.get(subnet)?.first()?;
+    let route = observed.routes_to(*subnet).next()?;
     let (device, gateway) = observed.resolve(route.via)?;
     let mac = observed.neighbours.get(&(device, gateway))?;
-    let address = observed.fdb.get(&(device, *mac))?.first()?;
-    Some((*address, *mac))
+    Some((observed.endpoints(device, *mac).next()?, *mac))
 }
 
 #[cfg(test)]

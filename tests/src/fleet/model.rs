@@ -142,7 +142,7 @@ fn remove_device(observed: &mut Observed, index: u32) {
     observed.links.remove(&index);
     observed.addresses.remove(&index);
     observed.neighbours.retain(|(device, _), _| *device != index);
-    observed.fdb.retain(|(device, _), _| *device != index);
+    observed.fdb.retain(|(device, ..)| *device != index);
     let on_it = |(id, hop): (&u32, &loden_core::observed::Nexthop)| (hop.device == index).then_some(*id);
     let hops: Vec<u32> = observed.nexthops.iter().filter_map(on_it).collect();
     for id in hops {

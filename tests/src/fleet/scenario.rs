@@ -185,7 +185,7 @@ impl Fleet {
             let arrivals = self.hosts.iter().map(|host| {
                 let kernel = host.kernel().clone();
                 async move {
-                    kernel.until(|observed| observed.routes.contains_key(&subnet)).await;
+                    kernel.until(|observed| observed.routes_to(subnet).next().is_some()).await;
                     begin.elapsed()
                 }
             });
@@ -193,7 +193,7 @@ impl Fleet {
             writer.delete(&key, revision).await?;
             let departures = self.hosts.iter().map(|host| {
                 let kernel = host.kernel().clone();
-                async move { kernel.until(|observed| !observed.routes.contains_key(&subnet)).await }
+                async move { kernel.until(|observed| observed.routes_to(subnet).next().is_none()).await }
             });
             self.all("steady, a lease went", departures, Instant::now()).await;
         }

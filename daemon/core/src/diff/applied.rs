@@ -1,6 +1,8 @@
 //! The model of the kernel: what it holds after an operation. The reconciler keeps its belief
 //! current with it, and the tests prove the diff against it.
 
+use std::net::IpAddr;
+
 use loden_proto::Family;
 
 use super::Operation;
@@ -16,7 +18,11 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
             observed.admitted = keep.iter().filter(|(s, _)| filters.peer_sets.contains(s)).copied().collect();
         }
         O::Admit(all) => observed.admitted.extend(all),
-        O::Dismiss(all) => observed.admitted.retain(|a| !all.contains(a)),
+        O::Dismiss(all) => {
+            for member in all {
+                observed.admitted.remove(member);
+            }
+        }
         O::AddDevice(_) | O::DeleteDevice { .. } => {}
         O::ChangeDevice { index, device, .. } => {
             if let Some(link) = observed.links.get_mut(index) {
@@ -60,15 +66,14 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
             observed.neighbours.remove(&(*device, *address));
         }
         O::SetFdb { device, mac, endpoint } => {
-            observed.fdb.insert((*device, *mac), vec![*endpoint]);
+            let former: Vec<IpAddr> = observed.endpoints(*device, *mac).collect();
+            for endpoint in former {
+                observed.fdb.remove(&(*device, *mac, endpoint));
+            }
+            observed.fdb.insert((*device, *mac, *endpoint));
         }
         O::DeleteFdb { device, mac, endpoint } => {
-            if let Some(all) = observed.fdb.get_mut(&(*device, *mac)) {
-                all.retain(|present| present != endpoint);
-                if all.is_empty() {
-                    observed.fdb.remove(&(*device, *mac));
-                }
-            }
+            observed.fdb.remove(&(*device, *mac, *endpoint));
         }
         O::AddNexthop(id, nexthop) => {
             observed.nexthops.insert(*id, *nexthop);
@@ -76,25 +81,18 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
         O::DeleteNexthop(id) => {
             observed.nexthops.remove(id);
             // The kernel deletes the routes that use it (net/ipv4/nexthop.c: __remove_nexthop_fib).
-            observed.routes.retain(|_, all| {
-                all.retain(|r| r.via != Via::Nexthop(*id));
-                !all.is_empty()
-            });
+            observed.routes.retain(|route| route.via != Via::Nexthop(*id));
         }
         O::SetRoute { route, replace } => {
-            let all = observed.routes.get_mut(&route.subnet);
-            match all.and_then(|all| all.iter_mut().find(|r| *replace && r.metric == route.metric)) {
-                Some(present) => *present = route.clone(),
-                None => observed.add_route(route.clone()),
+            let replaced =
+                observed.routes_to(route.subnet).find(|r| *replace && r.metric == route.metric).cloned();
+            if let Some(replaced) = replaced {
+                observed.routes.remove(&replaced);
             }
+            observed.routes.insert(route.clone());
         }
         O::DeleteRoute(route) => {
-            if let Some(all) = observed.routes.get_mut(&route.subnet) {
-                all.retain(|r| r != route);
-                if all.is_empty() {
-                    observed.routes.remove(&route.subnet);
-                }
-            }
+            observed.routes.remove(route);
         }
     }
 }

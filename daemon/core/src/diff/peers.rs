@@ -26,16 +26,15 @@ pub fn peers(desired: &Desired, observed: &Observed, scope: Scope<'_>) -> (Vec<O
     let mut differ = Differ::new(desired, observed);
     match scope {
         Scope::All => {
-            // Both in order of subnets: who has routes and no peer is met where it stands among them.
-            let mut routes = observed.routes.keys().peekable();
             for (subnet, peer) in &desired.peers {
-                while let Some(stray) = routes.next_if(|r| *r < subnet) {
-                    differ.peer(stray, None);
-                }
-                routes.next_if_eq(&subnet);
                 differ.peer(subnet, Some(peer));
             }
-            routes.for_each(|stray| differ.peer(stray, None));
+            let mut last = None;
+            for subnet in observed.routes.iter().map(|route| route.subnet) {
+                if last.replace(subnet) != Some(subnet) && !desired.peers.contains_key(&subnet) {
+                    differ.peer(&subnet, None);
+                }
+            }
             differ.strays();
         }
         Scope::Since(former) => {
@@ -123,17 +122,14 @@ impl<'a> Differ<'a> {
 
     fn fdb(&mut self, device: u32, mac: Mac, endpoint: IpAddr) {
         self.wanted_fdb.insert((device, mac), endpoint);
-        let present = self.observed.fdb.get(&(device, mac));
-        if !present.is_some_and(|all| all.contains(&endpoint)) {
+        if !self.observed.fdb.contains(&(device, mac, endpoint)) {
+            // Which moves the entry.
             self.before_routes.push(Operation::SetFdb { device, mac, endpoint });
+            return;
         }
-        // Replacing moves the entry; what is left beside it is an addition of somebody's.
-        for other in present
-            .into_iter()
-            .flatten()
-            .filter(|other| **other != endpoint && present.is_some_and(|p| p.contains(&endpoint)))
-        {
-            self.after_routes.push(Operation::DeleteFdb { device, mac, endpoint: *other });
+        // What is beside it is an addition of somebody's.
+        for other in self.observed.endpoints(device, mac).filter(|other| *other != endpoint) {
+            self.after_routes.push(Operation::DeleteFdb { device, mac, endpoint: other });
         }
     }
 
@@ -147,8 +143,8 @@ impl<'a> Differ<'a> {
     fn route(&mut self, subnet: &Subnet, target: Option<(u32, IpAddr, bool)>) {
         let (desired, observed) = (self.desired, self.observed);
         let metric = default_metric(subnet.family());
-        let present = observed.routes.get(subnet).map(Vec::as_slice).unwrap_or_default();
-        if let ([only], Some((device, gateway, _))) = (present, target)
+        let mut present = observed.routes_to(*subnet);
+        if let (Some(only), None, Some((device, gateway, _))) = (present.next(), present.next(), target)
             && only.protocol == ROUTE_PROTOCOL
             && only.metric == metric
             && observed.resolve(only.via) == Some((device, gateway))
@@ -160,7 +156,7 @@ impl<'a> Differ<'a> {
             return;
         }
         let (ours, foreign): (Vec<&Route>, Vec<&Route>) =
-            present.iter().partition(|r| ownership::route(r, desired, observed));
+            observed.routes_to(*subnet).partition(|r| ownership::route(r, desired, observed));
         let right = target.and_then(|(device, gateway, _)| {
             let leads = |r: &&Route| observed.resolve(r.via) == Some((device, gateway)) && r.metric == metric;
             ours.iter().copied().find(leads).or_else(|| foreign.iter().copied().find(leads))
@@ -251,9 +247,9 @@ impl<'a> Differ<'a> {
             self.after_routes.push(Operation::DeleteNeighbour { device, address: gateway });
         }
         if !self.wanted_fdb.contains_key(&(device, mac)) {
-            for endpoint in self.observed.fdb.get(&(device, mac)).into_iter().flatten() {
-                self.after_routes.push(Operation::DeleteFdb { device, mac, endpoint: *endpoint });
-            }
+            let entries = self.observed.endpoints(device, mac);
+            let deletions = entries.map(|endpoint| Operation::DeleteFdb { device, mac, endpoint });
+            self.after_routes.extend(deletions);
         }
     }
 
@@ -268,17 +264,11 @@ impl<'a> Differ<'a> {
                 self.after_routes.push(Operation::DeleteNeighbour { device: *device, address: *address });
             }
         }
-        for ((device, mac), endpoints) in
-            self.observed.fdb.iter().filter(|((d, m), _)| ours.contains(d) && m.is_unicast())
+        for (device, mac, endpoint) in
+            self.observed.fdb.iter().copied().filter(|(d, m, _)| ours.contains(d) && m.is_unicast())
         {
-            if !self.wanted_fdb.contains_key(&(*device, *mac)) {
-                for endpoint in endpoints {
-                    self.after_routes.push(Operation::DeleteFdb {
-                        device: *device,
-                        mac: *mac,
-                        endpoint: *endpoint,
-                    });
-                }
+            if !self.wanted_fdb.contains_key(&(device, mac)) {
+                self.after_routes.push(Operation::DeleteFdb { device, mac, endpoint });
             }
         }
         for (id, nexthop) in &self.observed.nexthops {
@@ -325,13 +315,18 @@ impl<'a> Differ<'a> {
     }
 
     fn finish(self) -> (Vec<Operation>, Vec<Conflict>) {
-        let mut operations = self.before_routes;
         // A peer that leaves gives its route up before a peer that comes takes its nexthop id.
-        operations.extend(self.nexthops);
-        operations.extend(self.routes);
-        operations.extend(self.removed_routes);
-        operations.extend(self.after_routes);
-        operations.extend(self.sets);
+        let parts = [
+            self.before_routes,
+            self.nexthops,
+            self.routes,
+            self.removed_routes,
+            self.after_routes,
+            self.sets,
+        ];
+        // Once and as large as needed: those of many peers take megabytes.
+        let mut operations = Vec::with_capacity(parts.iter().map(Vec::len).sum());
+        parts.into_iter().for_each(|part| operations.extend(part));
         (operations, self.conflicts)
     }
 }

@@ -80,7 +80,7 @@ fn our_routes<'a>(
     };
     let inside = |subnet: &Subnet| networks.iter().any(|n| n.contains_subnet(subnet));
     let ours = move |r: &&Route| r.protocol == ROUTE_PROTOCOL && (inside(&r.subnet) || on_ours(r.via));
-    observed.routes.values().flatten().filter(ours)
+    observed.routes.iter().filter(ours)
 }
 
 fn our_nexthops<'a>(

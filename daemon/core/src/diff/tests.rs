@@ -117,7 +117,7 @@ fn remove_device(observed: &mut Observed, index: u32) {
     observed.links.remove(&index);
     observed.addresses.remove(&index);
     observed.neighbours.retain(|(d, _), _| *d != index);
-    observed.fdb.retain(|(d, _), _| *d != index);
+    observed.fdb.retain(|(d, ..)| *d != index);
     let gone: Vec<u32> =
         observed.nexthops.iter().filter(|(_, n)| n.device == index).map(|(id, _)| *id).collect();
     for id in gone {
@@ -154,8 +154,7 @@ fn pass(desired: &Desired, observed: &mut Observed) -> usize {
 fn check_safe(operation: &Operation, observed: &Observed) {
     match operation {
         Operation::SetRoute { route, replace } => {
-            let present =
-                observed.routes.get(&route.subnet).into_iter().flatten().any(|r| r.metric == route.metric);
+            let present = observed.routes_to(route.subnet).any(|r| r.metric == route.metric);
             assert_eq!(present, *replace, "{operation}: replace only one of ours, create only where none is");
             if let Via::Nexthop(id) = route.via {
                 assert!(observed.nexthops.contains_key(&id), "{operation}: nexthop {id} comes first");
@@ -202,9 +201,8 @@ fn soil(observed: &mut Observed, clutter: &[(u8, u8)]) {
         let base = subnet.address();
         let mac = Mac([2, 0, 0, 0, 1, n.wrapping_mul(3)]);
         let mut route = |via, protocol| {
-            let all = observed.routes.entry(subnet).or_default();
-            if all.iter().all(|r| r.metric != 0) {
-                all.push(Route { subnet, via, protocol, metric: 0 });
+            if observed.routes_to(subnet).all(|r| r.metric != 0) {
+                observed.routes.insert(Route { subnet, via, protocol, metric: 0 });
             }
         };
         match kind {
@@ -223,12 +221,11 @@ fn soil(observed: &mut Observed, clutter: &[(u8, u8)]) {
             }
             3 => drop(observed.neighbours.insert((DEVICE, base), mac)),
             4 => drop(observed.neighbours.insert((DEVICE, base), Mac([2, 9, 9, 9, 9, *n]))),
-            5 => drop(observed.fdb.insert((DEVICE, mac), [ip("192.168.0.99")].into())),
-            6 => drop(
-                observed
-                    .fdb
-                    .insert((DEVICE, mac), [ip("192.168.0.2"), ip("192.168.0.3"), ip("192.168.0.4")].into()),
-            ),
+            5 => drop(observed.fdb.insert((DEVICE, mac, ip("192.168.0.99")))),
+            6 => {
+                let places = ["192.168.0.2", "192.168.0.3", "192.168.0.4"];
+                observed.fdb.extend(places.map(|place| (DEVICE, mac, ip(place))));
+            }
             7 => {
                 let id = nexthop_ids(&subnet).next().expect("16 ids");
                 observed.nexthops.entry(id).or_insert(Nexthop {
@@ -252,12 +249,12 @@ proptest! {
             soil(&mut observed, &clutter);
         }
         for route in foreign_routes() {
-            observed.routes.entry(route.subnet).or_default().push(route);
+            observed.routes.insert(route);
         }
         let foreign = |o: &Observed| {
             let links: Vec<Link> = o.links.values().filter(|l| l.index != DEVICE).cloned().collect();
             let nexthops: Vec<u32> = o.nexthops.iter().filter(|(_, n)| n.protocol != ROUTE_PROTOCOL).map(|(id, _)| *id).collect();
-            let routes: Vec<Route> = foreign_routes().into_iter().filter(|r| o.routes.get(&r.subnet).is_some_and(|all| all.contains(r))).collect();
+            let routes: Vec<Route> = foreign_routes().into_iter().filter(|r| o.routes.contains(r)).collect();
             (links, nexthops, routes)
         };
         let before = foreign(&observed);
@@ -268,13 +265,13 @@ proptest! {
         prop_assert_eq!(pass(&desired, &mut again), 0, "a second pass has nothing to do");
         prop_assert_eq!(&again, &observed);
         for (subnet, peer) in &desired.peers {
-            let leads = observed.routes[subnet].iter().filter(|r| r.metric == 0).map(|r| observed.resolve(r.via)).collect::<Vec<_>>();
+            let leads = observed.routes_to(*subnet).filter(|r| r.metric == 0).map(|r| observed.resolve(r.via)).collect::<Vec<_>>();
             match PeerObjects::of(peer) {
                 PeerObjects::Direct { gateway } => prop_assert_eq!(leads, vec![Some((UNDERLAY, gateway))]),
                 PeerObjects::Vxlan { gateway, mac, endpoint } => {
                     prop_assert_eq!(leads, vec![Some((DEVICE, gateway))]);
                     prop_assert_eq!(observed.neighbours.get(&(DEVICE, gateway)), Some(&mac));
-                    prop_assert_eq!(observed.fdb.get(&(DEVICE, mac)), Some(&[endpoint].into()));
+                    prop_assert_eq!(observed.endpoints(DEVICE, mac).collect::<Vec<_>>(), [endpoint]);
                 }
             }
         }
@@ -302,7 +299,7 @@ fn a_flannel_host_is_taken_over_without_touching_its_routes() {
     let desired = desired(wanted);
     let mut observed = host(true);
     soil(&mut observed, &[(0, 2), (3, 2)]);
-    observed.fdb.insert((DEVICE, Mac([2, 0, 0, 0, 1, 6])), [ip("192.168.0.2")].into());
+    observed.fdb.insert((DEVICE, Mac([2, 0, 0, 0, 1, 6]), ip("192.168.0.2")));
     let (operations, _) = peers(&desired, &observed, Scope::All);
     assert!(
         operations.iter().all(|o| o.object() == "peer_set"),
@@ -318,7 +315,7 @@ fn a_foreign_route_in_the_way_is_reported_and_left() {
     let desired = desired([peer(50, 2, 6, false)].into_iter().map(|p| (p.subnet, p)).collect());
     let mut observed = host(false);
     let foreign = foreign_routes().remove(0);
-    observed.routes.entry(foreign.subnet).or_default().push(foreign);
+    observed.routes.insert(foreign);
     pass(&desired, &mut observed);
     let (operations, conflicts) = peers(&desired, &observed, Scope::All);
     assert!(operations.is_empty(), "{operations:?}");
@@ -332,7 +329,7 @@ fn removal_takes_exactly_ours() {
     let desired = desired(wanted);
     let mut observed = host(false);
     for route in foreign_routes() {
-        observed.routes.entry(route.subnet).or_default().push(route);
+        observed.routes.insert(route);
     }
     let before = observed.clone();
     pass(&desired, &mut observed);
@@ -361,11 +358,11 @@ fn flannels_direct_routes_become_ours_and_go_with_their_peers() {
     let mut observed = host(true);
     // An operator's own, which says the same, and flannel's, of which one belongs to no peer.
     for route in [route(2, "192.168.0.2", 3), route(3, "192.168.0.3", 4), route(4, "192.168.0.4", 3)] {
-        observed.routes.insert(route.subnet, vec![route]);
+        observed.routes.insert(route);
     }
     let wanted = [peer(2, 2, 6, true), peer(3, 3, 9, true)].into_iter().map(|p| (p.subnet, p)).collect();
     pass(&desired(wanted), &mut observed);
-    let protocols = |o: &Observed| o.routes.values().flatten().map(|r| r.protocol).collect::<Vec<_>>();
+    let protocols = |o: &Observed| o.routes.iter().map(|r| r.protocol).collect::<Vec<_>>();
     assert_eq!(protocols(&observed), [ROUTE_PROTOCOL, 4, 3]);
     pass(&desired(OrdMap::new()), &mut observed);
     assert_eq!(protocols(&observed), [4, 3]);
@@ -378,7 +375,7 @@ fn what_is_handed_to_flannel_is_whole_and_no_longer_ours() {
     let desired = desired(wanted);
     let mut observed = host(false);
     for route in foreign_routes() {
-        observed.routes.entry(route.subnet).or_default().push(route);
+        observed.routes.insert(route);
     }
     pass(&desired, &mut observed);
     let networks: Vec<Subnet> = desired.networks.iter().map(|(n, _)| *n).collect();
@@ -388,8 +385,8 @@ fn what_is_handed_to_flannel_is_whole_and_no_longer_ours() {
         applied(&mut observed, &operation);
     }
     let by = |n: u8| {
-        let routes = &observed.routes[&Subnet::new([10, 5, n, 0].into(), 24).expect("aligned")];
-        routes.iter().find(|r| r.metric == 0).expect("the peer's route").clone()
+        let mut routes = observed.routes_to(Subnet::new([10, 5, n, 0].into(), 24).expect("aligned"));
+        routes.find(|r| r.metric == 0).expect("the peer's route").clone()
     };
     let plain = |device, gateway, onlink| Via::Gateway { device, gateway: ip(gateway), onlink };
     assert_eq!((by(2).via, by(2).protocol), (plain(DEVICE, "10.5.2.0", true), 3));
@@ -482,7 +479,7 @@ fn an_ipv6_route_by_another_device_goes_before_the_right_one_comes() {
     observed.links.get_mut(&DEVICE).expect("the device").up = true;
     let via = Via::Gateway { device: UNDERLAY, gateway: ip("fd77::1"), onlink: false };
     let wrong = Route { subnet, via, protocol: ROUTE_PROTOCOL, metric: 1024 };
-    observed.routes.insert(subnet, vec![wrong.clone()]);
+    observed.routes.insert(wrong.clone());
     let (operations, _) = peers(&desired, &observed, Scope::All);
     let routes: Vec<&Operation> = operations
         .iter()

@@ -51,7 +51,7 @@ pub(crate) fn stored(number: u32, life: u8) -> Stored {
             vni: Some(DEFAULT_VNI),
             vtep_mac: Mac([0x0e, life, 0x5a, 1, high, low]),
         },
-        loden: Some(std::sync::Arc::new(member)),
+        loden: Some(Arc::new(member)),
         ..LeaseValue::default()
     };
     // Hosts of neighbouring subnets did not get their leases one after the other.
