@@ -17,6 +17,7 @@ pub mod flanneld;
 pub mod kernel;
 pub mod lease;
 pub mod lock;
+mod memory;
 pub mod network_config;
 mod pace;
 pub mod reconcile;

@@ -3,9 +3,10 @@
 //! It wakes for any reason, computes what should be from what is known now, compares it with what
 //! is, and carries out the difference. What is is remembered ([`Observed`]), kept current by our own
 //! operations, and read anew when a notice contradicts it, when an operation failed, or every
-//! `full_pass`.
+//! `full_pass`: [`Agenda`] says when.
 
 mod belief;
+mod refusals;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,13 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imbl::OrdMap;
+use loden_core::Millis;
+use loden_core::agenda::{Agenda, Look, Outcome};
 use loden_core::diff::{self, Conflict, Operation, Scope};
 use loden_core::observed::{Link, Observed};
 use loden_core::options::Options;
 use loden_core::peers::{Peer, PeerBook, Rules, found_in_kernel};
 use loden_core::plan::{Desired, Inputs, plan};
 use loden_core::underlay::{self, NoUnderlay, Underlay, UnderlayOptions};
-use loden_core::{Millis, backoff::Backoff};
 use loden_proto::config::{Backend, NetworkConfig, Vxlan};
 use loden_proto::lease::LeaseKey;
 use loden_proto::{Family, Subnet};
@@ -35,7 +37,7 @@ use crate::lease::OwnLease;
 use crate::lock;
 use crate::state::StateDir;
 use crate::store::View;
-use belief::Need;
+use refusals::Refusals;
 pub use report::Report;
 
 /// What other tasks need to know of the host.
@@ -115,26 +117,25 @@ struct Loop<K, N> {
     /// Peers as last brought into the kernel.
     programmed: OrdMap<Subnet, Peer>,
     conflicts: Vec<Conflict>,
-    pending: BTreeMap<Subnet, String>,
+    refusals: Refusals,
     repairs: BTreeMap<String, u64>,
-    failure: Option<String>,
-    need: Need,
-    /// Whether links, addresses or the default route turned out to be others in the middle of a pass.
+    agenda: Agenda,
+    /// Whether what the host is turned out to be another in the middle of a pass.
     look_again: bool,
-    /// How much of what is believed was contradicted, or failed to be done.
-    wrong: Need,
-    next_full: Instant,
-    /// Waits between passes that repair or fail, so that two managers never fight in a hot loop.
-    calm: Backoff,
-    /// No repair before this.
-    quiet_until: Instant,
-    /// When a pass last repaired something or failed.
-    last_trouble: Instant,
-    /// Whether this pass repaired something.
-    repaired: bool,
-    save_peers_at: Option<Instant>,
-    saved_peers_at: Instant,
+    /// When the peers are to be written to lasting state, if they are others.
+    save_peers_at: Option<Millis>,
+    saved_peers_at: Millis,
     bridges: BTreeSet<String>,
+}
+
+/// What a pass has to look at, and what it met with.
+struct Pass {
+    look: Look,
+    /// Whether it takes back what somebody else changed. What changes because the inputs did is no repair.
+    repairing: bool,
+    repaired: bool,
+    conflicts: Vec<Conflict>,
+    failed: Vec<(Operation, String)>,
 }
 
 /// Operations carried out between two turns of the other tasks.
@@ -143,14 +144,15 @@ const TURN: usize = 1024;
 const COALESCE: Duration = Duration::from_millis(5);
 /// At most so many readings of notices before a look, should they never end.
 const STALE: usize = 10_000;
-/// After this long without trouble, the next trouble is met at once again.
-const PEACE: Duration = Duration::from_secs(10);
-/// Peers are remembered at most this often.
-const SAVE_PEERS: Duration = Duration::from_secs(10);
+/// Peers are remembered at most this often, in milliseconds.
+const SAVE_PEERS: Millis = 10_000;
+/// Changes within this time, in milliseconds, are remembered together.
+const SAVE_TOGETHER: Millis = 5;
 
 impl<K: DataPlane, N: Notices> Reconciler<K, N> {
     /// Runs for ever; ends only when the kernel cannot be spoken to at all.
     pub async fn run(self) -> anyhow::Result<()> {
+        let now = clock::now();
         let mut state = Loop {
             observed: Observed::default(),
             book: PeerBook::default(),
@@ -159,109 +161,96 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             desired: None,
             programmed: OrdMap::new(),
             conflicts: Vec::new(),
-            pending: BTreeMap::new(),
+            refusals: Refusals::default(),
             repairs: BTreeMap::new(),
-            failure: None,
-            need: Need::Full,
+            agenda: Agenda::new(now, self.settings.full_pass.as_millis() as Millis),
             look_again: false,
-            wrong: Need::Changes,
-            next_full: Instant::now() + self.settings.full_pass,
-            calm: Backoff::new(20, 1000),
-            quiet_until: Instant::now(),
-            last_trouble: Instant::now(),
-            repaired: false,
             save_peers_at: None,
-            saved_peers_at: Instant::now() - SAVE_PEERS,
+            saved_peers_at: now.saturating_sub(SAVE_PEERS),
             bridges: BTreeSet::new(),
             io: self,
         };
-        state.run().await
+        loop {
+            state.pass().await?;
+            state.wait().await?;
+        }
     }
 }
 
 impl<K: DataPlane, N: Notices> Loop<K, N> {
-    async fn run(&mut self) -> anyhow::Result<()> {
-        self.observe().await?;
-        loop {
-            self.pass().await?;
-            self.wait().await?;
-        }
-    }
-
-    /// Waits for a reason to look again.
+    /// Waits for a reason to look again. The echo of our own writes is none.
     async fn wait(&mut self) -> anyhow::Result<()> {
-        let held = self.book.next_deadline().map(|at| Duration::from_millis(at.saturating_sub(clock::now())));
-        let held = held.map(|wait| Instant::now() + wait + COALESCE);
-        while !std::mem::take(&mut self.look_again) && !self.wakes(held).await? {}
+        let mut reason = std::mem::take(&mut self.look_again);
+        while !reason {
+            let held = self.book.next_deadline();
+            let deadline = held.into_iter().fold(self.agenda.deadline(), Millis::min);
+            let saving = self.save_peers_at.into_iter().fold(deadline, Millis::min);
+            tokio::select! {
+                notices = self.io.notices.next() => reason = self.hear(notices?).await?,
+                Some(question) = self.io.questions.recv() => {
+                    // Who asked may be gone.
+                    let _ = question.send(self.report());
+                }
+                _ = self.io.views.changed() => reason = true,
+                _ = self.io.configs.changed() => reason = true,
+                _ = self.io.own.changed() => reason = true,
+                () = until(saving) => self.save_peers(),
+            }
+            reason |= deadline <= clock::now();
+        }
+        until(self.agenda.earliest()).await;
         Ok(())
     }
 
-    /// Waits for whatever comes next, and tells whether it is a reason: the echo of our own writes is none.
-    /// At `held`, if any, peers are let go.
-    async fn wakes(&mut self, held: Option<Instant>) -> anyhow::Result<bool> {
-        let mut deadline = self.next_full;
-        if self.wrong > Need::Changes {
-            deadline = deadline.min(self.quiet_until);
+    /// Takes notices in, and tells whether they are a reason to look again by themselves.
+    async fn hear(&mut self, notices: Vec<Notice>) -> anyhow::Result<bool> {
+        let mut reason = false;
+        for notice in notices {
+            reason |= self.absorb(notice);
         }
-        deadline = held.map_or(deadline, |at| deadline.min(at));
-        deadline = self.save_peers_at.map_or(deadline, |at| deadline.min(at));
-        let mut reason = true;
-        tokio::select! {
-            notices = self.io.notices.next() => {
-                reason = false;
-                for notice in notices? {
-                    reason |= self.absorb(notice);
-                }
-                // More of the same burst are likely under way.
-                let end = Instant::now() + COALESCE;
-                while self.wrong > Need::Changes
-                    && let Ok(more) = tokio::time::timeout_at(end, self.io.notices.next()).await
-                {
-                    for notice in more? {
-                        self.absorb(notice);
-                    }
-                }
+        // More of the same burst are likely under way.
+        let end = Instant::now() + COALESCE;
+        while self.agenda.is_contradicted()
+            && let Ok(more) = tokio::time::timeout_at(end, self.io.notices.next()).await
+        {
+            for notice in more? {
+                reason |= self.absorb(notice);
             }
-            Some(question) = self.io.questions.recv() => {
-                // Who asked may be gone.
-                let _ = question.send(self.report());
-                reason = false;
-            }
-            _ = self.io.views.changed() => {}
-            _ = self.io.configs.changed() => {}
-            _ = self.io.own.changed() => {}
-            () = tokio::time::sleep_until(deadline) => {}
         }
-        if self.wrong > Need::Changes && self.quiet_until <= Instant::now() {
-            self.need = self.need.max(std::mem::replace(&mut self.wrong, Need::Changes));
-        }
-        if self.next_full <= Instant::now() {
-            self.need = Need::Full;
-        }
-        if self.save_peers_at.is_some_and(|at| at <= Instant::now()) {
-            self.save_peers_at = None;
-            self.saved_peers_at = Instant::now();
+        Ok(reason || self.agenda.deadline() <= clock::now())
+    }
+
+    /// Writes the peers to lasting state, if that is due.
+    fn save_peers(&mut self) {
+        let now = clock::now();
+        if self.save_peers_at.take_if(|at| *at <= now).is_some() {
+            self.saved_peers_at = now;
             if let Err(error) = self.io.state.save_peers(self.programmed.values()) {
                 tracing::warn!(%error, "cannot remember the peers");
             }
         }
-        Ok(reason || self.need > Need::Changes)
     }
 
-    /// Takes a notice in, and tells whether it is a reason to look again.
+    /// Takes a notice in, and tells whether it is a reason to look again although nothing that is
+    /// believed is wrong.
     fn absorb(&mut self, notice: Notice) -> bool {
         self.pass_on(&notice);
-        // Routes of others, which the underlay may be chosen by.
-        let ways = self.io.settings.underlay.can_reach.is_some()
-            && matches!(notice, Notice::Route(_) | Notice::RouteGone(_));
+        let way = self.is_way(&notice);
         let networks = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
+        let underlay = self.desired.as_ref().map(|d| d.underlay);
         let text = tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{notice:?}"));
-        let wrong = belief::absorb(&mut self.observed, notice, networks);
-        if let Some(notice) = text.filter(|_| wrong > Need::Changes) {
+        let wrong = belief::absorb(&mut self.observed, notice, networks, underlay);
+        if let Some(notice) = text.filter(|_| wrong > Look::Changes) {
             tracing::debug!(notice, "the kernel is not as believed");
         }
-        self.wrong = self.wrong.max(wrong);
-        ways || wrong > Need::Changes
+        self.agenda.contradict(wrong);
+        way
+    }
+
+    /// Whether it is of a route of others, which the underlay may be chosen by.
+    fn is_way(&self, notice: &Notice) -> bool {
+        let chooses = self.io.settings.underlay.can_reach.is_some();
+        chooses && matches!(notice, Notice::Route(_) | Notice::RouteGone(_))
     }
 
     /// Tells other tasks of what is theirs.
@@ -280,32 +269,37 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         }
     }
 
-    /// One pass: what should be, what is, the difference, done.
+    /// One pass: what should be, what is, the difference, done. One that does not get through leaves what it
+    /// had to look at to the next.
     async fn pass(&mut self) -> anyhow::Result<()> {
-        if self.need == Need::Full {
+        let look = self.agenda.begin(clock::now());
+        if look == Look::Full {
             self.observe().await?;
             // In case a notice was lost.
             self.io.rules_changed.notify_one();
         }
         let underlay = self.choose_underlay();
-        let inputs = (self.io.configs.borrow_and_update().clone(), self.io.own.borrow_and_update().clone());
-        let (Some(config), own) = inputs else {
-            self.settle();
-            return Ok(());
-        };
-        self.update_peers(&config, &own, underlay.as_ref().ok());
-        let (Some(key), Ok(underlay)) = (own.key, underlay) else {
-            self.settle();
-            return Ok(());
-        };
+        self.publish_facts(&underlay);
+        match self.goal(underlay.ok()) {
+            Some(desired) => self.bring(desired, look).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What should be, if enough is known for that.
+    fn goal(&mut self, underlay: Option<Underlay>) -> Option<Desired> {
+        let config = self.io.configs.borrow_and_update().clone();
+        let own = self.io.own.borrow_and_update().clone();
+        let config = config?;
+        self.update_peers(&config, &own, underlay.as_ref());
+        let (key, underlay) = (own.key?, underlay?);
         let adopted = self.adopted(&config);
         if let Some(conflict) = adopted.values().find_map(|name| self.of_another_network(name)) {
             self.set_conflicts(vec![conflict], true);
-            self.settle();
-            return Ok(());
+            return None;
         }
         self.bridges = self.gateway_holders(&key);
-        let desired = plan(Inputs {
+        Some(plan(Inputs {
             config: &config,
             own: key,
             macs: &own.macs,
@@ -315,13 +309,16 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             bridges: &self.bridges,
             docker_shares: self.io.state.docker_shares(),
             peers: self.book.peers(),
-        });
-        let first = self.desired.is_none();
-        let base_changed = self.desired.as_ref().is_none_or(|old| {
-            old.devices != desired.devices
-                || old.filters != desired.filters
-                || old.forwarding != desired.forwarding
-                || old.underlay != desired.underlay
+        }))
+    }
+
+    /// Brings what is to what should be.
+    async fn bring(&mut self, desired: Desired, look: Look) -> anyhow::Result<()> {
+        let same_base = self.desired.as_ref().is_some_and(|old| {
+            old.devices == desired.devices
+                && old.filters == desired.filters
+                && old.forwarding == desired.forwarding
+                && old.underlay == desired.underlay
         });
         self.desired = Some(desired.clone());
         self.io.docker_user.send_if_modified(|wanted| {
@@ -330,88 +327,83 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             *wanted = now;
             news
         });
-        if first || base_changed {
+        if !same_base {
             // What concerns us was not known when the kernel was last read.
             self.observe().await?;
-            self.need = Need::Full;
         }
-        let full = self.need == Need::Full;
-        // What changes because the inputs did is no repair.
-        let same_inputs = !first && !base_changed;
-        let mut conflicts = Vec::new();
-        let mut failed = Vec::new();
-        if self.need >= Need::Base {
-            failed.extend(self.bring_base(&desired, same_inputs, &mut conflicts).await?);
+        let mut pass = Pass {
+            look: if same_base { look } else { Look::Full },
+            repairing: same_base,
+            repaired: false,
+            conflicts: Vec::new(),
+            failed: Vec::new(),
+        };
+        // Peers that go with a device come back with it, which is no repair of theirs.
+        let repairing_peers = same_base && look == Look::Full;
+        if pass.look >= Look::Base {
+            self.bring_base(&desired, &mut pass).await?;
         }
         let former = std::mem::take(&mut self.programmed);
-        let mut peers_failed = Vec::new();
-        if self.need < Need::Full || !former.is_empty() {
+        if pass.look < Look::Full || !former.is_empty() {
             // What inputs changed is done first: what is then left to do is a repair. And what former
             // peers had outside the networks of now is told by nothing else.
-            let scope = Scope::Since(&former);
-            peers_failed.extend(self.bring_peers(&desired, scope, false, &mut conflicts).await?);
+            pass.repairing = false;
+            self.bring_peers(&desired, Scope::Since(&former), &mut pass).await?;
         }
-        if self.need == Need::Full {
-            let repairing = same_inputs && full;
-            peers_failed.extend(self.bring_peers(&desired, Scope::All, repairing, &mut conflicts).await?);
+        if pass.look == Look::Full {
+            pass.repairing = repairing_peers;
+            self.bring_peers(&desired, Scope::All, &mut pass).await?;
         }
-        self.set_conflicts(conflicts, self.need == Need::Full);
-        self.pending.clear();
-        for (operation, reason) in &peers_failed {
-            if let Some(subnet) = subnet_of(operation, &desired) {
-                self.pending.insert(subnet, reason.clone());
-            }
-        }
-        failed.extend(peers_failed);
+        let now = clock::now();
         // Not an equal set made anew: to tell that would cost a look at every peer.
         if !former.ptr_eq(&desired.peers) {
-            self.save_peers_at
-                .get_or_insert((self.saved_peers_at + SAVE_PEERS).max(Instant::now() + COALESCE));
+            let earliest = self.saved_peers_at.saturating_add(SAVE_PEERS);
+            self.save_peers_at.get_or_insert(earliest.max(now + SAVE_TOGETHER));
         }
         self.programmed = desired.peers.clone();
-        self.failure = failed.first().map(|(_, reason)| reason.clone());
         self.io.in_place.send_if_modified(|done| !std::mem::replace(done, true));
-        if full {
-            self.next_full = Instant::now() + self.io.settings.full_pass;
-        }
-        self.settle();
-        if !failed.is_empty() {
-            self.wrong = Need::Full;
-        }
-        self.calm_down(!failed.is_empty() || self.repaired);
+        self.set_conflicts(pass.conflicts, pass.look == Look::Full);
+        let tried = |subnet: Option<Subnet>| match subnet {
+            _ if pass.look == Look::Full => true,
+            Some(subnet) => former.get(&subnet) != desired.peers.get(&subnet),
+            None => pass.look == Look::Base,
+        };
+        let refused = !pass.failed.is_empty();
+        let outcome = match self.refusals.replace(tried, pass.failed, &desired) {
+            true => Outcome::Refused,
+            false if refused => Outcome::RefusedAgain,
+            false if pass.repaired => Outcome::Repaired,
+            false => Outcome::Well,
+        };
+        self.agenda.done(pass.look, outcome, now, clock::chance());
         Ok(())
     }
 
     /// Filters, devices, addresses and forwarding. A device must be there before its address can be;
     /// three rounds do for everything.
-    async fn bring_base(
-        &mut self,
-        desired: &Desired,
-        repairing: bool,
-        conflicts: &mut Vec<Conflict>,
-    ) -> anyhow::Result<Vec<(Operation, String)>> {
-        if self.need < Need::Full {
-            self.observe_rules().await;
+    async fn bring_base(&mut self, desired: &Desired, pass: &mut Pass) -> anyhow::Result<()> {
+        if pass.look < Look::Full && self.observe_rules().await {
+            // Which peers are admitted is compared with all of them.
+            pass.look = Look::Full;
         }
-        let mut failed = Vec::new();
         for round in 0..3 {
             let (operations, found) = diff::base(desired, &self.observed);
-            *conflicts = found;
-            if operations.is_empty() || round > 0 && !failed.is_empty() {
+            pass.conflicts = found;
+            if operations.is_empty() || round > 0 && !pass.failed.is_empty() {
                 break;
             }
             let (filters, rest): (Vec<Operation>, Vec<Operation>) =
                 operations.into_iter().partition(|o| matches!(o, Operation::ReplaceFilters(..)));
-            failed.extend(self.apply(&filters, repairing).await?);
-            if !failed.is_empty() {
+            self.apply(filters, pass).await?;
+            if !pass.failed.is_empty() {
                 // Without its filters a device would take VXLAN from anybody.
                 break;
             }
-            failed.extend(self.apply(&rest, repairing).await?);
+            self.apply(rest, pass).await?;
             self.observe().await?;
-            self.need = Need::Full;
+            pass.look = Look::Full;
         }
-        Ok(failed)
+        Ok(())
     }
 
     /// Neighbours, FDB entries, nexthops, routes and the peer sets.
@@ -419,36 +411,15 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         &mut self,
         desired: &Desired,
         scope: Scope<'_>,
-        repairing: bool,
-        conflicts: &mut Vec<Conflict>,
-    ) -> anyhow::Result<Vec<(Operation, String)>> {
+        pass: &mut Pass,
+    ) -> anyhow::Result<()> {
         let (mut operations, found) = diff::peers(desired, &self.observed, scope);
-        conflicts.extend(found);
+        pass.conflicts.extend(found);
         if !self.io.views.borrow().synced {
             // Until etcd has told who the peers are, none is taken away.
             operations.retain(|o| !o.removes());
         }
-        self.apply(&operations, repairing).await
-    }
-
-    /// After trouble the next look waits, a little longer each time; inputs are never kept waiting.
-    fn calm_down(&mut self, trouble: bool) {
-        let now = Instant::now();
-        if trouble {
-            if now > self.last_trouble + PEACE {
-                self.calm.reset();
-            }
-            self.last_trouble = now;
-            self.quiet_until = now + Duration::from_millis(self.calm.wait(clock::chance()));
-        }
-        self.repaired = false;
-    }
-
-    fn settle(&mut self) {
-        if self.need == Need::Full {
-            self.next_full = Instant::now() + self.io.settings.full_pass;
-        }
-        self.need = Need::Changes;
+        self.apply(operations, pass).await
     }
 
     async fn observe(&mut self) -> anyhow::Result<()> {
@@ -457,7 +428,10 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             let Ok(notices) = tokio::time::timeout(Duration::ZERO, self.io.notices.next()).await else {
                 break;
             };
-            notices?.iter().for_each(|notice| self.pass_on(notice));
+            for notice in &notices? {
+                self.pass_on(notice);
+                self.look_again |= self.is_way(notice);
+            }
         }
         let interest = self.interest();
         match self.io.kernel.observe(&interest).await {
@@ -471,24 +445,20 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             // What is believed stays; the next pass tries again, since the notices are gone.
             Err(error) => {
                 tracing::warn!(%error, "cannot read the kernel's state; trying again");
-                self.wrong = Need::Full;
-                self.calm_down(true);
+                self.agenda.unreadable(clock::now(), clock::chance());
             }
         }
         Ok(())
     }
 
-    /// Reads rules and forwarding anew.
-    async fn observe_rules(&mut self) {
+    /// Reads rules and forwarding anew. Tells whether other peers are admitted than was believed.
+    async fn observe_rules(&mut self) -> bool {
         let before = self.observed.admitted.clone();
         let interest = self.interest();
         if let Err(error) = self.io.kernel.observe_rules(&interest, &mut self.observed).await {
             tracing::warn!(%error, "cannot read the rules");
         }
-        if self.observed.admitted != before {
-            // Which peers are admitted is compared with all of them.
-            self.need = Need::Full;
-        }
+        self.observed.admitted != before
     }
 
     /// What an observation should tell.
@@ -525,6 +495,11 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             // A connection from an address that is gone would only end by its time-out.
             self.io.moved.notify_one();
         }
+        underlay
+    }
+
+    /// Tells the other tasks what the host is.
+    fn publish_facts(&self, underlay: &Result<Underlay, NoUnderlay>) {
         let options = &self.io.settings.options;
         let foreign = |l: &&Link| l.vxlan.is_some() && !options.names_device(&l.name);
         let foreign_devices = self.observed.links.values().filter(foreign).cloned().collect();
@@ -552,23 +527,26 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             }
             news
         });
-        underlay
     }
 
     fn update_peers(&mut self, config: &NetworkConfig, own: &OwnLease, underlay: Option<&Underlay>) {
         let view = self.io.views.borrow_and_update().clone();
         let now = clock::now();
-        let outside = |a: &IpAddr| !config.contains(*a);
-        let mut own_addresses: BTreeSet<IpAddr> =
-            self.observed.addresses.values().flatten().map(|a| a.address).filter(outside).collect();
-        own_addresses.extend(underlay.iter().flat_map(|u| u.endpoints.iter().map(|e| e.public)));
+        let (own_addresses, on_link) = match (underlay, &self.rules) {
+            // For as long as the NIC's address is away nobody else's lease is worse than before.
+            (None, Some(former)) => (former.own_addresses.clone(), former.on_link.clone()),
+            _ => (
+                self.own_addresses(config, underlay),
+                underlay.map(|u| u.on_link.clone()).unwrap_or_default(),
+            ),
+        };
         let rules = Rules {
             config: config.clone(),
             own: own.key,
             host_id: own.host_id.clone(),
             own_macs: own.macs.values().copied().collect(),
             own_addresses,
-            on_link: underlay.map(|u| u.on_link.clone()).unwrap_or_default(),
+            on_link,
             hold: self.io.settings.hold,
         };
         if self.rules.as_deref() != Some(&rules) {
@@ -603,6 +581,14 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         }
     }
 
+    /// Addresses that no peer can have. Those of containers are not among them: they come and go, and each
+    /// time every lease would be judged anew.
+    fn own_addresses(&self, config: &NetworkConfig, underlay: Option<&Underlay>) -> BTreeSet<IpAddr> {
+        let all = self.observed.addresses.values().flatten();
+        let outside = all.filter(|a| !a.link_local() && !config.contains(a.address)).map(|a| a.address);
+        outside.chain(underlay.iter().flat_map(|u| u.endpoints.iter().map(|e| e.public))).collect()
+    }
+
     fn adopted(&self, config: &NetworkConfig) -> BTreeMap<Family, String> {
         let Backend::Vxlan(vxlan) = &config.backend else { return BTreeMap::new() };
         let device = |family| {
@@ -635,42 +621,31 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         self.observed.links.values().filter(|l| holds(&l.index)).map(|l| l.name.clone()).collect()
     }
 
-    /// Carries operations out; returns those that failed with the reason.
-    async fn apply(
-        &mut self,
-        operations: &[Operation],
-        repairing: bool,
-    ) -> anyhow::Result<Vec<(Operation, String)>> {
+    /// Carries operations out.
+    async fn apply(&mut self, operations: Vec<Operation>, pass: &mut Pass) -> anyhow::Result<()> {
         if operations.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        let mut failed = Vec::new();
         for turn in operations.chunks(TURN) {
             let verdicts = self.io.kernel.apply(turn).await?;
             for (operation, verdict) in turn.iter().zip(verdicts) {
                 match verdict {
                     Ok(()) => {
                         diff::applied(&mut self.observed, operation);
-                        if repairing {
-                            self.repaired = true;
+                        if pass.repairing {
+                            pass.repaired = true;
                             tracing::warn!("repaired: {operation}");
                             *self.repairs.entry(operation.object().to_owned()).or_default() += 1;
                         } else {
                             tracing::debug!("{operation}");
                         }
                     }
-                    Err(error) => {
-                        let reason = error.to_string();
-                        if self.failure.as_ref() != Some(&reason) {
-                            tracing::error!("{reason}");
-                        }
-                        failed.push((operation.clone(), reason));
-                    }
+                    Err(error) => pass.failed.push((operation.clone(), error.to_string())),
                 }
             }
             tokio::task::yield_now().await;
         }
-        Ok(failed)
+        Ok(())
     }
 
     /// Conflicts of a whole look replace those known; those of a few peers come beside them.
@@ -687,16 +662,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     }
 }
 
-/// The peer that an operation serves.
-fn subnet_of(operation: &Operation, desired: &Desired) -> Option<Subnet> {
-    let by_gateway = |address: &IpAddr| desired.peers.keys().find(|s| s.address() == *address).copied();
-    match operation {
-        Operation::SetRoute { route, .. } => Some(route.subnet),
-        Operation::SetNeighbour { address, .. } => by_gateway(address),
-        Operation::AddNexthop(_, hop) => hop.gateway.as_ref().and_then(by_gateway),
-        Operation::SetFdb { endpoint, .. } => {
-            desired.peers.values().find(|p| p.public_address == *endpoint).map(|p| p.subnet)
-        }
-        _ => None,
-    }
+/// Waits until `clock::now()` says so.
+async fn until(time: Millis) {
+    tokio::time::sleep(Duration::from_millis(time.saturating_sub(clock::now()))).await;
 }

@@ -261,8 +261,8 @@ impl LeaseValue {
             BackendData::parse("BackendV6Data", take(&mut object, "BackendV6Data"), &backend_type)?;
         let loden = match take(&mut object, "Loden") {
             None => None,
-            Some(value) => match LodenMember::deserialize(&value) {
-                Ok(member) => Some(Arc::new(member)),
+            Some(value) => match Object::<LodenMember>::deserialize(&value) {
+                Ok(Object(member)) => Some(Arc::new(member)),
                 Err(_) => return Err(error("Loden", shown(&value), "an object with a text HostID")),
             },
         };
@@ -338,7 +338,7 @@ struct Plain<'a> {
     #[serde(default)]
     backend_v6_data: Option<Object<PlainVxlan>>,
     #[serde(default)]
-    loden: Option<Arc<LodenMember>>,
+    loden: Option<Object<Arc<LodenMember>>>,
 }
 
 #[derive(Deserialize)]
@@ -381,7 +381,7 @@ impl From<Plain<'_>> for LeaseValue {
             backend_type: plain.backend_type.into(),
             backend_data: data(plain.backend_data),
             backend_v6_data: data(plain.backend_v6_data),
-            loden: plain.loden,
+            loden: plain.loden.map(|Object(member)| member),
             other: None,
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use loden_proto::status::Status;
 use loden_proto::{Family, Subnet};
 use loden_tests::story::{Cluster, SOON, Stack, VXLAN};
-use loden_tests::{Host, Lab, eventually, kernel, matrix};
+use loden_tests::{Etcd, Host, Lab, eventually, kernel, matrix};
 
 /// A second is the promise; the machine may be busy with other scenarios.
 const A_SECOND: Duration = Duration::from_secs(3);
@@ -226,6 +226,11 @@ damages! {
         s.host.run(&["bridge", "fdb", "replace", &s.peer_mac, "dev", &s.device, "dst", to]);
     };
 
+    an_fdb_entry_to_another_port_is_set_right: |s| {
+        let (mac, to) = (&s.peer_mac, s.peer_address.to_string());
+        s.host.run(&["bridge", "fdb", "replace", mac, "dev", &s.device, "dst", &to, "port", "9999"]);
+    };
+
     a_deleted_device_address_comes_back: |s| s.host.ip(&format!("addr flush dev {}", s.device));
 
     a_deleted_nft_table_comes_back: |s| {
@@ -258,6 +263,20 @@ fn a_deleted_nexthop_comes_back_with_its_routes() {
 }
 
 #[test]
+fn a_nexthop_that_leads_elsewhere_is_set_right() {
+    is_repaired(
+        "nexthop_moved",
+        Stack::Four,
+        &[("a nexthop by the NIC", |s| {
+            let route = s.host.run(&["ip", "route", "show", &s.peer.to_string()]);
+            let id =
+                route.split_whitespace().skip_while(|word| *word != "nhid").nth(1).expect("by a nexthop");
+            s.host.ip(&format!("nexthop replace id {id} via 192.168.77.1 dev eth0"));
+        })],
+    );
+}
+
+#[test]
 fn all_this_comes_back_in_an_ipv6_network() {
     is_repaired("repair6", Stack::Six, DAMAGES);
 }
@@ -265,6 +284,41 @@ fn all_this_comes_back_in_an_ipv6_network() {
 #[test]
 fn all_this_comes_back_in_a_dual_stack_network_while_ipv4_loses_nothing() {
     is_repaired("repair46", Stack::Dual, DAMAGES);
+}
+
+/// The kernel takes no broadcast address for a gateway. Loden knows the link's own beforehand, and not one
+/// that somebody made.
+#[test]
+fn what_the_kernel_refuses_is_said_once_and_shown_for_as_long() {
+    let lab = Lab::new("refused");
+    let etcd = lab.etcd();
+    etcd.config(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#);
+    let a = lab.host("a");
+    let daemon = a.daemon(&["--iface=eth0"]).ready();
+    let lease = |address: &str| format!(r#"{{"PublicIP":"{address}","BackendType":"host-gw"}}"#);
+    etcd.put_leased(&Etcd::key("10.5.99.0-24"), &lease("192.168.77.255"), 3600);
+    a.ip("route add broadcast 192.168.77.143 dev eth0 scope link table local");
+    for n in 100..120 {
+        etcd.put_leased(&Etcd::key(format!("10.5.{n}.0-24")), &lease("192.168.77.143"), 3600);
+    }
+    let unprogrammed = |status: Status| status.peers.iter().filter(|p| p.state != "programmed").count();
+    eventually(SOON, "twenty peers are not programmed", || match unprogrammed(a.try_status(&[])?) {
+        20 => Ok(()),
+        other => Err(format!("{other} are not")),
+    });
+    daemon.logs(&["10.5.99.0-24", "broadcast"]);
+    let errors = || daemon.log().lines().filter(|line| line.contains("ERROR")).count();
+    let told = errors();
+    for n in 200..220 {
+        etcd.put_leased(
+            &Etcd::key(format!("10.5.{n}.0-24")),
+            &lease(&format!("192.168.77.{}", n - 190)),
+            3600,
+        );
+        assert_eq!(unprogrammed(a.status()), 20, "after {} more", n - 199);
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    assert_eq!(errors(), told, "{}", daemon.log());
 }
 
 #[test]

@@ -92,8 +92,12 @@ fn a_new_way_to_what_must_be_reached_is_taken_at_once() {
         }
     };
     eventually(SOON, "the default route's NIC is used", uses("eth0"));
+    // Whatever else the start has asked for is done.
+    std::thread::sleep(Duration::from_secs(2));
     a.ip("route add 198.51.100.7/32 via 192.168.79.1 dev eth1");
     eventually(SOON, "the new way is used", uses("eth1"));
+    a.ip("route del 198.51.100.7/32");
+    eventually(SOON, "the old way is used again", uses("eth0"));
 }
 
 /// As DHCP does: one change, and another while the daemon looks at what the first has done.
@@ -231,6 +235,69 @@ fn without_its_default_route_a_host_goes_on_repairing() {
     eventually(SOON, "the device is back", || kernel::link(a, "loden.1"));
     a.sees_peers(1);
     matrix(&[&a1, &b1]);
+}
+
+/// The kernel takes direct routes away with the address or the link, and tells nobody.
+fn direct_routes_come_back(name: &str, config: &str, happens: fn(&Host)) {
+    let cluster = Cluster::<2>::start(name, config, &["--iface=eth0", "--resync=1h"]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    matrix(&[&a1, &b1]);
+    happens(a);
+    let route = b.subnet().to_string();
+    eventually(SOON, "the route is back", || kernel::route(a, &route));
+    matrix(&[&a1, &b1]);
+}
+
+fn loses_its_address_for_a_moment(host: &Host) {
+    host.ip(&format!("addr flush dev eth0\naddr add {}/24 dev eth0", host.address()));
+}
+
+const HOST_GW: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
+
+#[test]
+fn host_gw_survives_an_address_that_is_away_for_a_moment() {
+    direct_routes_come_back("gw_moment", HOST_GW, loses_its_address_for_a_moment);
+}
+
+#[test]
+fn direct_routing_survives_an_address_that_is_away_for_a_moment() {
+    let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+    direct_routes_come_back("direct_moment", config, loses_its_address_for_a_moment);
+}
+
+#[test]
+fn host_gw_survives_an_address_that_is_away_for_a_while() {
+    direct_routes_come_back("gw_while", HOST_GW, |host| {
+        host.ip("addr flush dev eth0");
+        std::thread::sleep(Duration::from_millis(500));
+        host.ip(&format!("addr add {}/24 dev eth0", host.address()));
+    });
+}
+
+#[test]
+fn host_gw_survives_a_link_that_goes_down_on_a_host_without_default_route() {
+    direct_routes_come_back("gw_down", HOST_GW, |host| {
+        host.ns().sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+        host.ip("route del default");
+        std::thread::sleep(Duration::from_secs(1));
+        host.ip("link set eth0 down");
+        std::thread::sleep(Duration::from_millis(300));
+        host.ip("link set eth0 up");
+    });
+}
+
+#[test]
+fn what_is_deleted_while_the_underlay_is_away_is_repaired_when_it_is_back() {
+    let cluster = Cluster::<2>::start("owed", VXLAN, &["--iface=eth0", "--resync=1h"]);
+    let [a, b] = &cluster.hosts;
+    let route = b.subnet().to_string();
+    a.ip("addr flush dev eth0");
+    std::thread::sleep(Duration::from_millis(500));
+    a.ip(&format!("route del {route}"));
+    std::thread::sleep(Duration::from_millis(500));
+    a.ip(&format!("addr add {}/24 dev eth0", a.address()));
+    eventually(SOON, "the route is back", || kernel::route(a, &route));
 }
 
 #[test]

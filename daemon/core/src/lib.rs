@@ -9,10 +9,12 @@
 //!
 //! [`leases`] is what stands in etcd, [`peers`] what of it can be trusted, [`claim`] which
 //! subnet is ours, [`underlay`] which interface carries the overlay, [`plan`] what the kernel
-//! should hold, [`filters`] our nftables table, and [`diff`] the way from what it holds.
+//! should hold, [`filters`] our nftables table, [`diff`] the way from what it holds, and [`agenda`]
+//! when to go it.
 
 #![forbid(unsafe_code)]
 
+pub mod agenda;
 pub mod backoff;
 pub mod claim;
 pub mod config_change;

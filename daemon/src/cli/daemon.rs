@@ -218,6 +218,7 @@ enum SourceCheck {
 }
 
 pub(super) async fn run(args: DaemonArgs, sources: &Sources) -> anyhow::Result<()> {
+    crate::memory::keep_little();
     log(&args)?;
     if let Some(problem) = sources.unknown_keys(&<DaemonCommand as CommandFactory>::command()) {
         anyhow::bail!(problem);

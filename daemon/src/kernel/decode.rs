@@ -30,6 +30,10 @@ const RTNH_F_ONLINK: u32 = 4;
 // include/uapi/linux/neighbour.h
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
+/// Another port, VNI or device than the VXLAN device's own (drivers/net/vxlan/vxlan_core.c: vxlan_fdb_info).
+const NDA_PORT: u16 = 6;
+const NDA_VNI: u16 = 7;
+const NDA_IFINDEX: u16 = 8;
 const NUD_PERMANENT: u16 = 0x80;
 /// `include/linux/socket.h`
 const AF_BRIDGE: u8 = 7;
@@ -203,6 +207,8 @@ pub(super) struct Neighbour {
     pub(super) fdb: bool,
     /// Whether it has no end of life.
     pub(super) permanent: bool,
+    /// Whether it leads to another port, VNI or device than its VXLAN device's: nothing of ours.
+    pub(super) elsewhere: bool,
     /// Interface index.
     pub(super) device: u32,
     /// A neighbour that is being deleted has lost it.
@@ -214,7 +220,7 @@ pub(super) struct Neighbour {
 impl Neighbour {
     /// Interface index, MAC and address of a permanent one.
     pub(super) fn lasting(&self) -> Option<(u32, Mac, IpAddr)> {
-        self.permanent.then_some((self.device, self.mac?, self.address?))
+        (self.permanent && !self.elsewhere).then_some((self.device, self.mac?, self.address?))
     }
 }
 
@@ -226,6 +232,7 @@ pub(super) fn neighbour(payload: &[u8]) -> Option<Neighbour> {
         fdb: family == AF_BRIDGE,
         // `bridge fdb` sets NUD_NOARP beside it.
         permanent: u16::from_ne_bytes([s0, s1]) & NUD_PERMANENT != 0,
+        elsewhere: false,
         device: u32::from_ne_bytes([d0, d1, d2, d3]),
         mac: None,
         address: None,
@@ -234,6 +241,7 @@ pub(super) fn neighbour(payload: &[u8]) -> Option<Neighbour> {
         match kind {
             NDA_LLADDR => neighbour.mac = value.try_into().ok().map(Mac),
             NDA_DST => neighbour.address = address(value),
+            NDA_PORT | NDA_VNI | NDA_IFINDEX => neighbour.elsewhere = true,
             _ => {}
         }
     }

@@ -1,20 +1,10 @@
 //! What is believed of the kernel, against what its notices say.
 
+use loden_core::agenda::Look;
 use loden_core::observed::{Link, Observed};
-use loden_proto::Subnet;
+use loden_proto::{ROUTE_PROTOCOL, Subnet};
 
 use crate::kernel::Notice;
-
-/// What a pass has to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Need {
-    /// What inputs changed.
-    Changes,
-    /// Filters, devices, addresses, forwarding too.
-    Base,
-    /// Read the kernel anew and compare everything.
-    Full,
-}
 
 /// Whether a link is a port of a bridge, which neither carries the overlay nor is ours to mend here.
 fn is_port(observed: &Observed, link: &Link) -> bool {
@@ -23,91 +13,99 @@ fn is_port(observed: &Observed, link: &Link) -> bool {
 
 /// Takes a notice into the belief, or tells how much of the belief it shows to be wrong. Our own
 /// writes come back as notices too, and contradict nothing. `networks` are the overlay's, with the
-/// length of a lease.
-pub(super) fn absorb(observed: &mut Observed, notice: Notice, networks: &[(Subnet, u8)]) -> Need {
+/// length of a lease, `underlay` the index of the interface that carries it.
+pub(super) fn absorb(
+    observed: &mut Observed,
+    notice: Notice,
+    networks: &[(Subnet, u8)],
+    underlay: Option<u32>,
+) -> Look {
+    // When its address or the link goes, so do direct routes, of which the kernel tells nothing
+    // (net/ipv4/fib_frontend.c: fib_disable_ip, fib_del_ifaddr).
+    let of_link = |index| if underlay == Some(index) { Look::Full } else { Look::Base };
     let ours = |subnet: &Subnet| networks.iter().any(|(network, _)| network.contains_subnet(subnet));
     match notice {
         Notice::Link(link) => match observed.links.insert(link.index, link.clone()) {
-            Some(before) if before == link => Need::Changes,
+            Some(before) if before == link => Look::Changes,
             // A container's: it may go up and down as often as the container likes.
-            Some(before) if is_port(observed, &before) && is_port(observed, &link) => Need::Changes,
+            Some(before) if is_port(observed, &before) && is_port(observed, &link) => Look::Changes,
             // Down and up flushes routes and neighbours; a new device has none.
-            _ if link.vxlan.is_some() => Need::Full,
-            _ => Need::Base,
+            _ if link.vxlan.is_some() => Look::Full,
+            _ => of_link(link.index),
         },
         Notice::LinkGone(index) => match observed.links.remove(&index) {
-            Some(link) if link.vxlan.is_some() => Need::Full,
+            Some(link) if link.vxlan.is_some() => Look::Full,
             Some(link) => {
                 observed.addresses.remove(&index);
-                if is_port(observed, &link) { Need::Changes } else { Need::Base }
+                if is_port(observed, &link) { Look::Changes } else { of_link(index) }
             }
-            None => Need::Changes,
+            None => Look::Changes,
         },
         Notice::Address(index, address) => {
             let all = observed.addresses.entry(index).or_default();
             let known = all.iter().position(|a| (a.address, a.length) == (address.address, address.length));
-            match known {
-                Some(at) if all[at] == address => Need::Changes,
-                Some(at) => {
-                    all[at] = address;
-                    Need::Base
-                }
+            let news = match known {
+                Some(at) => std::mem::replace(&mut all[at], address) != address,
                 None => {
                     all.push(address);
-                    Need::Base
+                    true
                 }
-            }
+            };
+            // Every container's port has a link-local one.
+            if news && !address.link_local() { of_link(index) } else { Look::Changes }
         }
         Notice::AddressGone(index, address) => {
             let all = observed.addresses.entry(index).or_default();
             let before = all.len();
             all.retain(|a| (a.address, a.length) != (address.address, address.length));
-            if all.len() < before { Need::Base } else { Need::Changes }
+            if all.len() < before && !address.link_local() { of_link(index) } else { Look::Changes }
         }
         Notice::Route(route) => {
             let known = observed.routes.contains(&route);
-            if known || !ours(&route.subnet) { Need::Changes } else { Need::Full }
+            if known || !ours(&route.subnet) { Look::Changes } else { Look::Full }
         }
         Notice::RouteGone(route) => {
             let known = observed.routes.contains(&route);
-            if known { Need::Full } else { Need::Changes }
+            if known { Look::Full } else { Look::Changes }
         }
-        Notice::DefaultRoute => Need::Full,
+        Notice::DefaultRoute => Look::Full,
         Notice::Neighbour(device, address, mac) => {
             let known = observed.neighbours.get(&(device, address)) == Some(&mac);
-            if known || !is_vxlan(observed, device) { Need::Changes } else { Need::Full }
+            if known || !is_vxlan(observed, device) { Look::Changes } else { Look::Full }
         }
         Notice::NeighbourGone(device, address) => {
             if observed.neighbours.contains_key(&(device, address)) {
-                Need::Full
+                Look::Full
             } else {
-                Need::Changes
+                Look::Changes
             }
         }
         Notice::Fdb(device, mac, address) => {
             let known = observed.fdb.contains(&(device, mac, address));
-            if known || !is_vxlan(observed, device) { Need::Changes } else { Need::Full }
+            if known || !is_vxlan(observed, device) { Look::Changes } else { Look::Full }
         }
         Notice::FdbGone(device, mac, address) => {
             let known = observed.fdb.contains(&(device, mac, address));
-            if known { Need::Full } else { Need::Changes }
+            if known { Look::Full } else { Look::Changes }
         }
-        Notice::Nexthop(id, hop) => {
-            let relevant = observed.nexthops.get(&id) != Some(&hop) && is_vxlan(observed, hop.device);
-            if relevant { Need::Full } else { Need::Changes }
-        }
+        Notice::Nexthop(id, hop) => match observed.nexthops.get(&id) {
+            Some(known) if *known == hop => Look::Changes,
+            Some(known) if known.protocol == ROUTE_PROTOCOL => Look::Full,
+            _ if is_vxlan(observed, hop.device) => Look::Full,
+            _ => Look::Changes,
+        },
         Notice::NexthopGone(id) => {
             if observed.nexthops.contains_key(&id) {
-                Need::Full
+                Look::Full
             } else {
-                Need::Changes
+                Look::Changes
             }
         }
         // A base pass reads rules and settings anew.
-        Notice::Rules | Notice::Setting => Need::Base,
+        Notice::Rules | Notice::Setting => Look::Base,
         // Another task's business.
-        Notice::DockerRules | Notice::PortFilter | Notice::PortElements => Need::Changes,
-        Notice::Overrun => Need::Full,
+        Notice::DockerRules | Notice::PortFilter | Notice::PortElements => Look::Changes,
+        Notice::Overrun => Look::Full,
     }
 }
 
@@ -122,6 +120,7 @@ mod tests {
     use loden_proto::Family;
 
     const NETWORK: &[(Subnet, u8)] = &[];
+    const UNDERLAY: u32 = 2;
 
     fn device() -> Observed {
         let vxlan = loden_core::observed::VxlanLink {
@@ -155,9 +154,12 @@ mod tests {
         let mut observed = device();
         let (ip, mac) = ("10.5.7.0".parse().expect("ip"), "02:00:00:00:00:07".parse().expect("mac"));
         observed.neighbours.insert((4, ip), mac);
-        assert_eq!(absorb(&mut observed, Notice::Neighbour(4, ip, mac), NETWORK), Need::Changes);
+        assert_eq!(
+            absorb(&mut observed, Notice::Neighbour(4, ip, mac), NETWORK, Some(UNDERLAY)),
+            Look::Changes
+        );
         let link = observed.links[&4].clone();
-        assert_eq!(absorb(&mut observed, Notice::Link(link), NETWORK), Need::Changes);
+        assert_eq!(absorb(&mut observed, Notice::Link(link), NETWORK, Some(UNDERLAY)), Look::Changes);
     }
 
     #[test]
@@ -177,7 +179,7 @@ mod tests {
         for notice in
             [Notice::NeighbourGone(4, ip), Notice::RouteGone(route), Notice::Link(down), Notice::Overrun]
         {
-            assert_eq!(absorb(&mut observed.clone(), notice, NETWORK), Need::Full);
+            assert_eq!(absorb(&mut observed.clone(), notice, NETWORK, Some(UNDERLAY)), Look::Full);
         }
     }
 
@@ -186,6 +188,6 @@ mod tests {
         let mut observed = device();
         let notice =
             Notice::Neighbour(9, "10.5.7.3".parse().expect("ip"), "02:00:00:00:00:07".parse().expect("mac"));
-        assert_eq!(absorb(&mut observed, notice, NETWORK), Need::Changes);
+        assert_eq!(absorb(&mut observed, notice, NETWORK, Some(UNDERLAY)), Look::Changes);
     }
 }

@@ -33,7 +33,7 @@ pub struct Report {
     pub devices: Vec<Link>,
     /// Repairs by kind of object.
     pub repairs: BTreeMap<String, u64>,
-    /// The last failure, if the last pass had one.
+    /// What the kernel refuses, if anything, by example.
     pub failure: Option<String>,
     /// Other interfaces that hold our gateway address.
     pub bridges: BTreeSet<String>,
@@ -50,7 +50,7 @@ impl<K, N> Loop<K, N> {
         let devices =
             self.desired.iter().flat_map(|d| loden_core::ownership::devices(d, &self.observed)).cloned();
         let peers = self.book.peers();
-        let mut pending = self.pending.clone();
+        let mut pending = self.refusals.pending();
         for subnet in peers.keys().filter(|s| !self.programmed.contains_key(*s)) {
             pending.entry(*subnet).or_insert_with(|| "waiting for the underlay and our own lease".into());
         }
@@ -63,7 +63,7 @@ impl<K, N> Loop<K, N> {
             conflicts: self.conflicts.clone(),
             devices: devices.collect(),
             repairs: self.repairs.clone(),
-            failure: self.failure.clone(),
+            failure: self.refusals.first(),
             bridges: self.bridges.clone(),
             surroundings: self.desired.as_ref().map(|desired| self.surroundings(desired)),
         }

@@ -121,6 +121,9 @@ fn check_endpoint(address: IpAddr, rules: &Rules) -> Result<(), String> {
     if !unicast {
         return Err(format!("its public address {address} is not a unicast address that peers can reach"));
     }
+    if rules.on_link.iter().any(|link| is_broadcast(link, address)) {
+        return Err(format!("its public address {address} is the broadcast address of the underlay's link"));
+    }
     if rules.own_addresses.contains(&address) {
         return Err(format!("its public address {address} is our own"));
     }
@@ -128,4 +131,16 @@ fn check_endpoint(address: IpAddr, rules: &Rules) -> Result<(), String> {
         return Err(format!("its public address {address} lies inside the overlay network"));
     }
     Ok(())
+}
+
+/// Whether an address is the last of a link with room for more than two (RFC 919, RFC 3021).
+fn is_broadcast(link: &Subnet, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => {
+            link.length() < 31
+                && link.contains(address)
+                && u32::from(ip) | (u32::MAX << (32 - link.length())) == u32::MAX
+        }
+        IpAddr::V6(_) => false,
+    }
 }

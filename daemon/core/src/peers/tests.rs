@@ -59,6 +59,7 @@ fn each_bad_lease_is_refused_with_its_reason_and_harms_no_other() {
         ("10.5.200.0-25", lease("192.168.0.200", 200), "not a /24"),
         ("10.5.0.0-16", lease("192.168.0.200", 200), "not a /24"),
         ("10.5.200.0-24", lease("224.0.0.9", 200), "not a unicast"),
+        ("10.5.200.0-24&fd00::-64", lease("192.168.0.255", 200), "broadcast address"),
         ("10.5.201.0-24", lease("192.168.0.1", 201), "our own"),
         ("10.5.202.0-24", lease("10.5.3.4", 202), "inside the overlay"),
         ("10.5.203.0-24", r#"{"PublicIP":"192.168.0.203","BackendType":"vxlan"}"#.into(), "no VTEP MAC"),

@@ -1,0 +1,268 @@
+//! When to look at the kernel, and at how much of it: the reconciler's schedule, without its work.
+//!
+//! | what happens | what follows |
+//! |---|---|
+//! | inputs change | a pass at once; in a rush of changes a pass for a handful of them |
+//! | a notice contradicts the belief | a look as large as needed; at once, or when the calm after a repair is over |
+//! | the kernel refuses something | a full look after a pause that grows while the same is refused, up to the period |
+//! | nothing, for a period | a full look, in case a notice was lost |
+//! | a pass cannot get through, say for want of an underlay | the next pass owes what it was to look at |
+
+use std::collections::VecDeque;
+
+use crate::Millis;
+use crate::backoff::Backoff;
+
+/// How much a pass looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Look {
+    /// What inputs changed.
+    Changes,
+    /// Filters, devices, addresses, forwarding too.
+    Base,
+    /// Read the kernel anew and compare everything.
+    Full,
+}
+
+/// What a pass that got through met with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing out of order.
+    Well,
+    /// Somebody else's changes, which it took back.
+    Repaired,
+    /// Operations were refused, as they were before.
+    RefusedAgain,
+    /// Operations were refused that were not before.
+    Refused,
+}
+
+/// After this long without a repair, the next is made at once again.
+const PEACE: Millis = 10_000;
+/// The longest wait between repairs, so that two managers never fight in a hot loop.
+const CALM: Millis = 1_000;
+/// The first wait after a repair or a refusal.
+const PAUSE: Millis = 20;
+/// So many passes within [`RUSH_TIME`] are a rush: each costs more than what one change adds to it.
+const RUSH: usize = 10;
+/// The next pass waits until the first of a rush is so long ago.
+const RUSH_TIME: Millis = 25;
+
+/// The schedule. Time is `CLOCK_BOOTTIME` in milliseconds, `chance` any random number.
+#[derive(Debug)]
+pub struct Agenda {
+    period: Millis,
+    next_full: Millis,
+    /// What the next pass has to look at, whenever and for whatever reason it comes.
+    owed: Look,
+    /// How much of the belief was contradicted.
+    contradicted: Look,
+    calm: Backoff,
+    calm_until: Millis,
+    last_trouble: Millis,
+    retry: Backoff,
+    retry_at: Option<Millis>,
+    /// Begins of the last passes, at most [`RUSH`].
+    passes: VecDeque<Millis>,
+}
+
+impl Agenda {
+    /// A schedule that begins with a full look and has one every `period`.
+    pub fn new(now: Millis, period: Millis) -> Self {
+        Self {
+            period,
+            next_full: now.saturating_add(period),
+            owed: Look::Full,
+            contradicted: Look::Changes,
+            calm: Backoff::new(PAUSE, CALM),
+            calm_until: now,
+            last_trouble: now,
+            retry: Backoff::new(PAUSE, period.max(CALM)),
+            retry_at: None,
+            passes: VecDeque::with_capacity(RUSH),
+        }
+    }
+
+    /// So much of the belief is wrong.
+    pub fn contradict(&mut self, look: Look) {
+        self.contradicted = self.contradicted.max(look);
+    }
+
+    /// Whether something of the belief is wrong and waits to be looked at.
+    pub fn is_contradicted(&self) -> bool {
+        self.contradicted > Look::Changes
+    }
+
+    /// When a pass is due without further news.
+    pub fn deadline(&self) -> Millis {
+        let contradicted = self.is_contradicted().then_some(self.calm_until);
+        [contradicted, self.retry_at].into_iter().flatten().fold(self.next_full, Millis::min)
+    }
+
+    /// When a pass for changed inputs may begin.
+    pub fn earliest(&self) -> Millis {
+        match self.passes.front() {
+            Some(first) if self.passes.len() == RUSH => first.saturating_add(RUSH_TIME),
+            _ => 0,
+        }
+    }
+
+    /// A pass begins: what it has to look at.
+    pub fn begin(&mut self, now: Millis) -> Look {
+        if self.passes.len() == RUSH {
+            self.passes.pop_front();
+        }
+        self.passes.push_back(now);
+        if self.calm_until <= now {
+            self.owed = self.owed.max(std::mem::replace(&mut self.contradicted, Look::Changes));
+        }
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+            self.owed = Look::Full;
+        }
+        if self.next_full <= now {
+            self.next_full = now.saturating_add(self.period);
+            self.owed = Look::Full;
+        }
+        self.owed
+    }
+
+    /// The kernel could not be read: the belief is as old as it was, and notices of it are gone.
+    pub fn unreadable(&mut self, now: Millis, chance: u64) {
+        self.contradict(Look::Full);
+        self.calm_down(now, chance);
+    }
+
+    /// The pass got through, and in the end had looked at so much. What one that does not get through
+    /// had to look at stays owed.
+    pub fn done(&mut self, look: Look, outcome: Outcome, now: Millis, chance: u64) {
+        self.owed = Look::Changes;
+        if look == Look::Full {
+            self.next_full = now.saturating_add(self.period);
+        }
+        if outcome != Outcome::Well {
+            self.calm_down(now, chance);
+        }
+        match outcome {
+            Outcome::Refused => {
+                self.retry.reset();
+                self.retry_at = Some(now + self.retry.wait(chance));
+            }
+            Outcome::RefusedAgain if self.retry_at.is_none() => {
+                self.retry_at = Some(now + self.retry.wait(chance));
+            }
+            Outcome::Well | Outcome::Repaired if look == Look::Full => self.retry_at = None,
+            _ => {}
+        }
+    }
+
+    fn calm_down(&mut self, now: Millis, chance: u64) {
+        if now > self.last_trouble.saturating_add(PEACE) {
+            self.calm.reset();
+        }
+        self.last_trouble = now;
+        self.calm_until = now + self.calm.wait(chance);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD: Millis = 30_000;
+    const NO_CHANCE: u64 = 0;
+
+    /// One whose first look is done.
+    fn settled() -> Agenda {
+        let mut agenda = Agenda::new(0, PERIOD);
+        assert_eq!(agenda.begin(0), Look::Full);
+        agenda.done(Look::Full, Outcome::Well, 0, NO_CHANCE);
+        agenda
+    }
+
+    #[test]
+    fn a_period_without_news_ends_with_a_full_look() {
+        let mut agenda = settled();
+        assert_eq!(agenda.begin(100), Look::Changes);
+        assert_eq!(agenda.deadline(), PERIOD);
+        assert_eq!(agenda.begin(PERIOD), Look::Full);
+        agenda.done(Look::Full, Outcome::Well, PERIOD + 40, NO_CHANCE);
+        assert_eq!(agenda.deadline(), 2 * PERIOD + 40);
+    }
+
+    #[test]
+    fn a_contradiction_is_met_at_once_and_after_repairs_when_the_calm_is_over() {
+        let mut agenda = settled();
+        agenda.contradict(Look::Full);
+        assert!(agenda.deadline() <= 100);
+        assert_eq!(agenda.begin(100), Look::Full);
+        agenda.done(Look::Full, Outcome::Repaired, 100, NO_CHANCE);
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            agenda.contradict(Look::Base);
+            let (before, at) = (agenda.calm_until, agenda.deadline());
+            assert_eq!(agenda.begin(at - 1), Look::Changes, "not before the calm is over");
+            assert_eq!(agenda.begin(at), Look::Base);
+            agenda.done(Look::Base, Outcome::Repaired, at, NO_CHANCE);
+            waits.push(agenda.calm_until - before);
+        }
+        assert!(waits.is_sorted() && waits.last() == Some(&(CALM / 2)), "{waits:?}");
+        let later = agenda.calm_until + PEACE;
+        agenda.done(Look::Base, Outcome::Repaired, later, NO_CHANCE);
+        assert_eq!(agenda.calm_until, later + PAUSE / 2, "after peace the waits begin anew");
+    }
+
+    #[test]
+    fn what_a_pass_could_not_look_at_the_next_one_does() {
+        let mut agenda = settled();
+        agenda.contradict(Look::Full);
+        assert_eq!(agenda.begin(100), Look::Full);
+        // No underlay, say: it is not done, and nothing is due before there is news.
+        assert_eq!(agenda.deadline(), PERIOD);
+        assert_eq!(agenda.begin(200), Look::Full);
+        agenda.done(Look::Full, Outcome::Well, 200, NO_CHANCE);
+        assert_eq!(agenda.begin(300), Look::Changes);
+    }
+
+    #[test]
+    fn what_is_refused_again_and_again_is_tried_ever_more_rarely() {
+        let mut agenda = settled();
+        let (mut now, mut waits) = (100, Vec::new());
+        let mut outcome = Outcome::Refused;
+        for _ in 0..14 {
+            agenda.begin(now);
+            agenda.done(Look::Full, outcome, now, NO_CHANCE);
+            outcome = Outcome::RefusedAgain;
+            waits.push(agenda.deadline() - now);
+            now = agenda.deadline();
+        }
+        assert!(waits.is_sorted() && waits[0] == PAUSE / 2 && waits[13] == PERIOD / 2, "{waits:?}");
+        // News in between put the next try off no further.
+        let at = agenda.deadline();
+        agenda.begin(at - 1);
+        agenda.done(Look::Changes, Outcome::RefusedAgain, at - 1, NO_CHANCE);
+        assert_eq!(agenda.deadline(), at);
+        agenda.begin(at);
+        agenda.done(Look::Full, Outcome::Refused, at, NO_CHANCE);
+        assert_eq!(agenda.deadline(), at + PAUSE / 2, "something new is tried again soon");
+        agenda.begin(at + PAUSE);
+        agenda.done(Look::Full, Outcome::Well, at + PAUSE, NO_CHANCE);
+        assert_eq!(agenda.deadline(), at + PAUSE + PERIOD);
+    }
+
+    #[test]
+    fn a_rush_of_changes_is_taken_in_by_handfuls_and_single_ones_at_once() {
+        let mut agenda = settled();
+        let mut now = 1_000;
+        for _ in 0..RUSH {
+            assert!(agenda.earliest() <= now);
+            agenda.begin(now);
+            now += 1;
+        }
+        assert_eq!(agenda.earliest(), 1_000 + RUSH_TIME);
+        for n in 0..100 {
+            agenda.begin(2_000 + 3 * n);
+            assert!(agenda.earliest() <= 2_000 + 3 * (n + 1), "one every 3 ms waits for nothing");
+        }
+    }
+}
