@@ -67,8 +67,8 @@ pub struct Settings {
     pub underlay: UnderlayOptions,
     /// `--peer-hold` in milliseconds.
     pub hold: Millis,
-    /// Time between full passes.
-    pub full_pass: Duration,
+    /// Time between full passes, if the operator has set it (`--resync`).
+    pub full_pass: Option<Duration>,
 }
 
 /// The loop and what it hears, over the real kernel or a modelled one.
@@ -120,6 +120,8 @@ struct Loop<K, N> {
     refusals: Refusals,
     repairs: BTreeMap<String, u64>,
     agenda: Agenda,
+    /// Time of the CPU, in milliseconds, that the last reading of the kernel took.
+    look_cost: Millis,
     /// Whether what the host is turned out to be another in the middle of a pass.
     look_again: bool,
     /// When the peers are to be written to lasting state, if they are others.
@@ -163,7 +165,8 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             conflicts: Vec::new(),
             refusals: Refusals::default(),
             repairs: BTreeMap::new(),
-            agenda: Agenda::new(now, self.settings.full_pass.as_millis() as Millis),
+            agenda: Agenda::new(now, self.settings.full_pass.map(|period| period.as_millis() as Millis)),
+            look_cost: 0,
             look_again: false,
             save_peers_at: None,
             saved_peers_at: now.saturating_sub(SAVE_PEERS),
@@ -375,7 +378,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             false if pass.repaired => Outcome::Repaired,
             false => Outcome::Well,
         };
-        self.agenda.done(pass.look, outcome, now, clock::chance());
+        self.agenda.done(pass.look, self.look_cost, outcome, now, clock::chance());
         Ok(())
     }
 
@@ -434,8 +437,10 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             }
         }
         let interest = self.interest();
+        let began = clock::cpu_time();
         match self.io.kernel.observe(&interest).await {
             Ok(observed) => {
+                self.look_cost = clock::cpu_time().saturating_sub(began);
                 // What the pass under way has decided by already, and no notice will tell of any more.
                 self.look_again |= self.observed.links != observed.links
                     || self.observed.addresses != observed.addresses

@@ -5,7 +5,7 @@
 //! | inputs change | a pass at once; in a rush of changes a pass for a handful of them |
 //! | a notice contradicts the belief | a look as large as needed; at once, or when the calm after a repair is over |
 //! | the kernel refuses something | a full look after a pause that grows while the same is refused, up to the period |
-//! | nothing, for a period | a full look, in case a notice was lost |
+//! | nothing, for a period | a full look, in case a notice was lost; the period is long enough for the looks' cost |
 //! | a pass cannot get through, say for want of an underlay | the next pass owes what it was to look at |
 
 use std::collections::VecDeque;
@@ -37,6 +37,10 @@ pub enum Outcome {
     Refused,
 }
 
+/// The period if nobody sets one; longer where a full look costs more than its [`SHARE`] of that.
+const PERIOD: Millis = 30_000;
+/// Reading the kernel costs at most so small a part of a CPU; comparing takes half of that again.
+const SHARE: Millis = 1_500;
 /// After this long without a repair, the next is made at once again.
 const PEACE: Millis = 10_000;
 /// The longest wait between repairs, so that two managers never fight in a hot loop.
@@ -51,6 +55,8 @@ const RUSH_TIME: Millis = 25;
 /// The schedule. Time is `CLOCK_BOOTTIME` in milliseconds, `chance` any random number.
 #[derive(Debug)]
 pub struct Agenda {
+    /// As it was set.
+    wished: Option<Millis>,
     period: Millis,
     next_full: Millis,
     /// What the next pass has to look at, whenever and for whatever reason it comes.
@@ -67,9 +73,12 @@ pub struct Agenda {
 }
 
 impl Agenda {
-    /// A schedule that begins with a full look and has one every `period`.
-    pub fn new(now: Millis, period: Millis) -> Self {
+    /// A schedule that begins with a full look and has one every `period`, by default every 30 seconds or
+    /// so much less often that all looks together take a thousandth of a CPU.
+    pub fn new(now: Millis, wished: Option<Millis>) -> Self {
+        let period = wished.unwrap_or(PERIOD);
         Self {
+            wished,
             period,
             next_full: now.saturating_add(period),
             owed: Look::Full,
@@ -133,11 +142,12 @@ impl Agenda {
         self.calm_down(now, chance);
     }
 
-    /// The pass got through, and in the end had looked at so much. What one that does not get through
-    /// had to look at stays owed.
-    pub fn done(&mut self, look: Look, outcome: Outcome, now: Millis, chance: u64) {
+    /// The pass got through and in the end had looked at so much; to read the kernel takes so much time of
+    /// the CPU (`cost`). What a pass that does not get through had to look at stays owed.
+    pub fn done(&mut self, look: Look, cost: Millis, outcome: Outcome, now: Millis, chance: u64) {
         self.owed = Look::Changes;
         if look == Look::Full {
+            self.period = self.wished.unwrap_or_else(|| cost.saturating_mul(SHARE).max(PERIOD));
             self.next_full = now.saturating_add(self.period);
         }
         if outcome != Outcome::Well {
@@ -169,14 +179,14 @@ impl Agenda {
 mod tests {
     use super::*;
 
-    const PERIOD: Millis = 30_000;
+    const COST: Millis = 8;
     const NO_CHANCE: u64 = 0;
 
     /// One whose first look is done.
     fn settled() -> Agenda {
-        let mut agenda = Agenda::new(0, PERIOD);
+        let mut agenda = Agenda::new(0, None);
         assert_eq!(agenda.begin(0), Look::Full);
-        agenda.done(Look::Full, Outcome::Well, 0, NO_CHANCE);
+        agenda.done(Look::Full, COST, Outcome::Well, 0, NO_CHANCE);
         agenda
     }
 
@@ -186,8 +196,21 @@ mod tests {
         assert_eq!(agenda.begin(100), Look::Changes);
         assert_eq!(agenda.deadline(), PERIOD);
         assert_eq!(agenda.begin(PERIOD), Look::Full);
-        agenda.done(Look::Full, Outcome::Well, PERIOD + 40, NO_CHANCE);
+        agenda.done(Look::Full, COST, Outcome::Well, PERIOD + 40, NO_CHANCE);
         assert_eq!(agenda.deadline(), 2 * PERIOD + 40);
+    }
+
+    #[test]
+    fn looks_that_cost_much_come_less_often_unless_somebody_set_the_period() {
+        for (wished, period) in [(None, 60_000), (Some(1_000), 1_000)] {
+            let mut agenda = Agenda::new(0, wished);
+            agenda.begin(0);
+            agenda.done(Look::Full, 40, Outcome::Well, 100, NO_CHANCE);
+            assert_eq!(agenda.deadline(), 100 + period);
+            agenda.begin(agenda.deadline());
+            agenda.done(Look::Full, COST, Outcome::Well, 100 + period, NO_CHANCE);
+            assert_eq!(agenda.deadline(), 100 + period + wished.unwrap_or(PERIOD));
+        }
     }
 
     #[test]
@@ -196,19 +219,19 @@ mod tests {
         agenda.contradict(Look::Full);
         assert!(agenda.deadline() <= 100);
         assert_eq!(agenda.begin(100), Look::Full);
-        agenda.done(Look::Full, Outcome::Repaired, 100, NO_CHANCE);
+        agenda.done(Look::Full, COST, Outcome::Repaired, 100, NO_CHANCE);
         let mut waits = Vec::new();
         for _ in 0..9 {
             agenda.contradict(Look::Base);
             let (before, at) = (agenda.calm_until, agenda.deadline());
             assert_eq!(agenda.begin(at - 1), Look::Changes, "not before the calm is over");
             assert_eq!(agenda.begin(at), Look::Base);
-            agenda.done(Look::Base, Outcome::Repaired, at, NO_CHANCE);
+            agenda.done(Look::Base, COST, Outcome::Repaired, at, NO_CHANCE);
             waits.push(agenda.calm_until - before);
         }
         assert!(waits.is_sorted() && waits.last() == Some(&(CALM / 2)), "{waits:?}");
         let later = agenda.calm_until + PEACE;
-        agenda.done(Look::Base, Outcome::Repaired, later, NO_CHANCE);
+        agenda.done(Look::Base, COST, Outcome::Repaired, later, NO_CHANCE);
         assert_eq!(agenda.calm_until, later + PAUSE / 2, "after peace the waits begin anew");
     }
 
@@ -220,7 +243,7 @@ mod tests {
         // No underlay, say: it is not done, and nothing is due before there is news.
         assert_eq!(agenda.deadline(), PERIOD);
         assert_eq!(agenda.begin(200), Look::Full);
-        agenda.done(Look::Full, Outcome::Well, 200, NO_CHANCE);
+        agenda.done(Look::Full, COST, Outcome::Well, 200, NO_CHANCE);
         assert_eq!(agenda.begin(300), Look::Changes);
     }
 
@@ -231,7 +254,7 @@ mod tests {
         let mut outcome = Outcome::Refused;
         for _ in 0..14 {
             agenda.begin(now);
-            agenda.done(Look::Full, outcome, now, NO_CHANCE);
+            agenda.done(Look::Full, COST, outcome, now, NO_CHANCE);
             outcome = Outcome::RefusedAgain;
             waits.push(agenda.deadline() - now);
             now = agenda.deadline();
@@ -240,13 +263,13 @@ mod tests {
         // News in between put the next try off no further.
         let at = agenda.deadline();
         agenda.begin(at - 1);
-        agenda.done(Look::Changes, Outcome::RefusedAgain, at - 1, NO_CHANCE);
+        agenda.done(Look::Changes, COST, Outcome::RefusedAgain, at - 1, NO_CHANCE);
         assert_eq!(agenda.deadline(), at);
         agenda.begin(at);
-        agenda.done(Look::Full, Outcome::Refused, at, NO_CHANCE);
+        agenda.done(Look::Full, COST, Outcome::Refused, at, NO_CHANCE);
         assert_eq!(agenda.deadline(), at + PAUSE / 2, "something new is tried again soon");
         agenda.begin(at + PAUSE);
-        agenda.done(Look::Full, Outcome::Well, at + PAUSE, NO_CHANCE);
+        agenda.done(Look::Full, COST, Outcome::Well, at + PAUSE, NO_CHANCE);
         assert_eq!(agenda.deadline(), at + PAUSE + PERIOD);
     }
 

@@ -122,9 +122,10 @@ pub(super) struct DaemonArgs {
     /// Group whose members may ask on the local socket <run-dir>/loden.sock (mode 0660)
     #[arg(long, value_name = "GROUP", default_value = "loden")]
     socket_group: String,
-    /// Time between full comparisons with the kernel, beside those that its notices cause
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
-    resync: Duration,
+    /// Time between full comparisons with the kernel, beside those that its notices cause [default: 30s,
+    /// longer where thousands of peers make each cost more than a thousandth of that]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    resync: Option<Duration>,
     /// What to log: error, warn, info, debug, trace, or per module as in RUST_LOG
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
@@ -270,7 +271,7 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
                 public: public.into_iter().flatten().collect(),
             },
             hold: args.lease.peer_hold.as_millis() as u64,
-            full_pass: args.resync.max(Duration::from_secs(1)),
+            full_pass: args.resync.map(|period| period.max(Duration::from_secs(1))),
         },
     })
 }

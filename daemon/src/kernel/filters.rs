@@ -91,6 +91,11 @@ impl Ledger {
         &self.table
     }
 
+    /// Whether nobody else has changed any rule or set since the table was last seen intact.
+    pub(super) fn unchanged(&self, socket: &mut Socket) -> bool {
+        self.intact_at.is_some() && self.intact_at == nftset::generation(socket).ok()
+    }
+
     /// The digest of the rules in place; `None` when the table is missing or not as we left it.
     pub(super) async fn digest(&mut self, socket: &mut Socket) -> Option<String> {
         let written = self.written.clone()?;

@@ -103,7 +103,7 @@ impl Kernel {
         // Its notices do not tell its value; reading that costs little.
         let forwards = |(family, name): &&(Family, String)| sysctl::forwards(*family, name);
         observed.forwarding = interest.forwarding.iter().filter(forwards).cloned().collect();
-        if interest.filters {
+        if interest.filters && !(observed.filters.is_some() && self.filters.unchanged(&mut self.netfilter)) {
             observed.filters = self.filters.digest(&mut self.netfilter).await;
             observed.admitted = match observed.filters.is_some() {
                 true => filters::admitted(&mut self.netfilter, self.filters.table(), &interest.peer_sets)?,

@@ -116,7 +116,7 @@ impl SimulatedHost {
                 options: Options::named("loden"),
                 underlay: UnderlayOptions::default(),
                 hold: PEER_HOLD.as_millis() as u64,
-                full_pass: FULL_PASS,
+                full_pass: Some(FULL_PASS),
             },
             kernel: self.kernel.clone(),
             notices: Silence,
