@@ -12,7 +12,9 @@ use loden_core::options;
 use loden_core::underlay::UnderlayOptions;
 use loden_proto::{DEFAULT_FWMARK, DEFAULT_NETWORK, Subnet};
 use regex_lite::Regex;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::settings::Sources;
 use crate::app;
@@ -277,19 +279,21 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
 }
 
 fn log(args: &DaemonArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_level)
+    let levels: Targets = args
+        .log_level
+        .parse()
         .with_context(|| format!("--log-level {:?} is not a level such as info or debug", args.log_level))?;
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
+    let to = tracing_subscriber::registry().with(levels);
     // journald has its own time stamps.
     match (args.log_format, journal) {
-        (LogFormat::Json, _) => builder.json().flatten_event(true).init(),
-        (LogFormat::Text, true) => builder.without_time().init(),
-        (LogFormat::Text, false) => builder.init(),
+        (LogFormat::Json, _) => to.with(layer.json().flatten_event(true)).init(),
+        (LogFormat::Text, true) => to.with(layer.without_time()).init(),
+        (LogFormat::Text, false) => to.with(layer).init(),
     }
     Ok(())
 }
