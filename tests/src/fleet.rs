@@ -22,7 +22,7 @@ mod model;
 pub mod report;
 pub mod scenario;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -78,6 +78,22 @@ pub struct Milestones {
     pub watching: Duration,
     /// Lease, watch, and every peer in its kernel.
     pub converged: Duration,
+}
+
+/// What came of a wait for many hosts.
+#[derive(Debug, Default)]
+struct Waited<T> {
+    /// What those brought that were done within the limit.
+    done: Vec<T>,
+    /// One for each of the others.
+    missing: Vec<Finding>,
+}
+
+impl<T> Waited<T> {
+    fn add(&mut self, other: Self) {
+        self.done.extend(other.done);
+        self.missing.extend(other.missing);
+    }
 }
 
 /// A daemon keeps a peer whose lease is gone for a second, also one that it only remembers from before
@@ -180,28 +196,34 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until these hosts have converged, or the limit is over: then those are left out.
+    /// Waits until these hosts have converged.
     async fn converged(
         &self,
         what: &str,
         hosts: impl Iterator<Item = usize>,
         begin: Instant,
-    ) -> Vec<Milestones> {
+    ) -> Waited<Milestones> {
         let peers = self.hosts.len() - 1;
-        let waits = hosts.map(|host| self.hosts[host].converged(peers, begin));
-        self.all(what, waits, begin).await
+        self.wait_for(what, hosts, begin, |host| host.converged(peers, begin)).await
     }
 
-    /// Drives waits of many hosts, telling how far they are.
-    async fn all<T: Send + 'static>(
+    /// Waits for something on each of these hosts, at most until the limit is over, and tells how far
+    /// they are.
+    async fn wait_for<T: Send + 'static, W: Future<Output = T> + Send + 'static>(
         &self,
         what: &str,
-        waits: impl Iterator<Item = impl Future<Output = T> + Send + 'static>,
+        hosts: impl Iterator<Item = usize>,
         begin: Instant,
-    ) -> Vec<T> {
+        wait: impl Fn(&SimulatedHost) -> W,
+    ) -> Waited<T> {
         let mut set = JoinSet::new();
-        waits.for_each(|wait| drop(set.spawn(wait)));
-        let total = set.len();
+        let mut missing = BTreeSet::new();
+        for host in hosts {
+            missing.insert(host);
+            let wait = wait(&self.hosts[host]);
+            set.spawn(async move { (host, wait.await) });
+        }
+        let total = missing.len();
         let mut done = Vec::with_capacity(total);
         let end = tokio::time::sleep_until(begin + self.options.limit);
         tokio::pin!(end);
@@ -210,17 +232,25 @@ impl Fleet {
         loop {
             tokio::select! {
                 one = set.join_next() => match one {
-                    Some(Ok(one)) => done.push(one),
-                    // A wait that panicked is one that has not converged; its message is on standard error.
+                    Some(Ok((host, one))) => {
+                        missing.remove(&host);
+                        done.push(one);
+                    }
+                    // A wait that panicked is never done; its message is on standard error.
                     Some(Err(_)) => {}
-                    None => return done,
+                    None => break,
                 },
                 _ = tell.tick() => self.tell(&format!(
                     "{what}: {} of {total} hosts after {:.0} s", done.len(), begin.elapsed().as_secs_f64()
                 )),
-                () = &mut end => return done,
+                () = &mut end => break,
             }
         }
+        let limit = self.options.limit;
+        let missing = missing
+            .into_iter()
+            .map(|host| format!("{what}: {} is not done within {limit:?}", self.hosts[host].name()));
+        Waited { done, missing: missing.collect() }
     }
 
     fn tell(&self, text: &str) {

@@ -99,3 +99,22 @@ fn a_fleet_at_rest_sends_keep_alives_alone() {
     let (all, keep_alives) = (reports[1].cost.etcd.all_requests(), requests["LeaseKeepAlive"]);
     assert!(keep_alives >= HOSTS as u64 && all == keep_alives, "{}", reports[1]);
 }
+
+#[test]
+fn a_lease_that_does_not_reach_a_host_is_a_finding() {
+    let lab = Lab::new("fleet_deaf");
+    let options = FleetOptions {
+        hosts: 3,
+        limit: Duration::from_secs(10),
+        steady: Duration::from_secs(1),
+        ..options(3600)
+    };
+    let report = run_beside(&lab.etcd(), async || {
+        let mut fleet = Fleet::new(&lab, options).await?;
+        fleet.play(Scenario::Start).await?;
+        fleet.hosts()[1].kernel().refuse_all();
+        Ok(fleet.play(Scenario::Steady).await?.remove(0))
+    });
+    let report = report.expect("a fleet can be played with");
+    assert_eq!(report.findings, ["steady, a lease came: host-1 is not done within 10s"], "{report}");
+}

@@ -11,10 +11,9 @@ use loden_proto::{Family, Mac, Subnet};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::judge::Finding;
 use super::meter::Meter;
 use super::report::{Report, Spread};
-use super::{Fleet, Milestones};
+use super::{Fleet, Milestones, SimulatedHost, Waited};
 
 /// One thing to do to a fleet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +92,7 @@ impl Fleet {
         self.restart(0..self.hosts.len())?;
         let reached = self.converged(name, 0..self.hosts.len(), begin).await;
         let cost = meter.end().await?;
-        self.report(name, kept, cost, &reached).await
+        self.report(name, kept, cost, reached).await
     }
 
     async fn etcd_restart(&mut self, name: &'static str, kill: bool) -> anyhow::Result<Report> {
@@ -101,15 +100,16 @@ impl Fleet {
         meter.etcd_ends().await?;
         let etcd = self.etcd.clone();
         spawn_blocking(move || if kill { etcd.kill9() } else { etcd.stop() }).await?;
-        let noticed = self.hosts.iter().map(super::SimulatedHost::away);
-        self.all(&format!("{name}, etcd is away"), noticed, Instant::now()).await;
+        let (all, what) = (0..self.hosts.len(), format!("{name}, etcd is away"));
+        let noticed = self.wait_for(&what, all.clone(), Instant::now(), SimulatedHost::away).await;
         let begin = Instant::now();
         let etcd = self.etcd.clone();
         spawn_blocking(move || etcd.start()).await?;
         let answers = begin.elapsed();
-        let reached = self.converged(name, 0..self.hosts.len(), begin).await;
+        let mut reached = self.converged(name, all, begin).await;
+        reached.missing.extend(noticed.missing);
         let cost = meter.end().await?;
-        let mut report = self.report(name, true, cost, &reached).await?;
+        let mut report = self.report(name, true, cost, reached).await?;
         report.notes.push(format!("etcd answers again after {:.2} s", answers.as_secs_f64()));
         Ok(report)
     }
@@ -118,15 +118,15 @@ impl Fleet {
         let meter = Meter::begin(&self.etcd).await?;
         let size = hosts.len().div_ceil(self.options.batches.max(1));
         let all: Vec<usize> = hosts.collect();
-        let mut reached = Vec::new();
+        let mut reached = Waited::default();
         for (number, batch) in all.chunks(size).enumerate() {
             let begin = Instant::now();
             self.restart(batch.iter().copied())?;
             let what = format!("{name}, batch {} of {}", number + 1, all.len().div_ceil(size));
-            reached.extend(self.converged(&what, batch.iter().copied(), begin).await);
+            reached.add(self.converged(&what, batch.iter().copied(), begin).await);
         }
         let cost = meter.end().await?;
-        let mut report = self.report(name, true, cost, &reached).await?;
+        let mut report = self.report(name, true, cost, reached).await?;
         report.notes.push(format!("batches of {size} hosts, each counted from its own begin"));
         Ok(report)
     }
@@ -149,55 +149,65 @@ impl Fleet {
         }
         let cost = meter.end().await?;
         let (requests, seconds) = (cost.etcd.all_requests(), cost.seconds);
-        let mut report = self.report("steady", true, cost, &[]).await?;
         let hourly = requests as f64 / self.hosts.len() as f64 / seconds * 3600.0;
-        report.notes.push(format!(
+        let mut notes = vec![format!(
             "{hourly:.1} requests per host and hour, from {requests} in {seconds:.0} s with a lease of {} s; at most {most} in a second",
             self.options.lease_ttl
-        ));
+        )];
         let meter = Meter::begin(&self.etcd).await?;
-        let news = self.news().await?;
-        let cost = meter.end().await?;
-        // A watcher sees each lease come and go.
-        let deliveries = (2 * NEWS * self.hosts.len()) as f64;
-        report.notes.push(format!(
-            "a lease that came was in every kernel: {news}; CPU per event and host: daemon {:.0} us, etcd {:.0} us",
-            cost.simulator.cpu_seconds / deliveries * 1e6,
-            cost.etcd.cpu_seconds / deliveries * 1e6
-        ));
+        let Waited { done: took, missing } = self.news().await?;
+        let cost_of_news = meter.end().await?;
+        if missing.is_empty() {
+            // A watcher sees each lease come and go.
+            let deliveries = (2 * took.len()) as f64;
+            notes.push(format!(
+                "a lease that came was in every kernel: {}; CPU per event and host: daemon {:.0} us, etcd {:.0} us",
+                Spread::of(took),
+                cost_of_news.simulator.cpu_seconds / deliveries * 1e6,
+                cost_of_news.etcd.cpu_seconds / deliveries * 1e6
+            ));
+        }
+        // Nobody restarted, so nobody converged.
+        let mut report = self.report("steady", true, cost, Waited { done: Vec::new(), missing }).await?;
+        report.notes = notes;
         Ok(report)
     }
 
-    /// Leases come and go one by one; how long until each host's kernel has each.
-    async fn news(&self) -> anyhow::Result<Spread> {
+    /// Leases come and go one by one; how long until each host's kernel has each. Ends with the first
+    /// that does not reach all.
+    async fn news(&self) -> anyhow::Result<Waited<Duration>> {
         let view = self.view().await?;
         let text = view.config.context("the network config")?;
         let config = NetworkConfig::parse(&text)?;
         let subnet = free_subnet(&config, &view.table).context("no subnet is free for a further lease")?;
         let key = LeaseKey::single(subnet);
         let writer = Writer::on(&self.settings.etcd.prefix, self.settings.etcd.connect().await?);
-        let mut took = Vec::new();
+        let mut news = Waited::default();
         for _ in 0..NEWS {
             let begin = Instant::now();
             let Outcome::Written(revision) = writer.put(&key, &newcomer(), 0, 0).await? else {
                 anyhow::bail!("somebody took {key}, which was free");
             };
-            let arrivals = self.hosts.iter().map(|host| {
+            let all = 0..self.hosts.len();
+            let arrivals = self.wait_for("steady, a lease came", all.clone(), begin, |host| {
                 let kernel = host.kernel().clone();
                 async move {
                     kernel.until(|observed| observed.routes_to(subnet).next().is_some()).await;
                     begin.elapsed()
                 }
             });
-            took.extend(self.all("steady, a lease came", arrivals, begin).await);
+            news.add(arrivals.await);
             writer.delete(&key, revision).await?;
-            let departures = self.hosts.iter().map(|host| {
+            let departures = self.wait_for("steady, a lease went", all, Instant::now(), |host| {
                 let kernel = host.kernel().clone();
                 async move { kernel.until(|observed| observed.routes_to(subnet).next().is_none()).await }
             });
-            self.all("steady, a lease went", departures, Instant::now()).await;
+            news.missing.extend(departures.await.missing);
+            if !news.missing.is_empty() {
+                break;
+            }
         }
-        Ok(Spread::of(took))
+        Ok(news)
     }
 
     async fn report(
@@ -205,17 +215,12 @@ impl Fleet {
         name: &'static str,
         kept: bool,
         cost: super::Cost,
-        reached: &[Milestones],
+        reached: Waited<Milestones>,
     ) -> anyhow::Result<Report> {
-        let mut findings: Vec<Finding> = Vec::new();
-        let missing = self.hosts.len() - reached.len();
-        // The steady state waits for nobody.
-        if missing > 0 && name != "steady" {
-            findings.push(format!("{missing} hosts have not converged within {:?}", self.options.limit));
-        }
+        let Waited { done, missing: mut findings } = reached;
         findings.extend(self.judge(kept).await?);
         let spread = |of: fn(&Milestones) -> Duration| {
-            (!reached.is_empty()).then(|| Spread::of(reached.iter().map(of).collect()))
+            (!done.is_empty()).then(|| Spread::of(done.iter().map(of).collect()))
         };
         Ok(Report {
             scenario: name,
