@@ -100,6 +100,8 @@ impl<T> Waited<T> {
 /// A daemon keeps a peer whose lease is gone for a second, also one that it only remembers from before
 /// a restart; so what is wrong at the end of a scenario is looked at again for this long.
 const GRACE: Duration = Duration::from_secs(5);
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Descriptors that are needed beside one per host: etcd's files, the lab's.
 const OTHER_DESCRIPTORS: u64 = 512;
@@ -203,7 +205,7 @@ impl Fleet {
                 Err(error) if begin.elapsed() > self.options.limit => {
                     return Err(error).context("reading etcd at the end of a scenario");
                 }
-                Err(_) => tokio::time::sleep(GRACE / 10).await,
+                Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
             }
         }
     }
@@ -303,7 +305,7 @@ impl Fleet {
                 self.held = standings.into_iter().filter_map(|s| Some((s.name, s.lease?))).collect();
                 return Ok(findings);
             }
-            tokio::time::sleep(GRACE / 10).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 }

@@ -64,10 +64,15 @@ enum Choice {
     Steady,
     /// All are killed and started again at once
     Restart,
-    /// etcd is ended and started again, then killed and started again
+    /// etcd is ended and started again
     EtcdRestart,
-    /// Batch after batch restarts, unchanged and then upgraded
-    Upgrade,
+    /// etcd is killed and started again
+    EtcdKill,
+    /// Batch after batch restarts, unchanged
+    RollingRestart,
+    /// Batch after batch restarts, upgraded
+    #[value(alias = "upgrade")]
+    RollingUpgrade,
     /// All of them
     All,
 }
@@ -80,8 +85,10 @@ impl Arguments {
             Scenario::Start => true,
             Scenario::Steady => chosen(Choice::Steady),
             Scenario::Restart => chosen(Choice::Restart),
-            Scenario::EtcdRestart | Scenario::EtcdKill => chosen(Choice::EtcdRestart),
-            Scenario::Upgrade => chosen(Choice::Upgrade),
+            Scenario::EtcdRestart => chosen(Choice::EtcdRestart),
+            Scenario::EtcdKill => chosen(Choice::EtcdKill),
+            Scenario::RollingRestart => chosen(Choice::RollingRestart),
+            Scenario::RollingUpgrade => chosen(Choice::RollingUpgrade),
         };
         Scenario::ALL.into_iter().filter(of).collect()
     }
@@ -144,10 +151,9 @@ async fn play(lab: &Lab, options: FleetOptions, scenarios: &[Scenario]) -> anyho
     let mut fleet = Fleet::new(lab, options).await?;
     let mut reports = Vec::new();
     for scenario in scenarios {
-        for report in fleet.play(*scenario).await? {
-            writeln!(stdout(), "{report}")?;
-            reports.push(report);
-        }
+        let report = fleet.play(*scenario).await?;
+        writeln!(stdout(), "{report}")?;
+        reports.push(report);
     }
     Ok(reports)
 }
