@@ -22,7 +22,8 @@ mod model;
 pub mod report;
 pub mod scenario;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -80,9 +81,27 @@ pub struct Milestones {
     pub converged: Duration,
 }
 
+/// What came of a wait for many hosts.
+#[derive(Debug, Default)]
+struct Waited<T> {
+    /// What those brought that were done within the limit.
+    done: Vec<T>,
+    /// One for each of the others.
+    missing: Vec<Finding>,
+}
+
+impl<T> Waited<T> {
+    fn add(&mut self, other: Self) {
+        self.done.extend(other.done);
+        self.missing.extend(other.missing);
+    }
+}
+
 /// A daemon keeps a peer whose lease is gone for a second, also one that it only remembers from before
 /// a restart; so what is wrong at the end of a scenario is looked at again for this long.
 const GRACE: Duration = Duration::from_secs(5);
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Descriptors that are needed beside one per host: etcd's files, the lab's.
 const OTHER_DESCRIPTORS: u64 = 512;
@@ -98,6 +117,31 @@ pub fn raise_descriptor_limit(hosts: usize) -> anyhow::Result<()> {
     setrlimit(Resource::Nofile, wanted).with_context(|| {
         format!("{hosts} hosts need {needed} open files; run it as root, or raise ulimit -n")
     })
+}
+
+/// What a daemon and its modelled kernel keep of each peer. As the next one, measured at the height of
+/// a rolling upgrade of 1,000 hosts, which took 2.8 GiB in all.
+const MEMORY_PER_PEER: u64 = 2304;
+/// What a daemon keeps beside its peers, and etcd for each host.
+const MEMORY_PER_HOST: u64 = 800 << 10;
+
+/// Refuses a fleet that the machine has no memory for: the kernel would end it, or somebody else's
+/// program, in the middle of a run.
+pub fn check_memory(hosts: usize) -> anyhow::Result<()> {
+    let text = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    fits_memory(hosts, meter::kib_row(&text, "MemAvailable:"))
+}
+
+fn fits_memory(hosts: usize, available: u64) -> anyhow::Result<()> {
+    let hosts = hosts as u64;
+    let needed = hosts * (MEMORY_PER_HOST + hosts * MEMORY_PER_PEER);
+    anyhow::ensure!(
+        needed <= available,
+        "{hosts} hosts need {} of memory, and {} are available; half as many hosts need a quarter of it",
+        report::bytes(needed),
+        report::bytes(available)
+    );
+    Ok(())
 }
 
 /// Runs work on a runtime of one thread in the namespace of the lab's etcd, where hosts reach it over
@@ -161,7 +205,7 @@ impl Fleet {
                 Err(error) if begin.elapsed() > self.options.limit => {
                     return Err(error).context("reading etcd at the end of a scenario");
                 }
-                Err(_) => tokio::time::sleep(GRACE / 10).await,
+                Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
             }
         }
     }
@@ -180,28 +224,34 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until these hosts have converged, or the limit is over: then those are left out.
+    /// Waits until these hosts have converged.
     async fn converged(
         &self,
         what: &str,
         hosts: impl Iterator<Item = usize>,
         begin: Instant,
-    ) -> Vec<Milestones> {
+    ) -> Waited<Milestones> {
         let peers = self.hosts.len() - 1;
-        let waits = hosts.map(|host| self.hosts[host].converged(peers, begin));
-        self.all(what, waits, begin).await
+        self.wait_for(what, hosts, begin, |host| host.converged(peers, begin)).await
     }
 
-    /// Drives waits of many hosts, telling how far they are.
-    async fn all<T: Send + 'static>(
+    /// Waits for something on each of these hosts, at most until the limit is over, and tells how far
+    /// they are.
+    async fn wait_for<T: Send + 'static, W: Future<Output = T> + Send + 'static>(
         &self,
         what: &str,
-        waits: impl Iterator<Item = impl Future<Output = T> + Send + 'static>,
+        hosts: impl Iterator<Item = usize>,
         begin: Instant,
-    ) -> Vec<T> {
+        wait: impl Fn(&SimulatedHost) -> W,
+    ) -> Waited<T> {
         let mut set = JoinSet::new();
-        waits.for_each(|wait| drop(set.spawn(wait)));
-        let total = set.len();
+        let mut missing = BTreeSet::new();
+        for host in hosts {
+            missing.insert(host);
+            let wait = wait(&self.hosts[host]);
+            set.spawn(async move { (host, wait.await) });
+        }
+        let total = missing.len();
         let mut done = Vec::with_capacity(total);
         let end = tokio::time::sleep_until(begin + self.options.limit);
         tokio::pin!(end);
@@ -210,17 +260,25 @@ impl Fleet {
         loop {
             tokio::select! {
                 one = set.join_next() => match one {
-                    Some(Ok(one)) => done.push(one),
-                    // A wait that panicked is one that has not converged; its message is on standard error.
+                    Some(Ok((host, one))) => {
+                        missing.remove(&host);
+                        done.push(one);
+                    }
+                    // A wait that panicked is never done; its message is on standard error.
                     Some(Err(_)) => {}
-                    None => return done,
+                    None => break,
                 },
                 _ = tell.tick() => self.tell(&format!(
                     "{what}: {} of {total} hosts after {:.0} s", done.len(), begin.elapsed().as_secs_f64()
                 )),
-                () = &mut end => return done,
+                () = &mut end => break,
             }
         }
+        let limit = self.options.limit;
+        let missing = missing
+            .into_iter()
+            .map(|host| format!("{what}: {} is not done within {limit:?}", self.hosts[host].name()));
+        Waited { done, missing: missing.collect() }
     }
 
     fn tell(&self, text: &str) {
@@ -247,11 +305,25 @@ impl Fleet {
                 self.held = standings.into_iter().filter_map(|s| Some((s.name, s.lease?))).collect();
                 return Ok(findings);
             }
-            tokio::time::sleep(GRACE / 10).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 }
 
 fn host_folder(folder: &std::path::Path, number: usize) -> PathBuf {
     folder.join(number.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn a_fleet_needs_memory_by_the_square_of_its_hosts() {
+        assert!(fits_memory(1000, 3 * GIB).is_ok());
+        let refused = fits_memory(10_000, 64 * GIB).expect_err("too little").to_string();
+        assert!(refused.starts_with("10000 hosts need 222.2 GiB of memory, and 64.0 GiB"), "{refused}");
+    }
 }

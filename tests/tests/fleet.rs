@@ -32,11 +32,9 @@ fn play(name: &str, lease_ttl: u64, scenarios: &[Scenario]) -> Vec<Report> {
         let mut fleet = Fleet::new(&lab, options(lease_ttl)).await?;
         let mut reports = Vec::new();
         for scenario in scenarios {
-            let played = fleet.play(*scenario).await?;
-            for report in &played {
-                assert!(report.findings.is_empty(), "{report}");
-            }
-            reports.extend(played);
+            let report = fleet.play(*scenario).await?;
+            assert!(report.findings.is_empty(), "{report}");
+            reports.push(report);
         }
         Ok(reports)
     });
@@ -66,7 +64,7 @@ fn answers_that_come_too_late_leave_no_second_subnet_behind() {
         });
         run_beside(&etcd, async || {
             let mut fleet = Fleet::new(&lab, options(3600)).await?;
-            Ok(fleet.play(Scenario::Start).await?.remove(0))
+            fleet.play(Scenario::Start).await
         })
     });
     let report = report.expect("a fleet can be played with");
@@ -86,8 +84,9 @@ fn a_fleet_outlives_its_etcd_without_reading_all_leases_anew() {
 
 #[test]
 fn a_rolling_upgrade_costs_one_write_a_host_and_a_rolling_restart_none() {
-    // What a rolling restart may write is a part of the scenario itself.
-    let reports = play("fleet_upgrade", 3600, &[Scenario::Start, Scenario::Upgrade]);
+    let scenarios = [Scenario::Start, Scenario::RollingRestart, Scenario::RollingUpgrade];
+    let reports = play("fleet_upgrade", 3600, &scenarios);
+    assert_eq!(reports[1].cost.etcd.writes(), 0, "{}", reports[1]);
     assert_eq!(reports[2].cost.etcd.writes(), HOSTS as u64, "{}", reports[2]);
 }
 
@@ -98,4 +97,23 @@ fn a_fleet_at_rest_sends_keep_alives_alone() {
     let requests = &reports[1].cost.etcd.requests;
     let (all, keep_alives) = (reports[1].cost.etcd.all_requests(), requests["LeaseKeepAlive"]);
     assert!(keep_alives >= HOSTS as u64 && all == keep_alives, "{}", reports[1]);
+}
+
+#[test]
+fn a_lease_that_does_not_reach_a_host_is_a_finding() {
+    let lab = Lab::new("fleet_deaf");
+    let options = FleetOptions {
+        hosts: 3,
+        limit: Duration::from_secs(10),
+        steady: Duration::from_secs(1),
+        ..options(3600)
+    };
+    let report = run_beside(&lab.etcd(), async || {
+        let mut fleet = Fleet::new(&lab, options).await?;
+        fleet.play(Scenario::Start).await?;
+        fleet.hosts()[1].kernel().refuse_all();
+        fleet.play(Scenario::Steady).await
+    });
+    let report = report.expect("a fleet can be played with");
+    assert_eq!(report.findings, ["steady, a lease came: host-1 is not done within 10s"], "{report}");
 }

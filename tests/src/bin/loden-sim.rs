@@ -1,9 +1,9 @@
 //! `loden-sim`: a fleet of simulated hosts on one real etcd. Called by `make sim`; needs root and an
 //! installed etcd.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{Write as _, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, ValueEnum};
 use loden_tests::Lab;
 use loden_tests::fleet::report::Report;
-use loden_tests::fleet::{Fleet, FleetOptions, Scenario, raise_descriptor_limit, run_beside};
+use loden_tests::fleet::{Fleet, FleetOptions, Scenario, check_memory, raise_descriptor_limit, run_beside};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs the control planes of many daemons against one real etcd.
@@ -28,29 +28,33 @@ use tokio::signal::unix::{SignalKind, signal};
     after_help = "Examples:\n  loden-sim --hosts 100                      all scenarios, some minutes\n  loden-sim --hosts 1000 --scenario restart  a start, then a restart of all\n  loden-sim --hosts 300 --scenario steady --steady 30 --lease-ttl 15"
 )]
 struct Arguments {
-    /// How many hosts. Memory grows with the square: 1,000 take some GiB
+    /// How many hosts. Memory grows with the square: 1,000 take 3 GiB
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=100_000))]
     hosts: u32,
     /// What is done to them, after they have started. May be given several times
     #[arg(long, value_enum, default_value = "all")]
     scenario: Vec<Choice>,
     /// Subnet lease TTL of every daemon in seconds, as --subnet-lease-ttl of `loden daemon`
-    #[arg(long, default_value_t = 86_400, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=LONGEST_LEASE))]
     lease_ttl: u64,
     /// How long the steady state is observed, in seconds. Keep-alives come every third of the TTL, at
     /// most every minute: with the default TTL less than a minute sees none
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=DAY))]
     steady: u64,
     /// Into how many batches a rolling upgrade divides the hosts
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     batches: u32,
     /// How long a scenario may take until all hosts have converged, in seconds
-    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=DAY))]
     limit: u64,
     /// Where the results go as JSON
     #[arg(long, default_value = "target/bench/sim.json", value_name = "FILE")]
     json: PathBuf,
 }
+
+const DAY: u64 = 86_400;
+/// etcd grants no longer one.
+const LONGEST_LEASE: u64 = 9_000_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Choice {
@@ -60,10 +64,15 @@ enum Choice {
     Steady,
     /// All are killed and started again at once
     Restart,
-    /// etcd is ended and started again, then killed and started again
+    /// etcd is ended and started again
     EtcdRestart,
-    /// Batch after batch restarts, unchanged and then upgraded
-    Upgrade,
+    /// etcd is killed and started again
+    EtcdKill,
+    /// Batch after batch restarts, unchanged
+    RollingRestart,
+    /// Batch after batch restarts, upgraded
+    #[value(alias = "upgrade")]
+    RollingUpgrade,
     /// All of them
     All,
 }
@@ -76,8 +85,10 @@ impl Arguments {
             Scenario::Start => true,
             Scenario::Steady => chosen(Choice::Steady),
             Scenario::Restart => chosen(Choice::Restart),
-            Scenario::EtcdRestart | Scenario::EtcdKill => chosen(Choice::EtcdRestart),
-            Scenario::Upgrade => chosen(Choice::Upgrade),
+            Scenario::EtcdRestart => chosen(Choice::EtcdRestart),
+            Scenario::EtcdKill => chosen(Choice::EtcdKill),
+            Scenario::RollingRestart => chosen(Choice::RollingRestart),
+            Scenario::RollingUpgrade => chosen(Choice::RollingUpgrade),
         };
         Scenario::ALL.into_iter().filter(of).collect()
     }
@@ -99,6 +110,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     if !rustix::process::geteuid().is_root() {
         bail!("network namespaces need root; run it with sudo");
     }
+    check_memory(arguments.hosts as usize)?;
+    prepare_results(&arguments.json)?;
     raise_descriptor_limit(arguments.hosts as usize)?;
     let options = FleetOptions {
         hosts: arguments.hosts as usize,
@@ -119,23 +132,28 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             _ = interrupt.recv() => bail!("interrupted"),
         }
     })?;
-    if let Some(folder) = arguments.json.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    }
     let json = serde_json::to_string_pretty(&reports)?;
     fs::write(&arguments.json, json + "\n").with_context(|| format!("write {}", arguments.json.display()))?;
     eprintln!("written to {}", arguments.json.display());
     Ok(reports.iter().all(|report| report.findings.is_empty()))
 }
 
+/// Fails before a run of minutes rather than after it. Earlier results stay until there are new ones.
+fn prepare_results(file: &Path) -> anyhow::Result<()> {
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    let opened = OpenOptions::new().append(true).create(true).open(file);
+    opened.map(drop).with_context(|| format!("write {}", file.display()))
+}
+
 async fn play(lab: &Lab, options: FleetOptions, scenarios: &[Scenario]) -> anyhow::Result<Vec<Report>> {
     let mut fleet = Fleet::new(lab, options).await?;
     let mut reports = Vec::new();
     for scenario in scenarios {
-        for report in fleet.play(*scenario).await? {
-            writeln!(stdout(), "{report}")?;
-            reports.push(report);
-        }
+        let report = fleet.play(*scenario).await?;
+        writeln!(stdout(), "{report}")?;
+        reports.push(report);
     }
     Ok(reports)
 }

@@ -76,6 +76,11 @@ impl SimulatedHost {
         Ok(Self { name: format!("host-{number}"), address, state, folder, kernel, daemon: None })
     }
 
+    /// Its name, for messages.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its kernel.
     pub fn kernel(&self) -> &ModelledKernel {
         &self.kernel
@@ -149,7 +154,7 @@ impl SimulatedHost {
         &self,
         peers: usize,
         begin: Instant,
-    ) -> impl Future<Output = Milestones> + Send + 'static {
+    ) -> impl Future<Output = Milestones> + Send + use<> {
         let kernel = self.kernel.clone();
         let published = self.daemon.as_ref().map(|d| d.published.clone());
         async move {
@@ -176,7 +181,7 @@ impl SimulatedHost {
     }
 
     /// Waits until it has noticed that etcd is away.
-    pub(super) fn away(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub(super) fn away(&self) -> impl Future<Output = ()> + Send + use<> {
         let views = self.daemon.as_ref().map(|d| d.published.views.clone());
         async move {
             if let Some(mut views) = views {

@@ -199,7 +199,7 @@ async fn sample(etcd: &Etcd) -> anyhow::Result<(Counters, Gauges)> {
         database_bytes: plain("etcd_mvcc_db_total_size_in_bytes"),
         database_in_use_bytes: plain("etcd_mvcc_db_total_size_in_use_in_bytes"),
         resident_bytes: plain("process_resident_memory_bytes"),
-        resident_peak_bytes: status_bytes(&status.unwrap_or_default(), "VmHWM:"),
+        resident_peak_bytes: kib_row(&status.unwrap_or_default(), "VmHWM:"),
         open_files: plain("process_open_fds"),
     };
     Ok((counters, gauges))
@@ -244,13 +244,13 @@ fn own() -> Own {
     Own {
         cpu_seconds: time.tv_sec as f64 + time.tv_nsec as f64 / 1e9,
         waited_seconds: waited / 1e9,
-        resident_bytes: status_bytes(&status, "VmRSS:"),
+        resident_bytes: kib_row(&status, "VmRSS:"),
     }
 }
 
-/// A row of `/proc/<pid>/status`, which counts in kB.
-fn status_bytes(status: &str, name: &str) -> u64 {
-    let row = status.lines().find_map(|line| line.strip_prefix(name));
+/// Bytes in a row of `/proc/<pid>/status` or `/proc/meminfo`, which count in kB; 0 without such a row.
+pub(super) fn kib_row(text: &str, name: &str) -> u64 {
+    let row = text.lines().find_map(|line| line.strip_prefix(name));
     let number = row.and_then(|row| row.trim().strip_suffix("kB")).and_then(|n| n.trim().parse::<u64>().ok());
     number.unwrap_or(0) * 1024
 }

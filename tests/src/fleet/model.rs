@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use loden_core::diff::{Operation, applied};
@@ -25,6 +26,7 @@ pub struct ModelledKernel {
     observed: Arc<Mutex<Observed>>,
     /// Told when something was written.
     written: watch::Sender<()>,
+    refuses: Arc<AtomicBool>,
 }
 
 impl ModelledKernel {
@@ -35,7 +37,16 @@ impl ModelledKernel {
         let address = Address { address: address.into(), length: 12, permanent: true, unusable: false };
         observed.addresses.insert(UNDERLAY, vec![address]);
         observed.default_routes.insert(Family::V4, UNDERLAY);
-        Self { observed: Arc::new(Mutex::new(observed)), written: watch::channel(()).0 }
+        Self {
+            observed: Arc::new(Mutex::new(observed)),
+            written: watch::channel(()).0,
+            refuses: Arc::default(),
+        }
+    }
+
+    /// From now on it refuses every operation, as a kernel without memory does.
+    pub fn refuse_all(&self) {
+        self.refuses.store(true, Ordering::Relaxed);
     }
 
     /// Looks at what it holds.
@@ -78,6 +89,9 @@ impl DataPlane for ModelledKernel {
     }
 
     async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Result<(), KernelError>>, KernelError> {
+        if self.refuses.load(Ordering::Relaxed) {
+            return Ok(operations.iter().map(|operation| Err(refusal(operation))).collect());
+        }
         for operation in operations {
             self.change(operation);
         }
@@ -88,6 +102,11 @@ impl DataPlane for ModelledKernel {
     fn route_to(&mut self, _: IpAddr) -> Option<u32> {
         Some(UNDERLAY)
     }
+}
+
+fn refusal(operation: &Operation) -> KernelError {
+    let reason = "Cannot allocate memory".to_owned();
+    KernelError::Refused { operation: format!("{operation:?}"), reason, hint: "" }
 }
 
 /// Nobody else writes to a modelled kernel, and the daemon's own writes are no news to it.

@@ -144,7 +144,7 @@ impl Display for Report {
     }
 }
 
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
     let mut value = count as f64;
     let mut unit = 0;

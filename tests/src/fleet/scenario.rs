@@ -11,10 +11,9 @@ use loden_proto::{Family, Mac, Subnet};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::judge::Finding;
 use super::meter::Meter;
 use super::report::{Report, Spread};
-use super::{Fleet, Milestones};
+use super::{Fleet, Milestones, SimulatedHost, Waited};
 
 /// One thing to do to a fleet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,9 +28,10 @@ pub enum Scenario {
     EtcdRestart,
     /// etcd gets SIGKILL and is started again.
     EtcdKill,
-    /// Batch after batch of daemons is killed and started again: twice, first unchanged, then with
-    /// other values in their leases, as another version has.
-    Upgrade,
+    /// Batch after batch of daemons is killed and started again.
+    RollingRestart,
+    /// The same, and each comes back with another value in its lease, as another version has.
+    RollingUpgrade,
 }
 
 /// How many times a lease comes and goes in [`Scenario::Steady`].
@@ -39,8 +39,15 @@ const NEWS: usize = 5;
 
 impl Scenario {
     /// All, in an order in which each finds a running fleet.
-    pub const ALL: [Self; 6] =
-        [Self::Start, Self::Steady, Self::Restart, Self::EtcdRestart, Self::EtcdKill, Self::Upgrade];
+    pub const ALL: [Self; 7] = [
+        Self::Start,
+        Self::Steady,
+        Self::Restart,
+        Self::EtcdRestart,
+        Self::EtcdKill,
+        Self::RollingRestart,
+        Self::RollingUpgrade,
+    ];
 
     /// Its name on the command line and in the report.
     pub fn name(self) -> &'static str {
@@ -50,83 +57,74 @@ impl Scenario {
             Self::Restart => "restart",
             Self::EtcdRestart => "etcd-restart",
             Self::EtcdKill => "etcd-kill",
-            Self::Upgrade => "upgrade",
+            Self::RollingRestart => "rolling-restart",
+            Self::RollingUpgrade => "rolling-upgrade",
         }
     }
 }
 
 impl Fleet {
-    /// Plays a scenario; one report, or two for an upgrade. Every scenario but the start needs a
-    /// running fleet.
-    pub async fn play(&mut self, scenario: Scenario) -> anyhow::Result<Vec<Report>> {
-        let all = 0..self.hosts.len();
-        Ok(match scenario {
-            Scenario::Start => vec![self.restart_all("start", false).await?],
-            Scenario::Restart => vec![self.restart_all("restart", true).await?],
-            Scenario::Steady => vec![self.steady().await?],
-            Scenario::EtcdRestart => vec![self.etcd_restart("etcd-restart", false).await?],
-            Scenario::EtcdKill => vec![self.etcd_restart("etcd-kill", true).await?],
-            Scenario::Upgrade => {
-                let mut unchanged = self.rolling("rolling-restart", all.clone()).await?;
-                if unchanged.cost.etcd.writes() > 0 {
-                    let writes = unchanged.cost.etcd.writes();
-                    unchanged
-                        .findings
-                        .push(format!("{writes} writes to etcd by daemons that only restarted"));
-                }
+    /// Plays a scenario. Every one but the start needs a running fleet.
+    pub async fn play(&mut self, scenario: Scenario) -> anyhow::Result<Report> {
+        match scenario {
+            Scenario::Start | Scenario::Restart => self.restart_all(scenario).await,
+            Scenario::Steady => self.steady().await,
+            Scenario::EtcdRestart | Scenario::EtcdKill => self.etcd_restart(scenario).await,
+            Scenario::RollingRestart => self.rolling(scenario, 0).await,
+            Scenario::RollingUpgrade => {
                 let generation = self.settings.labels.len() + 1;
                 self.settings.labels.insert(format!("upgrade-{generation}"), "done".to_owned());
-                let mut changed = self.rolling("rolling-upgrade", all).await?;
-                let most = self.hosts.len() as u64;
-                if changed.cost.etcd.writes() > most {
-                    let writes = changed.cost.etcd.writes();
-                    changed.findings.push(format!("{writes} writes to etcd by {most} upgraded daemons"));
-                }
-                vec![unchanged, changed]
+                self.rolling(scenario, self.hosts.len() as u64).await
             }
-        })
+        }
     }
 
-    async fn restart_all(&mut self, name: &'static str, kept: bool) -> anyhow::Result<Report> {
+    async fn restart_all(&mut self, scenario: Scenario) -> anyhow::Result<Report> {
         let meter = Meter::begin(&self.etcd).await?;
         let begin = Instant::now();
         self.restart(0..self.hosts.len())?;
-        let reached = self.converged(name, 0..self.hosts.len(), begin).await;
+        let reached = self.converged(scenario.name(), 0..self.hosts.len(), begin).await;
         let cost = meter.end().await?;
-        self.report(name, kept, cost, &reached).await
+        self.report(scenario, cost, reached).await
     }
 
-    async fn etcd_restart(&mut self, name: &'static str, kill: bool) -> anyhow::Result<Report> {
+    async fn etcd_restart(&mut self, scenario: Scenario) -> anyhow::Result<Report> {
         let mut meter = Meter::begin(&self.etcd).await?;
         meter.etcd_ends().await?;
         let etcd = self.etcd.clone();
+        let kill = scenario == Scenario::EtcdKill;
         spawn_blocking(move || if kill { etcd.kill9() } else { etcd.stop() }).await?;
-        let noticed = self.hosts.iter().map(super::SimulatedHost::away);
-        self.all(&format!("{name}, etcd is away"), noticed, Instant::now()).await;
+        let (all, what) = (0..self.hosts.len(), format!("{}, etcd is away", scenario.name()));
+        let noticed = self.wait_for(&what, all.clone(), Instant::now(), SimulatedHost::away).await;
         let begin = Instant::now();
         let etcd = self.etcd.clone();
         spawn_blocking(move || etcd.start()).await?;
         let answers = begin.elapsed();
-        let reached = self.converged(name, 0..self.hosts.len(), begin).await;
+        let mut reached = self.converged(scenario.name(), all, begin).await;
+        reached.missing.extend(noticed.missing);
         let cost = meter.end().await?;
-        let mut report = self.report(name, true, cost, &reached).await?;
+        let mut report = self.report(scenario, cost, reached).await?;
         report.notes.push(format!("etcd answers again after {:.2} s", answers.as_secs_f64()));
         Ok(report)
     }
 
-    async fn rolling(&mut self, name: &'static str, hosts: std::ops::Range<usize>) -> anyhow::Result<Report> {
+    async fn rolling(&mut self, scenario: Scenario, most_writes: u64) -> anyhow::Result<Report> {
         let meter = Meter::begin(&self.etcd).await?;
-        let size = hosts.len().div_ceil(self.options.batches.max(1));
-        let all: Vec<usize> = hosts.collect();
-        let mut reached = Vec::new();
+        let size = self.hosts.len().div_ceil(self.options.batches.max(1));
+        let all: Vec<usize> = (0..self.hosts.len()).collect();
+        let mut reached = Waited::default();
         for (number, batch) in all.chunks(size).enumerate() {
             let begin = Instant::now();
             self.restart(batch.iter().copied())?;
-            let what = format!("{name}, batch {} of {}", number + 1, all.len().div_ceil(size));
-            reached.extend(self.converged(&what, batch.iter().copied(), begin).await);
+            let what = format!("{}, batch {} of {}", scenario.name(), number + 1, all.len().div_ceil(size));
+            reached.add(self.converged(&what, batch.iter().copied(), begin).await);
         }
         let cost = meter.end().await?;
-        let mut report = self.report(name, true, cost, &reached).await?;
+        let mut report = self.report(scenario, cost, reached).await?;
+        let writes = report.cost.etcd.writes();
+        if writes > most_writes {
+            report.findings.push(format!("{writes} writes to etcd, where at most {most_writes} are needed"));
+        }
         report.notes.push(format!("batches of {size} hosts, each counted from its own begin"));
         Ok(report)
     }
@@ -149,76 +147,80 @@ impl Fleet {
         }
         let cost = meter.end().await?;
         let (requests, seconds) = (cost.etcd.all_requests(), cost.seconds);
-        let mut report = self.report("steady", true, cost, &[]).await?;
         let hourly = requests as f64 / self.hosts.len() as f64 / seconds * 3600.0;
-        report.notes.push(format!(
+        let mut notes = vec![format!(
             "{hourly:.1} requests per host and hour, from {requests} in {seconds:.0} s with a lease of {} s; at most {most} in a second",
             self.options.lease_ttl
-        ));
+        )];
         let meter = Meter::begin(&self.etcd).await?;
-        let news = self.news().await?;
-        let cost = meter.end().await?;
-        // A watcher sees each lease come and go.
-        let deliveries = (2 * NEWS * self.hosts.len()) as f64;
-        report.notes.push(format!(
-            "a lease that came was in every kernel: {news}; CPU per event and host: daemon {:.0} us, etcd {:.0} us",
-            cost.simulator.cpu_seconds / deliveries * 1e6,
-            cost.etcd.cpu_seconds / deliveries * 1e6
-        ));
+        let Waited { done: took, missing } = self.news().await?;
+        let cost_of_news = meter.end().await?;
+        if missing.is_empty() {
+            // A watcher sees each lease come and go.
+            let deliveries = (2 * took.len()) as f64;
+            notes.push(format!(
+                "a lease that came was in every kernel: {}; CPU per event and host: daemon {:.0} us, etcd {:.0} us",
+                Spread::of(took),
+                cost_of_news.simulator.cpu_seconds / deliveries * 1e6,
+                cost_of_news.etcd.cpu_seconds / deliveries * 1e6
+            ));
+        }
+        // Nobody restarted, so nobody converged.
+        let mut report = self.report(Scenario::Steady, cost, Waited { done: Vec::new(), missing }).await?;
+        report.notes = notes;
         Ok(report)
     }
 
-    /// Leases come and go one by one; how long until each host's kernel has each.
-    async fn news(&self) -> anyhow::Result<Spread> {
+    /// Leases come and go one by one; how long until each host's kernel has each. Ends with the first
+    /// that does not reach all.
+    async fn news(&self) -> anyhow::Result<Waited<Duration>> {
         let view = self.view().await?;
         let text = view.config.context("the network config")?;
         let config = NetworkConfig::parse(&text)?;
         let subnet = free_subnet(&config, &view.table).context("no subnet is free for a further lease")?;
         let key = LeaseKey::single(subnet);
         let writer = Writer::on(&self.settings.etcd.prefix, self.settings.etcd.connect().await?);
-        let mut took = Vec::new();
+        let mut news = Waited::default();
         for _ in 0..NEWS {
             let begin = Instant::now();
             let Outcome::Written(revision) = writer.put(&key, &newcomer(), 0, 0).await? else {
                 anyhow::bail!("somebody took {key}, which was free");
             };
-            let arrivals = self.hosts.iter().map(|host| {
+            let all = 0..self.hosts.len();
+            let arrivals = self.wait_for("steady, a lease came", all.clone(), begin, |host| {
                 let kernel = host.kernel().clone();
                 async move {
                     kernel.until(|observed| observed.routes_to(subnet).next().is_some()).await;
                     begin.elapsed()
                 }
             });
-            took.extend(self.all("steady, a lease came", arrivals, begin).await);
+            news.add(arrivals.await);
             writer.delete(&key, revision).await?;
-            let departures = self.hosts.iter().map(|host| {
+            let departures = self.wait_for("steady, a lease went", all, Instant::now(), |host| {
                 let kernel = host.kernel().clone();
                 async move { kernel.until(|observed| observed.routes_to(subnet).next().is_none()).await }
             });
-            self.all("steady, a lease went", departures, Instant::now()).await;
+            news.missing.extend(departures.await.missing);
+            if !news.missing.is_empty() {
+                break;
+            }
         }
-        Ok(Spread::of(took))
+        Ok(news)
     }
 
     async fn report(
         &mut self,
-        name: &'static str,
-        kept: bool,
+        scenario: Scenario,
         cost: super::Cost,
-        reached: &[Milestones],
+        reached: Waited<Milestones>,
     ) -> anyhow::Result<Report> {
-        let mut findings: Vec<Finding> = Vec::new();
-        let missing = self.hosts.len() - reached.len();
-        // The steady state waits for nobody.
-        if missing > 0 && name != "steady" {
-            findings.push(format!("{missing} hosts have not converged within {:?}", self.options.limit));
-        }
-        findings.extend(self.judge(kept).await?);
+        let Waited { done, missing: mut findings } = reached;
+        findings.extend(self.judge(scenario != Scenario::Start).await?);
         let spread = |of: fn(&Milestones) -> Duration| {
-            (!reached.is_empty()).then(|| Spread::of(reached.iter().map(of).collect()))
+            (!done.is_empty()).then(|| Spread::of(done.iter().map(of).collect()))
         };
         Ok(Report {
-            scenario: name,
+            scenario: scenario.name(),
             hosts: self.hosts.len(),
             lease: spread(|m| m.lease),
             watching: spread(|m| m.watching),
