@@ -106,7 +106,7 @@ bench: deps release peers ## Measure beside flannel and the kernel itself (ONLY=
 HOSTS ?= 1000
 SCENARIO ?= all
 .PHONY: sim
-sim: build-deps ## Simulate HOSTS=1000 daemons on one etcd (SCENARIO=start|steady|restart|etcd-restart|upgrade|all)
+sim: build-deps ## Simulate HOSTS=1000 daemons on one etcd (SCENARIO=start|steady|restart|etcd-restart|etcd-kill|rolling-restart|rolling-upgrade|all)
 	@scripts/install-deps $(SIM_PACKAGES)
 	cargo build --locked --release -p loden-tests --bin loden-sim
 	@$(if $(filter-out 0,$(shell id -u)),sudo -E) '$(TARGET)/release/loden-sim' \

@@ -71,7 +71,6 @@ enum Choice {
     /// Batch after batch restarts, unchanged
     RollingRestart,
     /// Batch after batch restarts, upgraded
-    #[value(alias = "upgrade")]
     RollingUpgrade,
     /// All of them
     All,
