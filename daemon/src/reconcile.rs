@@ -119,6 +119,8 @@ struct Loop<K, N> {
     conflicts: Vec<Conflict>,
     refusals: Refusals,
     repairs: BTreeMap<String, u64>,
+    /// Interfaces that forwarded when the last pass ended. To let a new one forward is no repair.
+    forwarded: BTreeSet<(Family, String)>,
     agenda: Agenda,
     /// Time of the CPU, in milliseconds, that the last reading of the kernel took.
     look_cost: Millis,
@@ -165,6 +167,7 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             conflicts: Vec::new(),
             refusals: Refusals::default(),
             repairs: BTreeMap::new(),
+            forwarded: BTreeSet::new(),
             agenda: Agenda::new(now, self.settings.full_pass.map(|period| period.as_millis() as Millis)),
             look_cost: 0,
             look_again: false,
@@ -364,6 +367,9 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             self.save_peers_at.get_or_insert(earliest.max(now + SAVE_TOGETHER));
         }
         self.programmed = desired.peers.clone();
+        if pass.look >= Look::Base {
+            self.forwarded.clone_from(&self.observed.forwarding);
+        }
         self.io.in_place.send_if_modified(|done| !std::mem::replace(done, true));
         self.set_conflicts(pass.conflicts, pass.look == Look::Full);
         let tried = |subnet: Option<Subnet>| match subnet {
@@ -442,9 +448,13 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             Ok(observed) => {
                 self.look_cost = clock::cpu_time().saturating_sub(began);
                 // What the pass under way has decided by already, and no notice will tell of any more.
-                self.look_again |= self.observed.links != observed.links
+                if self.observed.links != observed.links
                     || self.observed.addresses != observed.addresses
-                    || self.observed.default_routes != observed.default_routes;
+                    || self.observed.default_routes != observed.default_routes
+                {
+                    self.look_again = true;
+                    self.agenda.contradict(Look::Base);
+                }
                 self.observed = observed;
             }
             // What is believed stays; the next pass tries again, since the notices are gone.
@@ -637,7 +647,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                 match verdict {
                     Ok(()) => {
                         diff::applied(&mut self.observed, operation);
-                        if pass.repairing {
+                        if pass.repairing && !self.is_new(operation) {
                             pass.repaired = true;
                             tracing::warn!("repaired: {operation}");
                             *self.repairs.entry(operation.object().to_owned()).or_default() += 1;
@@ -651,6 +661,14 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             tokio::task::yield_now().await;
         }
         Ok(())
+    }
+
+    /// Whether an operation serves an interface that has just come: the bridge, with the first container.
+    fn is_new(&self, operation: &Operation) -> bool {
+        match operation {
+            Operation::Forward(family, name) => !self.forwarded.contains(&(*family, name.clone())),
+            _ => false,
+        }
     }
 
     /// Conflicts of a whole look replace those known; those of a few peers come beside them.

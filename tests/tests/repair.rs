@@ -286,6 +286,28 @@ fn all_this_comes_back_in_a_dual_stack_network_while_ipv4_loses_nothing() {
     is_repaired("repair46", Stack::Dual, DAMAGES);
 }
 
+#[test]
+fn an_interface_that_has_just_come_is_no_repair() {
+    let cluster = Cluster::<2>::start("no_repair", VXLAN, &[]);
+    let [a, _] = &cluster.hosts;
+    let switch = forwarding_switch(a, Family::V4, "loden0");
+    for _ in 0..3 {
+        a.ip("link add loden0 type bridge\nlink set loden0 up");
+        eventually(SOON, "it forwards", || match a.ns().read_sysctl(&switch) {
+            on if on == "1" => Ok(()),
+            other => Err(other),
+        });
+        a.ip("link del loden0");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(a.status().repairs, Default::default(), "{}", cluster.daemons[0].log());
+    a.ns().sysctl(&forwarding_switch(a, Family::V4, "eth0"), "0");
+    eventually(SOON, "what was switched off is one", || match a.try_status(&[])?.repairs.get("forwarding") {
+        Some(1) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+}
+
 /// The kernel takes no broadcast address for a gateway. Loden knows the link's own beforehand, and not one
 /// that somebody made.
 #[test]

@@ -48,7 +48,7 @@ const CALM: Millis = 1_000;
 /// The first wait after a repair or a refusal.
 const PAUSE: Millis = 20;
 /// So many passes within [`RUSH_TIME`] are a rush: each costs more than what one change adds to it.
-const RUSH: usize = 10;
+const RUSH: usize = 32;
 /// The next pass waits until the first of a rush is so long ago.
 const RUSH_TIME: Millis = 25;
 
@@ -284,8 +284,8 @@ mod tests {
         }
         assert_eq!(agenda.earliest(), 1_000 + RUSH_TIME);
         for n in 0..100 {
-            agenda.begin(2_000 + 3 * n);
-            assert!(agenda.earliest() <= 2_000 + 3 * (n + 1), "one every 3 ms waits for nothing");
+            agenda.begin(2_000 + n);
+            assert!(agenda.earliest() <= 2_001 + n, "one every millisecond waits for nothing");
         }
     }
 }
