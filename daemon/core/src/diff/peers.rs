@@ -26,14 +26,18 @@ pub fn peers(desired: &Desired, observed: &Observed, scope: Scope<'_>) -> (Vec<O
     let mut differ = Differ::new(desired, observed);
     match scope {
         Scope::All => {
-            for (subnet, peer) in &desired.peers {
-                differ.peer(subnet, Some(peer));
-            }
-            let mut last = None;
-            for subnet in observed.routes.iter().map(|route| route.subnet) {
-                if last.replace(subnet) != Some(subnet) && !desired.peers.contains_key(&subnet) {
-                    differ.peer(&subnet, None);
-                }
+            // Both are in order of subnets, and a subnet may be in either alone.
+            let (mut peers, mut routes) =
+                (desired.peers.iter().peekable(), observed.routes.iter().peekable());
+            let mut present = Vec::new();
+            loop {
+                let next =
+                    [peers.peek().map(|(subnet, _)| **subnet), routes.peek().map(|route| route.subnet)];
+                let Some(subnet) = next.into_iter().flatten().min() else { break };
+                present.clear();
+                present.extend(std::iter::from_fn(|| routes.next_if(|route| route.subnet == subnet)));
+                let peer = peers.next_if(|(at, _)| **at == subnet);
+                differ.peer(&subnet, peer.map(|(_, peer)| peer), &present);
             }
             differ.strays();
         }
@@ -49,7 +53,8 @@ pub fn peers(desired: &Desired, observed: &Observed, scope: Scope<'_>) -> (Vec<O
                 .collect();
             for (old, new) in &changes {
                 if let Some(peer) = new.or(*old) {
-                    differ.peer(&peer.subnet, *new);
+                    let present: Vec<&Route> = observed.routes_to(peer.subnet).collect();
+                    differ.peer(&peer.subnet, *new, &present);
                 }
             }
             for (old, _) in &changes {
@@ -105,8 +110,8 @@ impl<'a> Differ<'a> {
         }
     }
 
-    /// Brings the objects of one subnet in place, or away when there is no peer.
-    fn peer(&mut self, subnet: &Subnet, peer: Option<&Peer>) {
+    /// Brings the objects of one subnet in place, or away when there is no peer. Its routes are `present`.
+    fn peer(&mut self, subnet: &Subnet, peer: Option<&Peer>, present: &[&Route]) {
         let target = match peer.map(PeerObjects::of) {
             None => None,
             Some(PeerObjects::Direct { gateway }) => Some((self.desired.underlay, gateway, false)),
@@ -117,7 +122,7 @@ impl<'a> Differ<'a> {
                 Some((device, gateway, true))
             }
         };
-        self.route(subnet, target);
+        self.route(subnet, target, present);
     }
 
     fn fdb(&mut self, device: u32, mac: Mac, endpoint: IpAddr) {
@@ -140,11 +145,10 @@ impl<'a> Differ<'a> {
         }
     }
 
-    fn route(&mut self, subnet: &Subnet, target: Option<(u32, IpAddr, bool)>) {
+    fn route(&mut self, subnet: &Subnet, target: Option<(u32, IpAddr, bool)>, present: &[&Route]) {
         let (desired, observed) = (self.desired, self.observed);
         let metric = default_metric(subnet.family());
-        let mut present = observed.routes_to(*subnet);
-        if let (Some(only), None, Some((device, gateway, _))) = (present.next(), present.next(), target)
+        if let ([only], Some((device, gateway, _))) = (present, target)
             && only.protocol == ROUTE_PROTOCOL
             && only.metric == metric
             && observed.resolve(only.via) == Some((device, gateway))
@@ -156,7 +160,7 @@ impl<'a> Differ<'a> {
             return;
         }
         let (ours, foreign): (Vec<&Route>, Vec<&Route>) =
-            observed.routes_to(*subnet).partition(|r| ownership::route(r, desired, observed));
+            present.iter().partition(|r| ownership::route(r, desired, observed));
         let right = target.and_then(|(device, gateway, _)| {
             let leads = |r: &&Route| observed.resolve(r.via) == Some((device, gateway)) && r.metric == metric;
             ours.iter().copied().find(leads).or_else(|| foreign.iter().copied().find(leads))
