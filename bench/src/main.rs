@@ -23,13 +23,14 @@ mod report;
 
 use std::fs;
 use std::io::{Write as _, stdout};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::peers::Peer;
-use crate::report::Row;
+use crate::report::{Row, Untold};
 
 /// Measurements that belong together.
 struct Group {
@@ -84,7 +85,11 @@ fn run() -> Result<End> {
         bail!("there is no group {unknown:?}; there are: {}", known.join(", "));
     }
     let rounds = match std::env::var("LODEN_BENCH_ROUNDS") {
-        Ok(text) => text.parse().with_context(|| format!("LODEN_BENCH_ROUNDS={text:?} is no number"))?,
+        Ok(text) => {
+            let number: NonZeroU32 =
+                text.parse().with_context(|| format!("LODEN_BENCH_ROUNDS={text:?} is no number above 0"))?;
+            number.get()
+        }
         Err(_) => ROUNDS,
     };
     let dir = PathBuf::from(std::env::var_os("LODEN_BENCH_DIR").unwrap_or("target/bench".into()));
@@ -123,10 +128,15 @@ fn run() -> Result<End> {
 /// Writes a group's JSON. Numbers that say nothing do not take the place of earlier ones.
 fn write(dir: &Path, group: &str, rows: &[Row]) -> Result<End> {
     let path = dir.join(format!("{group}.json"));
-    let noisy = report::is_too_noisy(rows);
-    if noisy && path.exists() {
-        eprintln!("{group}: the machine was too noisy for most rows; {} stays as it was", path.display());
-        return Ok(End::TooNoisy);
+    let untold = report::untold(rows);
+    let end = if untold == Some(Untold::TooNoisy) { End::TooNoisy } else { End::Measured };
+    if let Some(untold) = untold.filter(|_| path.exists()) {
+        let why = match untold {
+            Untold::TooNoisy => "the machine was too noisy for most rows",
+            Untold::TooFew => "too few rounds for most rows",
+        };
+        eprintln!("{group}: {why}; {} stays as it was", path.display());
+        return Ok(end);
     }
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     // Beside it, then over it: an interrupt leaves the earlier one whole.
@@ -134,7 +144,7 @@ fn write(dir: &Path, group: &str, rows: &[Row]) -> Result<End> {
     fs::write(&new, report::json(rows)?).with_context(|| format!("write {}", new.display()))?;
     fs::rename(&new, &path).with_context(|| format!("write {}", path.display()))?;
     eprintln!("{group}: written to {}", path.display());
-    Ok(if noisy { End::TooNoisy } else { End::Measured })
+    Ok(end)
 }
 
 /// Processes that wanted a CPU lately, on average over a minute: with more than there are CPUs,
