@@ -237,10 +237,10 @@ impl Measured {
             let chain = self.chain.as_ref().and_then(|(name, all)| Some((name.as_str(), all.get(metric)?)));
             let floor = self.floor.get(metric);
             if let Some((name, chain)) = chain {
-                add(Row::new(metric, unit, loden).beside(name, loden, chain), None);
+                add(Row::new(metric, unit, loden).beside(name, chain), None);
             }
             if let Some(floor) = floor {
-                let row = Row::new(metric, unit, loden).beside("the kernel alone", loden, floor);
+                let row = Row::new(metric, unit, loden).beside("the kernel alone", floor);
                 add(row, of_floor.map(Budget::Ratio));
             }
             if chain.is_none() && floor.is_none() {

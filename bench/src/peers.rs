@@ -57,6 +57,13 @@ impl Peer {
     }
 }
 
+/// Which of these programs are not in PATH.
+pub(crate) fn missing_tools(tools: &[&'static str]) -> Vec<&'static str> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = |tool: &str| std::env::split_paths(&path).any(|folder| folder.join(tool).is_file());
+    tools.iter().copied().filter(|tool| !there(tool)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +77,7 @@ mod tests {
         for missing in [peer(None), peer(Some("/no/such/file")), peer(Some("/"))] {
             assert_eq!((missing.find(), missing.missing()), (None, Some("without a thing: make it".into())));
         }
+        assert_eq!(missing_tools(&["sh", "loden-bench-no-such-tool"]), ["loden-bench-no-such-tool"]);
     }
 
     #[test]

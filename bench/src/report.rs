@@ -1,4 +1,4 @@
-//! What a group found: rows with a number of Loden's, mostly one of a baseline, and a budget; and
+//! What a part found: rows with a number of Loden's, mostly one of a baseline, and a budget; and
 //! whether the rounds agree well enough to say so. Filled in by the groups, printed and written
 //! by `main.rs`.
 //!
@@ -7,9 +7,10 @@
 //! and on one side of the budget for a verdict; else the row says `too noisy`. With fewer rounds
 //! than such an interval needs it says `too few rounds`.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Rounds that lie on both sides of 1 and all this close to it show that there is no difference
 /// worth the name.
@@ -21,27 +22,27 @@ const FEWEST: usize = 5;
 const TOO_NOISY: &str = "too noisy";
 const TOO_FEW: &str = "too few rounds";
 
-/// One measurement beside one baseline.
-#[derive(Debug)]
+/// One measurement beside one baseline. Goes as JSON from the process that measures to the one that
+/// reports.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Row {
     metric: String,
-    unit: &'static str,
-    rounds: usize,
-    loden: Range,
+    unit: Cow<'static, str>,
+    /// One a round.
+    loden: Vec<f64>,
     baseline: Option<Baseline>,
     budget: Option<Budget>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Baseline {
     name: String,
-    median: f64,
-    /// Of the rounds' own ratios, Loden to the baseline; `None` where the baseline was zero.
-    ratios: Option<Range>,
+    /// One a round, of the same rounds.
+    values: Vec<f64>,
 }
 
 /// What a number may be.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) enum Budget {
     /// At most so much, in the row's unit.
     Value(f64),
@@ -184,19 +185,12 @@ impl Budget {
 impl Row {
     /// Loden's values, one a round.
     pub(crate) fn new(metric: impl Into<String>, unit: &'static str, loden: &[f64]) -> Self {
-        let (rounds, loden) = (loden.len(), Range::of(loden));
-        Self { metric: metric.into(), unit, rounds, loden, baseline: None, budget: None }
+        Self { metric: metric.into(), unit: unit.into(), loden: loden.into(), baseline: None, budget: None }
     }
 
     /// Beside a baseline, measured in the same rounds.
-    pub(crate) fn beside(mut self, name: &str, loden: &[f64], baseline: &[f64]) -> Self {
-        let ratios: Vec<f64> = loden.iter().zip(baseline).map(|(l, b)| l / b).collect();
-        let comparable = !ratios.is_empty() && ratios.iter().all(|ratio| ratio.is_finite());
-        self.baseline = Some(Baseline {
-            name: name.into(),
-            median: median(baseline),
-            ratios: comparable.then(|| Range::of(&ratios)),
-        });
+    pub(crate) fn beside(mut self, name: &str, values: &[f64]) -> Self {
+        self.baseline = Some(Baseline { name: name.into(), values: values.into() });
         self
     }
 
@@ -206,8 +200,16 @@ impl Row {
         self
     }
 
+    fn range(&self) -> Range {
+        Range::of(&self.loden)
+    }
+
+    /// Of the rounds' own ratios, Loden to the baseline; `None` where the baseline was zero.
     fn ratios(&self) -> Option<Range> {
-        self.baseline.as_ref().and_then(|baseline| baseline.ratios)
+        let baseline = self.baseline.as_ref()?;
+        let ratios: Vec<f64> = self.loden.iter().zip(&baseline.values).map(|(l, b)| l / b).collect();
+        let comparable = !ratios.is_empty() && ratios.iter().all(|ratio| ratio.is_finite());
+        comparable.then(|| Range::of(&ratios))
     }
 
     /// Whether Loden and the baseline differ.
@@ -218,7 +220,7 @@ impl Row {
     /// Whether the budget holds.
     fn holds(&self) -> Told<bool> {
         match (self.budget, self.ratios()) {
-            (Some(Budget::Value(most)), _) => self.tell(self.loden.at_most(most)),
+            (Some(Budget::Value(most)), _) => self.tell(self.range().at_most(most)),
             (Some(Budget::Ratio(most)), Some(ratios)) => self.tell(ratios.at_most(most)),
             _ => Told::Unasked,
         }
@@ -226,7 +228,7 @@ impl Row {
 
     /// What the rounds say, if they are enough to say anything.
     fn tell(&self, told: Told<bool>) -> Told<bool> {
-        if self.rounds < FEWEST { Told::TooFew } else { told }
+        if self.loden.len() < FEWEST { Told::TooFew } else { told }
     }
 
     fn is(&self, told: Told<bool>) -> bool {
@@ -234,18 +236,19 @@ impl Row {
     }
 
     fn record(&self) -> Record<'_> {
+        let baseline = self.baseline.as_ref();
         Record {
             metric: &self.metric,
-            unit: self.unit,
-            loden: self.loden.median,
-            baseline: self.baseline.as_ref().map(|baseline| baseline.median),
-            baseline_name: self.baseline.as_ref().map(|baseline| baseline.name.as_str()),
+            unit: &self.unit,
+            loden: self.range().median,
+            baseline: baseline.map(|baseline| median(&baseline.values)),
+            baseline_name: baseline.map(|baseline| baseline.name.as_str()),
             ratio: self.differs().clearly().and(self.ratios()).map(|ratios| ratios.median),
-            budget: self.budget.map(|budget| budget.text(self.unit)),
+            budget: self.budget.map(|budget| budget.text(&self.unit)),
             holds: self.holds().clearly(),
             untold: self.differs().untold().or(self.holds().untold()),
-            rounds: self.rounds,
-            spread: self.ratios().unwrap_or(self.loden).spread(),
+            rounds: self.loden.len(),
+            spread: self.ratios().unwrap_or(self.range()).spread(),
         }
     }
 
@@ -254,9 +257,9 @@ impl Row {
         let baseline = self.baseline.as_ref();
         [
             self.metric.clone(),
-            with_unit(self.loden.median),
-            format!("{:.0} %", self.loden.spread() * 100.0),
-            baseline.map(|b| with_unit(b.median)).unwrap_or_default(),
+            with_unit(self.range().median),
+            format!("{:.0} %", self.range().spread() * 100.0),
+            baseline.map(|b| with_unit(median(&b.values))).unwrap_or_default(),
             baseline.map(|b| b.name.clone()).unwrap_or_default(),
             match (self.differs(), self.ratios()) {
                 (Told::Clearly(true), Some(ratios)) => number(ratios.median),
@@ -264,7 +267,7 @@ impl Row {
                 (other, _) => other.untold().unwrap_or_default().into(),
             },
             self.ratios().map(|r| format!("{} to {}", number(r.low), number(r.high))).unwrap_or_default(),
-            self.budget.map(|budget| budget.text(self.unit)).unwrap_or_default(),
+            self.budget.map(|budget| budget.text(&self.unit)).unwrap_or_default(),
             match self.holds() {
                 Told::Clearly(true) => "holds",
                 Told::Clearly(false) => "ABOVE",
@@ -303,7 +306,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// The rows of a group for programs.
+/// The rows of a part for programs.
 pub(crate) fn json(rows: &[Row]) -> serde_json::Result<String> {
     let records: Vec<Record<'_>> = rows.iter().map(Row::record).collect();
     serde_json::to_string_pretty(&records).map(|text| text + "\n")
@@ -315,11 +318,11 @@ pub(crate) fn untold(rows: &[Row]) -> Option<Untold> {
     if most(Told::TooNoisy) { Some(Untold::TooNoisy) } else { most(Told::TooFew).then_some(Untold::TooFew) }
 }
 
-/// The rows of all groups for people, in one table, and what is to be known of it.
-pub(crate) fn table(groups: &[(&str, Vec<Row>)], rounds: u32) -> String {
+/// The rows of all parts for people, in one table, and what is to be known of it.
+pub(crate) fn table(parts: &[(&str, Vec<Row>)], rounds: u32) -> String {
     let header = ["metric", "loden", "spread", "baseline", "", "ratio", "range", "budget", ""];
     let header = header.map(str::to_owned);
-    let rows: Vec<&Row> = groups.iter().flat_map(|(_, rows)| rows).collect();
+    let rows: Vec<&Row> = parts.iter().flat_map(|(_, rows)| rows).collect();
     let mut widths = header.each_ref().map(|cell| cell.chars().count());
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row.cells()) {
@@ -327,8 +330,8 @@ pub(crate) fn table(groups: &[(&str, Vec<Row>)], rounds: u32) -> String {
         }
     }
     let mut out = line(&header, &widths);
-    for (group, rows) in groups {
-        let _ = writeln!(out, "{group}");
+    for (part, rows) in parts {
+        let _ = writeln!(out, "{part}");
         out.extend(rows.iter().map(|row| line(&row.cells(), &widths)));
     }
     if rows.iter().any(|row| row.differs() == Told::Clearly(false)) {

@@ -91,7 +91,7 @@ impl Found {
         let mut rows = Vec::new();
         for kind in [Kind::Flanneld, Kind::Bare] {
             let Some(baseline) = of(kind) else { continue };
-            let row = Row::new(metric, unit, loden).beside(kind.name(), loden, baseline);
+            let row = Row::new(metric, unit, loden).beside(kind.name(), baseline);
             let meant = budgets.iter().find(|(for_kind, _)| match for_kind {
                 Some(wanted) => *wanted == kind,
                 None => rows.is_empty(),

@@ -1,5 +1,5 @@
 //! The group `control`: what does a daemon cost with few and with many peers, and how soon is the
-//! kernel what etcd says? Called by `main.rs`.
+//! kernel what etcd says? Called by `main.rs`, part by part.
 //!
 //! One real etcd holds a fleet of leases, each key under an etcd lease of its own. Loden, flanneld
 //! and a bare client ([`contender`]) take turns on fresh hosts of the lab; the kernel's own
@@ -36,21 +36,38 @@ struct Stage<'a> {
     kinds: Vec<Kind>,
 }
 
-/// Measures the group.
-pub(crate) fn run(rounds: u32) -> Result<Vec<Row>> {
+/// How much a start costs.
+pub(crate) fn cold_start(rounds: u32) -> Result<Vec<Row>> {
+    on_stage(rounds, cold_start::measure)
+}
+
+/// How soon a single lease is in the kernel.
+pub(crate) fn convergence(rounds: u32) -> Result<Vec<Row>> {
+    on_stage(rounds, convergence::measure)
+}
+
+/// Many leases that come and go at once.
+pub(crate) fn mass(rounds: u32) -> Result<Vec<Row>> {
+    on_stage(rounds, mass::measure)
+}
+
+/// What a daemon costs while nothing happens.
+pub(crate) fn steady(rounds: u32) -> Result<Vec<Row>> {
+    on_stage(rounds, steady::measure)
+}
+
+/// Full passes, deleted routes, restarts.
+pub(crate) fn repair(rounds: u32) -> Result<Vec<Row>> {
+    on_stage(rounds, repair::measure)
+}
+
+fn on_stage(rounds: u32, measure: fn(&mut Stage<'_>) -> Result<Vec<Row>>) -> Result<Vec<Row>> {
     let lab = Lab::new("bench_control");
     let etcd = lab.etcd();
     // Sockets of this thread, and of the clients that it makes, are then in etcd's namespace.
     etcd.ns().within(|| {
         let mut fleet = Fleet::connect(&etcd)?;
-        let mut stage = Stage { lab: &lab, fleet: &mut fleet, rounds, kinds: Kind::present() };
-        stage.fleet.configure()?;
-        let mut rows = Vec::new();
-        for part in
-            [cold_start::measure, convergence::measure, mass::measure, steady::measure, repair::measure]
-        {
-            rows.extend(part(&mut stage)?);
-        }
-        Ok(rows)
+        fleet.configure()?;
+        measure(&mut Stage { lab: &lab, fleet: &mut fleet, rounds, kinds: Kind::present() })
     })
 }

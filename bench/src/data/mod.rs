@@ -92,7 +92,7 @@ type Found = BTreeMap<(usize, usize), Vec<Cost>>;
 
 /// Measures this many rounds; the table's rows.
 pub(crate) fn run(rounds: u32) -> Result<Vec<Row>> {
-    let arena = sides::Arena::new("bench_data")?;
+    let arena = sides::Arena::new("bench_data");
     let mut sides = vec![arena.loden("loden")?, arena.host_to_host()];
     match arena.flannel() {
         Ok(flannel) => sides.push(flannel),
@@ -139,7 +139,7 @@ fn rows(metrics: &[Metric], sides: &[Side], found: &Found) -> Vec<Row> {
             let before = rows.len();
             for (which, side) in sides.iter().enumerate().skip(1) {
                 if let Some(baseline) = of_side(which, value) {
-                    rows.push(Row::new(name, unit, &loden).beside(side.name(), &loden, &baseline));
+                    rows.push(Row::new(name, unit, &loden).beside(side.name(), &baseline));
                 }
             }
             if rows.len() == before {

@@ -4,7 +4,7 @@ use super::*;
 
 /// Rounds of Loden's beside a baseline of 1, so that they are the ratios as well.
 fn row(loden: &[f64]) -> Row {
-    Row::new("x", "ms", loden).beside("b", loden, &vec![1.0; loden.len()])
+    Row::new("x", "ms", loden).beside("b", &vec![1.0; loden.len()])
 }
 
 fn told(row: &Row) -> (Option<f64>, Option<bool>) {
@@ -22,7 +22,7 @@ fn percentiles_are_values_that_were_seen() {
 #[test]
 fn a_ratio_is_the_median_of_the_rounds_own() {
     let (loden, baseline) = ([2.0, 30.0, 4.0, 4.0, 40.0], [1.0, 10.0, 3.0, 2.0, 8.0]);
-    let row = Row::new("x", "ms", &loden).beside("b", &loden, &baseline);
+    let row = Row::new("x", "ms", &loden).beside("b", &baseline);
     let record = row.record();
     assert_eq!((record.loden, record.baseline, record.ratio), (4.0, Some(3.0), Some(2.0)));
 }
@@ -84,7 +84,7 @@ fn a_budget_of_the_baseline_is_not_judged_without_one() {
     let alone = Row::new("x", "ms", &[1.0; 5]).within(Budget::Ratio(1.2));
     assert_eq!(told(&alone), (None, None));
     let none = [0.0; 5];
-    let zero = Row::new("lost", "packets", &none).beside("b", &none, &none).within(Budget::Value(0.0));
+    let zero = Row::new("lost", "packets", &none).beside("b", &none).within(Budget::Value(0.0));
     assert_eq!(told(&zero), (None, Some(true)));
     assert_eq!((alone.record().untold, zero.record().untold), (None, None));
 }
