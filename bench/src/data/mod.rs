@@ -94,10 +94,7 @@ type Found = BTreeMap<(usize, usize), Vec<Cost>>;
 pub(crate) fn run(rounds: u32) -> Result<Vec<Row>> {
     let arena = sides::Arena::new("bench_data");
     let mut sides = vec![arena.loden("loden")?, arena.host_to_host()];
-    match arena.flannel() {
-        Ok(flannel) => sides.push(flannel),
-        Err(missing) => eprintln!("data: without flannel: {missing:#}"),
-    }
+    sides.extend(arena.flannel()?);
     let metrics = metrics();
     let mut found = Found::new();
     for round in 0..rounds as usize {
