@@ -42,6 +42,14 @@ pub(crate) struct Fleet {
     http: String,
 }
 
+/// When leases were put.
+pub(crate) struct Puts {
+    /// Before the first was sent.
+    pub(crate) first_sent: Instant,
+    /// After etcd had answered the last.
+    pub(crate) last_answered: Instant,
+}
+
 /// The address of a host's subnet.
 pub(crate) fn address(host: u32) -> Ipv4Addr {
     let (second, third) = (FIRST + host / A_ROW, FIRST + host % A_ROW);
@@ -163,9 +171,10 @@ impl Fleet {
         Ok(start)
     }
 
-    /// Puts the leases of these hosts as fast as etcd takes them; returns when the last was answered.
-    pub(crate) fn put_all(&mut self, hosts: Range<u32>) -> Result<Instant> {
+    /// Puts the leases of these hosts as fast as etcd takes them.
+    pub(crate) fn put_all(&mut self, hosts: Range<u32>) -> Result<Puts> {
         let (client, lease) = (self.client.clone(), self.passing);
+        let first_sent = Instant::now();
         self.runtime.block_on(async {
             let mut tasks: JoinSet<Result<()>> = JoinSet::new();
             for host in hosts {
@@ -182,7 +191,7 @@ impl Fleet {
             while let Some(done) = tasks.join_next().await {
                 done??;
             }
-            Ok(Instant::now())
+            Ok(Puts { first_sent, last_answered: Instant::now() })
         })
     }
 
