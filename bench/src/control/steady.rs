@@ -10,8 +10,9 @@ use super::notices::{Direction, Notices};
 use super::{MANY, Stage, fleet, usage};
 use crate::report::Row;
 
-/// How long each is looked at. Four full passes of Loden's fall into it.
-const OBSERVED: Duration = Duration::from_secs(120);
+/// How long each is looked at in a round: as long as from one refresh of Loden's lease to the next, and
+/// twice as long as from one full pass to the next.
+const OBSERVED: Duration = Duration::from_secs(60);
 
 const REQUESTS: Metric = Metric { name: "etcd requests an hour", unit: "" };
 const CPU: Metric = Metric { name: "CPU", unit: "%" };
@@ -19,10 +20,10 @@ const WAKE_UPS: Metric = Metric { name: "wake-ups an hour", unit: "" };
 
 pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
     let mut found = Found::new("at rest");
-    for kind in stage.kinds.clone() {
+    stage.in_turns("at rest", |stage, kind| {
         stage.fleet.resize(MANY)?;
-        rest(stage, kind, &mut found)?;
-    }
+        rest(stage, kind, &mut found)
+    })?;
     let mut rows = found.rows(REQUESTS, Limit::None)?;
     rows.extend(found.rows(CPU, Limit::Value(0.1))?);
     rows.extend(found.rows(WAKE_UPS, Limit::None)?);
