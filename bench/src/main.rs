@@ -10,13 +10,10 @@
 //! where the JSON goes (else `target/bench`); `LODEN_BENCH_ROUNDS`, 5 by default; `FLANNEL_CNI`,
 //! `FLANNELD` and the like, where the programs of others are (`peers.rs`).
 
-mod call;
 mod cni;
 mod confined;
-mod contender;
 mod control;
 mod data;
-mod first_packet;
 mod host;
 mod peers;
 mod report;
