@@ -113,7 +113,7 @@ fn main() -> ExitCode {
 fn run(wanted: &[String]) -> Result<End> {
     if let Some(unknown) = wanted.iter().find(|w| !PARTS.iter().any(|part| part.is_meant_by(w))) {
         let known: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
-        bail!("there is no group or part {unknown:?}; there are: {}", known.join(", "));
+        bail!("there is no group or part {unknown:?}; there are the parts {}", known.join(", "));
     }
     let rounds = rounds()?;
     let dir = PathBuf::from(std::env::var_os("LODEN_BENCH_DIR").unwrap_or("target/bench".into()));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::contender::{Found, Kind, Limit, Metric};
 use super::notices::{Direction, Notices};
@@ -53,8 +53,9 @@ fn start(stage: &mut Stage<'_>, kind: Kind, found: &mut Found) -> Result<()> {
     let told = notices.wait_for_all(fleet::routes(0..size), Direction::Come)?;
     std::thread::sleep(SETTLED);
     found.push(kind, LAST_OBJECT, (told.last_change - running.started).as_secs_f64());
-    if let Some(ready) = running.ready_at() {
-        found.push(kind, READY, (ready - running.started).as_secs_f64() * 1000.0);
+    match running.ready_at() {
+        Some(ready) => found.push(kind, READY, (ready - running.started).as_secs_f64() * 1000.0),
+        None => ensure!(kind != Kind::Loden, "Loden is not READY {SETTLED:?} after its last object"),
     }
     found.push(kind, REQUESTS, stage.fleet.requests()? - requests);
     found.push(kind, CPU, usage::cpu_seconds(running.pid())?);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::contender::{Found, Kind, Limit, Metric};
-use super::notices::{Change, Direction, Notices};
+use super::notices::{Change, Direction, Notices, SILENCE};
 use super::{FEW, MANY, Stage, fleet};
 use crate::report::{Row, percentile};
 
@@ -48,7 +48,7 @@ fn watching(stage: &mut Stage<'_>, kind: Kind) -> Result<Vec<Duration>> {
         let at = notices.wait_for(Change::Route(fleet::address(host)), Duration::from_secs(10))?;
         times.push(at.saturating_duration_since(start));
     }
-    notices.wait_for_silence()?;
+    notices.wait_for_silence(SILENCE)?;
     running.has_in_place(size + PUTS)?;
     Ok(times)
 }

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use loden_netlink::route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use loden_netlink::route::{AddressFamily, RouteNetlinkMessage as Message};
 use loden_netlink::{Events, Reply, nexthop, nftset};
@@ -34,7 +34,7 @@ const GROUPS: [u32; 9] = [
 /// flanneld needs some 20 s for 10,000 leases.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Without any notification for so long, everything is in place.
-const SILENCE: Duration = Duration::from_secs(1);
+pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 
 /// Room for the notifications of 10,000 peers, of about a kilobyte each, should this program not get
 /// a CPU for a while.
@@ -153,10 +153,15 @@ impl Notices {
         bail!("no {wanted:?} within {within:?}")
     }
 
-    /// Waits until nothing more is told.
-    pub(crate) fn wait_for_silence(&self) -> Result<()> {
-        while self.next(SILENCE)?.is_some() {}
-        Ok(())
+    /// Waits until nothing more is told for so long; how many changes came before.
+    pub(crate) fn wait_for_silence(&self, silence: Duration) -> Result<u32> {
+        let end = Instant::now() + LIMIT;
+        let mut changes = 0;
+        while self.next(silence)?.is_some() {
+            changes += 1;
+            ensure!(Instant::now() < end, "the kernel still changes after {LIMIT:?}");
+        }
+        Ok(changes)
     }
 
     /// Waits until the routes to all of these have come, or gone, and then for silence. One that changes

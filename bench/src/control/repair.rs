@@ -117,10 +117,7 @@ fn restart(stage: &Stage<'_>, host: &Host, notices: &Notices) -> Result<Vec<Row>
         eprintln!("control: restart, round {} of {}", round + 1, stage.rounds);
         notices.forget();
         let running = Kind::Loden.start(host)?;
-        let mut changes = 0;
-        while notices.next(SILENCE)?.is_some() {
-            changes += 1;
-        }
+        let changes = notices.wait_for_silence(SILENCE)?;
         // One that hangs changes nothing either.
         running.ready_at().with_context(|| format!("Loden is not READY {SILENCE:?} after a restart"))?;
         running.has_in_place(MANY)?;
