@@ -1,54 +1,88 @@
-//! `loden-bench [GROUP…]`: runs groups of measurements (all without arguments), prints a table
-//! and writes `target/bench/<group>.json`. Called by `make bench`; needs root.
+//! `loden-bench [GROUP|PART…]`: measures parts (all without arguments), prints a table and writes
+//! `target/bench/<part>.json`. Called by `make bench`; needs root.
 //!
-//! Each group measures Loden and what it is compared with in the same run, in turns, in the same
-//! namespaces. It reports and never fails because something is slow: the machine may be busy. It
-//! ends with 1 when a group could not be measured, and with 2 when the machine was too noisy for
-//! most of a group; then an earlier JSON of that group stays.
+//! Each part measures Loden and what it is compared with in the same run, in turns, in the same
+//! namespaces, and in a process of its own (`confined.rs`). It reports and never fails because
+//! something is slow: the machine may be busy. It ends with 1 when a part could not be measured, and
+//! with 2 when the machine was too noisy for most of a part; then an earlier JSON of that part stays.
 //!
 //! Environment: `LODEN_BIN_DIR`, where the programs are (else beside this one); `LODEN_BENCH_DIR`,
 //! where the JSON goes (else `target/bench`); `LODEN_BENCH_ROUNDS`, 5 by default; `FLANNEL_CNI`,
 //! `FLANNELD` and the like, where the programs of others are (`peers.rs`).
 
-mod call;
 mod cni;
 mod confined;
-mod contender;
 mod control;
 mod data;
-mod first_packet;
 mod host;
 mod peers;
 mod report;
 
 use std::fs;
 use std::io::{Write as _, stdout};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::peers::Peer;
-use crate::report::Row;
+use crate::report::{Row, Untold};
 
 /// Measurements that belong together.
-struct Group {
+struct Part {
+    /// Its group's, or its group's and its own: `cni`, `control.steady`.
     name: &'static str,
     /// Takes the number of rounds.
     measure: fn(u32) -> Result<Vec<Row>>,
     /// What it measures beside, and does without where it is missing.
     peers: &'static [Peer],
+    /// Programs that it cannot do without.
+    tools: &'static [&'static str],
 }
 
-const GROUPS: [Group; 4] = [
-    Group { name: "control", measure: control::run, peers: &[peers::FLANNELD] },
-    Group { name: "cni", measure: cni::run, peers: &[peers::BRIDGE, peers::FLANNEL_CNI] },
-    Group { name: "data", measure: data::run, peers: &[peers::FLANNELD, peers::BRIDGE, peers::FLANNEL_CNI] },
-    Group { name: "gains", measure: data::run_gains, peers: &[] },
+const PARTS: [Part; 8] = [
+    control("control.cold-start", control::cold_start),
+    control("control.convergence", control::convergence),
+    control("control.mass", control::mass),
+    control("control.steady", control::steady),
+    control("control.repair", control::repair),
+    Part {
+        name: "cni",
+        measure: cni::run,
+        peers: &[peers::BRIDGE, peers::FLANNEL_CNI],
+        tools: &["ip", "nft"],
+    },
+    Part {
+        name: "data",
+        measure: data::run,
+        peers: &[peers::FLANNELD, peers::BRIDGE, peers::FLANNEL_CNI],
+        tools: &DATA_TOOLS,
+    },
+    Part { name: "gains", measure: data::run_gains, peers: &[], tools: &DATA_TOOLS },
 ];
+const DATA_TOOLS: [&str; 8] = ["ip", "bridge", "nft", "ethtool", "etcd", "etcdctl", "iptables", "ping"];
 const ROUNDS: u32 = 5;
 
-/// How a run ended. The worst that happened to a group counts.
+const fn control(name: &'static str, measure: fn(u32) -> Result<Vec<Row>>) -> Part {
+    let tools = &["ip", "bridge", "nft", "etcd", "etcdctl", "iptables"];
+    Part { name, measure, peers: &[peers::FLANNELD], tools }
+}
+
+impl Part {
+    fn group(&self) -> &'static str {
+        self.name.split('.').next().unwrap_or(self.name)
+    }
+
+    fn is_meant_by(&self, argument: &str) -> bool {
+        argument == self.name || argument == self.group()
+    }
+}
+
+/// What a part's own process tells: its rows, or why there are none.
+type Answer = Result<Vec<Row>, String>;
+
+/// How a run ended. The worst that happened to a part counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum End {
     Measured,
@@ -67,74 +101,117 @@ impl End {
 }
 
 fn main() -> ExitCode {
-    let end = confined::run().and_then(|end| match end {
-        Some(end) => Ok(end),
-        None => run().map(End::code),
-    });
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let end = if confined::is_inside() { measure(&arguments) } else { run(&arguments).map(End::code) };
     end.unwrap_or_else(|error| {
         eprintln!("loden-bench: {error:#}");
         ExitCode::FAILURE
     })
 }
 
-fn run() -> Result<End> {
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(unknown) = wanted.iter().find(|w| GROUPS.iter().all(|group| group.name != *w)) {
-        let known: Vec<&str> = GROUPS.iter().map(|group| group.name).collect();
-        bail!("there is no group {unknown:?}; there are: {}", known.join(", "));
+/// Has the parts measured and reports.
+fn run(wanted: &[String]) -> Result<End> {
+    if let Some(unknown) = wanted.iter().find(|w| !PARTS.iter().any(|part| part.is_meant_by(w))) {
+        let known: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
+        bail!("there is no group or part {unknown:?}; there are the parts {}", known.join(", "));
     }
-    let rounds = match std::env::var("LODEN_BENCH_ROUNDS") {
-        Ok(text) => text.parse().with_context(|| format!("LODEN_BENCH_ROUNDS={text:?} is no number"))?,
-        Err(_) => ROUNDS,
-    };
+    let rounds = rounds()?;
     let dir = PathBuf::from(std::env::var_os("LODEN_BENCH_DIR").unwrap_or("target/bench".into()));
-    let groups: Vec<&Group> =
-        GROUPS.iter().filter(|group| wanted.is_empty() || wanted.iter().any(|w| w == group.name)).collect();
-    let missing: Vec<String> = groups
+    let parts: Vec<&Part> =
+        PARTS.iter().filter(|part| wanted.is_empty() || wanted.iter().any(|w| part.is_meant_by(w))).collect();
+    let mut remarks: Vec<String> = parts
         .iter()
-        .flat_map(|group| {
-            group.peers.iter().filter_map(Peer::missing).map(|m| format!("{}: {m}", group.name))
+        .flat_map(|part| {
+            part.peers.iter().filter_map(Peer::missing).map(|m| format!("{}: {m}", part.group()))
         })
         .collect();
+    remarks.dedup();
     // At the beginning, while it can still be helped, and below the table.
-    missing.iter().for_each(|line| eprintln!("{line}"));
+    remarks.iter().for_each(|line| eprintln!("{line}"));
     let before = load();
     let (mut end, mut measured) = (End::Measured, Vec::new());
-    for group in groups {
-        // One group that cannot be measured keeps none of the others from it.
-        match (group.measure)(rounds).and_then(|rows| Ok((write(&dir, group.name, &rows)?, rows))) {
+    for part in parts {
+        // One part that cannot be measured keeps none of the others from it.
+        match measure_apart(part).and_then(|rows| Ok((write(&dir, part.name, &rows)?, rows))) {
             Ok((written, rows)) => {
                 end = end.max(written);
-                measured.push((group.name, rows));
+                measured.push((part.name, rows));
             }
             Err(error) => {
-                eprintln!("loden-bench: group {}: {error:#}", group.name);
+                let remark = format!("{} could not be measured: {error:#}", part.name);
+                eprintln!("loden-bench: {remark}");
+                remarks.push(remark);
                 end = End::Failed;
             }
         }
     }
     let mut out = stdout();
     out.write_all(report::table(&measured, rounds).as_bytes())?;
-    missing.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    remarks.iter().try_for_each(|line| writeln!(out, "{line}"))?;
     writeln!(out, "{}, load before {before}, after {}", machine(), load())?;
     Ok(end)
 }
 
-/// Writes a group's JSON. Numbers that say nothing do not take the place of earlier ones.
-fn write(dir: &Path, group: &str, rows: &[Row]) -> Result<End> {
-    let path = dir.join(format!("{group}.json"));
-    let noisy = report::is_too_noisy(rows);
-    if noisy && path.exists() {
-        eprintln!("{group}: the machine was too noisy for most rows; {} stays as it was", path.display());
-        return Ok(End::TooNoisy);
+fn rounds() -> Result<u32> {
+    let Ok(text) = std::env::var("LODEN_BENCH_ROUNDS") else { return Ok(ROUNDS) };
+    let rounds: Result<NonZeroU32, _> = text.parse();
+    Ok(rounds.with_context(|| format!("LODEN_BENCH_ROUNDS={text:?} is no number above 0"))?.get())
+}
+
+/// Has a part measured by a process of its own. Code of the lab panics where a scenario would fail,
+/// which in a release ends the process.
+fn measure_apart(part: &Part) -> Result<Vec<Row>> {
+    let missing = peers::missing_tools(part.tools);
+    ensure!(missing.is_empty(), "{} missing: run `make deps`, which installs them", missing.join(", "));
+    let output = confined::run(part.name)?;
+    // The last line: programs that it started may have written there too.
+    let answer = output.stdout.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    match serde_json::from_slice::<Answer>(answer) {
+        Ok(answer) => answer.map_err(anyhow::Error::msg),
+        Err(_) => bail!("its process ended without an answer ({})", output.status),
+    }
+}
+
+/// Measures one part; in the confined child.
+fn measure(arguments: &[String]) -> Result<ExitCode> {
+    let part = arguments.first().and_then(|name| PARTS.iter().find(|part| part.name == name));
+    let part = part.context("there is no such part")?;
+    // On whatever thread, and whether or not the build unwinds: the end of this process ends all
+    // others of the part.
+    std::panic::set_hook(Box::new(|panic| {
+        let _ = answer(&Err(panic.to_string()));
+        std::process::exit(1);
+    }));
+    let rows = confined::prepare().and_then(|()| (part.measure)(rounds()?));
+    answer(&rows.map_err(|error| format!("{error:#}")))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn answer(answer: &Answer) -> Result<()> {
+    let text = serde_json::to_string(answer)?;
+    Ok(writeln!(stdout(), "\n{text}")?)
+}
+
+/// Writes a part's JSON. Numbers that say nothing do not take the place of earlier ones.
+fn write(dir: &Path, part: &str, rows: &[Row]) -> Result<End> {
+    let path = dir.join(format!("{part}.json"));
+    let untold = report::untold(rows);
+    let end = if untold == Some(Untold::TooNoisy) { End::TooNoisy } else { End::Measured };
+    if let Some(untold) = untold.filter(|_| path.exists()) {
+        let why = match untold {
+            Untold::TooNoisy => "the machine was too noisy for most rows",
+            Untold::TooFew => "too few rounds for most rows",
+        };
+        eprintln!("{part}: {why}; {} stays as it was", path.display());
+        return Ok(end);
     }
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     // Beside it, then over it: an interrupt leaves the earlier one whole.
     let new = path.with_extension("json.new");
     fs::write(&new, report::json(rows)?).with_context(|| format!("write {}", new.display()))?;
     fs::rename(&new, &path).with_context(|| format!("write {}", path.display()))?;
-    eprintln!("{group}: written to {}", path.display());
-    Ok(if noisy { End::TooNoisy } else { End::Measured })
+    eprintln!("{part}: written to {}", path.display());
+    Ok(end)
 }
 
 /// Processes that wanted a CPU lately, on average over a minute: with more than there are CPUs,

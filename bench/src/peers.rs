@@ -1,5 +1,6 @@
-//! The programs of others that groups measure beside. What is missing is named, with what gets it,
-//! and the rest is measured without it. Used by the groups and `main.rs`.
+//! The programs of others that groups measure beside. What is missing is named, with what the tables
+//! lack for it and what gets it, and the rest is measured without it. And the tools that a group
+//! cannot do without. Used by the groups and `main.rs`.
 
 use std::path::PathBuf;
 
@@ -11,6 +12,8 @@ pub(crate) struct Peer {
     /// The variable that says where it is, if not in its usual place.
     variable: &'static str,
     usual: Option<&'static str>,
+    /// What is not measured without it.
+    lost: &'static str,
     /// What gets it.
     get: &'static str,
 }
@@ -20,6 +23,7 @@ pub(crate) const BRIDGE: Peer = Peer {
     name: "the CNI plugins bridge and host-local",
     variable: "CNI_PLUGIN_BRIDGE",
     usual: Some("/usr/lib/cni/bridge"),
+    lost: "no comparison with flannel's containers",
     get: "`make deps` installs containernetworking-plugins",
 };
 
@@ -28,6 +32,7 @@ pub(crate) const FLANNEL_CNI: Peer = Peer {
     name: "flannel's CNI plugin",
     variable: "FLANNEL_CNI",
     usual: None,
+    lost: "flannel's containers are connected by bridge alone",
     get: "build it from https://github.com/flannel-io/cni-plugin, and give its path in FLANNEL_CNI",
 };
 
@@ -36,6 +41,7 @@ pub(crate) const FLANNELD: Peer = Peer {
     name: "flanneld",
     variable: "FLANNELD",
     usual: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/flanneld")),
+    lost: "no comparison with flannel's daemon",
     get: "`make peers` builds it (needs Go)",
 };
 
@@ -53,8 +59,15 @@ impl Peer {
         }
         let named = std::env::var(self.variable).ok().filter(|value| !value.is_empty());
         let named = named.map(|value| format!(" ({}={value} is no file)", self.variable)).unwrap_or_default();
-        Some(format!("without {}{named}: {}", self.name, self.get))
+        Some(format!("without {}{named}: {}; {}", self.name, self.lost, self.get))
     }
+}
+
+/// Which of these programs are not in PATH.
+pub(crate) fn missing_tools(tools: &[&'static str]) -> Vec<&'static str> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = |tool: &str| std::env::split_paths(&path).any(|folder| folder.join(tool).is_file());
+    tools.iter().copied().filter(|tool| !there(tool)).collect()
 }
 
 #[cfg(test)]
@@ -62,14 +75,22 @@ mod tests {
     use super::*;
 
     const fn peer(usual: Option<&'static str>) -> Peer {
-        Peer { name: "a thing", variable: "LODEN_BENCH_NO_SUCH_VARIABLE", usual, get: "make it" }
+        Peer {
+            name: "a thing",
+            variable: "LODEN_BENCH_NO_SUCH_VARIABLE",
+            usual,
+            lost: "no things",
+            get: "make it",
+        }
     }
 
     #[test]
     fn what_is_missing_is_named_with_what_gets_it() {
         for missing in [peer(None), peer(Some("/no/such/file")), peer(Some("/"))] {
-            assert_eq!((missing.find(), missing.missing()), (None, Some("without a thing: make it".into())));
+            let remark = "without a thing: no things; make it";
+            assert_eq!((missing.find(), missing.missing().as_deref()), (None, Some(remark)));
         }
+        assert_eq!(missing_tools(&["sh", "loden-bench-no-such-tool"]), ["loden-bench-no-such-tool"]);
     }
 
     #[test]

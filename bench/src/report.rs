@@ -1,14 +1,16 @@
-//! What a group found: rows with a number of Loden's, mostly one of a baseline, and a budget; and
+//! What a part found: rows with a number of Loden's, mostly one of a baseline, and a budget; and
 //! whether the rounds agree well enough to say so. Filled in by the groups, printed and written
 //! by `main.rs`.
 //!
 //! Nothing is said that another run may contradict. The median's 94 % confidence interval (for
 //! five rounds from the lowest to the highest) must lie on one side of 1 for a ratio to be stated,
-//! and on one side of the budget for a verdict; else the row says `too noisy`.
+//! and on one side of the budget for a verdict; else the row says `too noisy`. With fewer rounds
+//! than such an interval needs it says `too few rounds`.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Rounds that lie on both sides of 1 and all this close to it show that there is no difference
 /// worth the name.
@@ -16,38 +18,36 @@ const SAME: f64 = 0.05;
 /// How often the true median may lie outside of a [`Range`]: what five rounds give, 2 / 2^5.
 const MISS: f64 = 1.0 / 16.0;
 /// With fewer, chance alone puts all rounds on one side more often than [`MISS`].
-const FEWEST: u32 = 5;
+const FEWEST: usize = 5;
 const TOO_NOISY: &str = "too noisy";
+const TOO_FEW: &str = "too few rounds";
 
-/// One measurement beside one baseline.
-#[derive(Debug)]
+/// One measurement beside one baseline. Goes as JSON from the process that measures to the one that
+/// reports.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Row {
     metric: String,
-    unit: &'static str,
-    rounds: usize,
-    loden: Range,
+    unit: Cow<'static, str>,
+    /// One a round.
+    loden: Vec<f64>,
     baseline: Option<Baseline>,
     budget: Option<Budget>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Baseline {
     name: String,
-    median: f64,
-    /// Of the rounds' own ratios, Loden to the baseline; `None` where the baseline was zero.
-    ratios: Option<Range>,
+    /// One a round, of the same rounds.
+    values: Vec<f64>,
 }
 
 /// What a number may be.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) enum Budget {
     /// At most so much, in the row's unit.
     Value(f64),
     /// At most so many times the baseline.
     Ratio(f64),
-    /// At least so many times the baseline.
-    #[allow(dead_code, reason = "for throughput, which no group measures yet")]
-    AtLeast(f64),
 }
 
 /// The JSON's members, whose names stay.
@@ -65,10 +65,21 @@ struct Record<'a> {
     budget: Option<String>,
     /// Null without a budget, and if it cannot be told.
     holds: Option<bool>,
+    /// Why it cannot be told: `too noisy` or `too few rounds`.
+    untold: Option<&'static str>,
     rounds: usize,
     /// Width of the range of the rounds' ratios (without a baseline, of Loden's rounds), as a part
     /// of the median.
     spread: f64,
+}
+
+/// Why rows say nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Untold {
+    /// Their rounds do not agree.
+    TooNoisy,
+    /// There are too few rounds for a verdict.
+    TooFew,
 }
 
 /// A median with its 94 % confidence interval.
@@ -86,6 +97,8 @@ enum Told<T> {
     Clearly(T),
     /// Nothing: the spread is larger than what it would have to show.
     TooNoisy,
+    /// Nothing: so few may all lie on one side by chance, or there are none.
+    TooFew,
     /// There was no question.
     Unasked,
 }
@@ -122,14 +135,6 @@ impl Range {
             _ => Told::TooNoisy,
         }
     }
-
-    fn at_least(self, bound: f64) -> Told<bool> {
-        match (self.low >= bound, self.high < bound) {
-            (true, _) => Told::Clearly(true),
-            (_, true) => Told::Clearly(false),
-            _ => Told::TooNoisy,
-        }
-    }
 }
 
 /// How many rounds at either end can be left out so that the true median still lies between those
@@ -154,7 +159,16 @@ impl<T> Told<T> {
     fn clearly(self) -> Option<T> {
         match self {
             Told::Clearly(value) => Some(value),
-            Told::TooNoisy | Told::Unasked => None,
+            Told::TooNoisy | Told::TooFew | Told::Unasked => None,
+        }
+    }
+
+    /// Why the question has no answer.
+    fn untold(self) -> Option<&'static str> {
+        match self {
+            Told::TooNoisy => Some(TOO_NOISY),
+            Told::TooFew => Some(TOO_FEW),
+            Told::Clearly(_) | Told::Unasked => None,
         }
     }
 }
@@ -164,15 +178,6 @@ impl Budget {
         match self {
             Budget::Value(most) => format!("<= {most} {unit}"),
             Budget::Ratio(most) => format!("<= {most} x"),
-            Budget::AtLeast(least) => format!(">= {least} x"),
-        }
-    }
-
-    /// For the table.
-    fn broken(self) -> &'static str {
-        match self {
-            Budget::Value(_) | Budget::Ratio(_) => "ABOVE",
-            Budget::AtLeast(_) => "BELOW",
         }
     }
 }
@@ -180,19 +185,12 @@ impl Budget {
 impl Row {
     /// Loden's values, one a round.
     pub(crate) fn new(metric: impl Into<String>, unit: &'static str, loden: &[f64]) -> Self {
-        let (rounds, loden) = (loden.len(), Range::of(loden));
-        Self { metric: metric.into(), unit, rounds, loden, baseline: None, budget: None }
+        Self { metric: metric.into(), unit: unit.into(), loden: loden.into(), baseline: None, budget: None }
     }
 
     /// Beside a baseline, measured in the same rounds.
-    pub(crate) fn beside(mut self, name: &str, loden: &[f64], baseline: &[f64]) -> Self {
-        let ratios: Vec<f64> = loden.iter().zip(baseline).map(|(l, b)| l / b).collect();
-        let comparable = !ratios.is_empty() && ratios.iter().all(|ratio| ratio.is_finite());
-        self.baseline = Some(Baseline {
-            name: name.into(),
-            median: median(baseline),
-            ratios: comparable.then(|| Range::of(&ratios)),
-        });
+    pub(crate) fn beside(mut self, name: &str, values: &[f64]) -> Self {
+        self.baseline = Some(Baseline { name: name.into(), values: values.into() });
         self
     }
 
@@ -202,41 +200,55 @@ impl Row {
         self
     }
 
+    fn range(&self) -> Range {
+        Range::of(&self.loden)
+    }
+
+    /// Of the rounds' own ratios, Loden to the baseline; `None` where the baseline was zero.
     fn ratios(&self) -> Option<Range> {
-        self.baseline.as_ref().and_then(|baseline| baseline.ratios)
+        let baseline = self.baseline.as_ref()?;
+        let ratios: Vec<f64> = self.loden.iter().zip(&baseline.values).map(|(l, b)| l / b).collect();
+        let comparable = !ratios.is_empty() && ratios.iter().all(|ratio| ratio.is_finite());
+        comparable.then(|| Range::of(&ratios))
     }
 
     /// Whether Loden and the baseline differ.
     fn differs(&self) -> Told<bool> {
-        self.ratios().map_or(Told::Unasked, Range::differs_from_one)
+        self.ratios().map_or(Told::Unasked, |ratios| self.tell(ratios.differs_from_one()))
     }
 
     /// Whether the budget holds.
     fn holds(&self) -> Told<bool> {
         match (self.budget, self.ratios()) {
-            (Some(Budget::Value(most)), _) => self.loden.at_most(most),
-            (Some(Budget::Ratio(most)), Some(ratios)) => ratios.at_most(most),
-            (Some(Budget::AtLeast(least)), Some(ratios)) => ratios.at_least(least),
+            (Some(Budget::Value(most)), _) => self.tell(self.range().at_most(most)),
+            (Some(Budget::Ratio(most)), Some(ratios)) => self.tell(ratios.at_most(most)),
             _ => Told::Unasked,
         }
     }
 
-    fn is_too_noisy(&self) -> bool {
-        self.differs() == Told::TooNoisy || self.holds() == Told::TooNoisy
+    /// What the rounds say, if they are enough to say anything.
+    fn tell(&self, told: Told<bool>) -> Told<bool> {
+        if self.loden.len() < FEWEST { Told::TooFew } else { told }
+    }
+
+    fn is(&self, told: Told<bool>) -> bool {
+        self.differs() == told || self.holds() == told
     }
 
     fn record(&self) -> Record<'_> {
+        let baseline = self.baseline.as_ref();
         Record {
             metric: &self.metric,
-            unit: self.unit,
-            loden: self.loden.median,
-            baseline: self.baseline.as_ref().map(|baseline| baseline.median),
-            baseline_name: self.baseline.as_ref().map(|baseline| baseline.name.as_str()),
+            unit: &self.unit,
+            loden: self.range().median,
+            baseline: baseline.map(|baseline| median(&baseline.values)),
+            baseline_name: baseline.map(|baseline| baseline.name.as_str()),
             ratio: self.differs().clearly().and(self.ratios()).map(|ratios| ratios.median),
-            budget: self.budget.map(|budget| budget.text(self.unit)),
+            budget: self.budget.map(|budget| budget.text(&self.unit)),
             holds: self.holds().clearly(),
-            rounds: self.rounds,
-            spread: self.ratios().unwrap_or(self.loden).spread(),
+            untold: self.differs().untold().or(self.holds().untold()),
+            rounds: self.loden.len(),
+            spread: self.ratios().unwrap_or(self.range()).spread(),
         }
     }
 
@@ -245,23 +257,21 @@ impl Row {
         let baseline = self.baseline.as_ref();
         [
             self.metric.clone(),
-            with_unit(self.loden.median),
-            format!("{:.0} %", self.loden.spread() * 100.0),
-            baseline.map(|b| with_unit(b.median)).unwrap_or_default(),
+            with_unit(self.range().median),
+            format!("{:.0} %", self.range().spread() * 100.0),
+            baseline.map(|b| with_unit(median(&b.values))).unwrap_or_default(),
             baseline.map(|b| b.name.clone()).unwrap_or_default(),
             match (self.differs(), self.ratios()) {
                 (Told::Clearly(true), Some(ratios)) => number(ratios.median),
                 (Told::Clearly(false), _) => "same".into(),
-                (Told::TooNoisy, _) => TOO_NOISY.into(),
-                _ => String::new(),
+                (other, _) => other.untold().unwrap_or_default().into(),
             },
             self.ratios().map(|r| format!("{} to {}", number(r.low), number(r.high))).unwrap_or_default(),
-            self.budget.map(|budget| budget.text(self.unit)).unwrap_or_default(),
-            match (self.holds(), self.budget) {
-                (Told::Clearly(true), _) => "holds",
-                (Told::Clearly(false), Some(budget)) => budget.broken(),
-                (Told::TooNoisy, _) => TOO_NOISY,
-                _ => "",
+            self.budget.map(|budget| budget.text(&self.unit)).unwrap_or_default(),
+            match self.holds() {
+                Told::Clearly(true) => "holds",
+                Told::Clearly(false) => "ABOVE",
+                other => other.untold().unwrap_or_default(),
             }
             .into(),
         ]
@@ -296,23 +306,23 @@ fn number(value: f64) -> String {
     }
 }
 
-/// The rows of a group for programs.
+/// The rows of a part for programs.
 pub(crate) fn json(rows: &[Row]) -> serde_json::Result<String> {
     let records: Vec<Record<'_>> = rows.iter().map(Row::record).collect();
     serde_json::to_string_pretty(&records).map(|text| text + "\n")
 }
 
-/// Whether the machine was too noisy for the group as a whole: more than half of its rows cannot
-/// tell what they are there for.
-pub(crate) fn is_too_noisy(rows: &[Row]) -> bool {
-    rows.iter().filter(|row| row.is_too_noisy()).count() * 2 > rows.len()
+/// Why the rows as a whole say nothing, if more than half of them cannot tell what they are there for.
+pub(crate) fn untold(rows: &[Row]) -> Option<Untold> {
+    let most = |told| rows.iter().filter(|row| row.is(told)).count() * 2 > rows.len();
+    if most(Told::TooNoisy) { Some(Untold::TooNoisy) } else { most(Told::TooFew).then_some(Untold::TooFew) }
 }
 
-/// The rows of all groups for people, in one table, and what is to be known of it.
-pub(crate) fn table(groups: &[(&str, Vec<Row>)], rounds: u32) -> String {
+/// The rows of all parts for people, in one table, and what is to be known of it.
+pub(crate) fn table(parts: &[(&str, Vec<Row>)], rounds: u32) -> String {
     let header = ["metric", "loden", "spread", "baseline", "", "ratio", "range", "budget", ""];
     let header = header.map(str::to_owned);
-    let rows: Vec<&Row> = groups.iter().flat_map(|(_, rows)| rows).collect();
+    let rows: Vec<&Row> = parts.iter().flat_map(|(_, rows)| rows).collect();
     let mut widths = header.each_ref().map(|cell| cell.chars().count());
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row.cells()) {
@@ -320,27 +330,29 @@ pub(crate) fn table(groups: &[(&str, Vec<Row>)], rounds: u32) -> String {
         }
     }
     let mut out = line(&header, &widths);
-    for (group, rows) in groups {
-        let _ = writeln!(out, "{group}");
+    for (part, rows) in parts {
+        let _ = writeln!(out, "{part}");
         out.extend(rows.iter().map(|row| line(&row.cells(), &widths)));
     }
     if rows.iter().any(|row| row.differs() == Told::Clearly(false)) {
         let percent = SAME * 100.0;
         let _ = writeln!(out, "same: rounds on both sides of 1, and all within {percent} % of it");
     }
-    let noisy = rows.iter().filter(|row| row.is_too_noisy()).count();
+    let noisy = rows.iter().filter(|row| row.is(Told::TooNoisy)).count();
     if noisy > 0 {
         let _ = writeln!(
             out,
             "{TOO_NOISY}: {noisy} of {} rows cannot tell, because their rounds lie on both sides of 1 or of the \
              budget; measure\nwhile nothing else runs, or with more rounds (LODEN_BENCH_ROUNDS={} make bench)",
             rows.len(),
-            rounds.max(FEWEST) * 3
+            rounds * 3
         );
     }
-    if rounds < FEWEST {
-        let _ =
-            writeln!(out, "only {rounds} round(s): with fewer than {FEWEST}, what looks clear may be chance");
+    if rows.iter().any(|row| row.is(Told::TooFew)) {
+        let _ = writeln!(
+            out,
+            "{TOO_FEW}: with fewer than {FEWEST} all may lie on one side by chance, so nothing is said of them"
+        );
     }
     out
 }

@@ -38,6 +38,17 @@ struct Line {
     now: Option<u64>,
 }
 
+/// What a comparison says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// No count grew too much.
+    Holds,
+    /// One did, or is not in the table.
+    Grew,
+    /// The table is of another platform.
+    NotComparable,
+}
+
 /// How the counts have changed.
 #[derive(Debug)]
 pub(crate) struct Comparison {
@@ -108,7 +119,7 @@ impl Table {
         let comparable = self.platform == now.platform;
         if !comparable {
             remarks.push(format!(
-                "the table is of {}, this is {}: the counts are not compared",
+                "NOT COMPARED: the table is of {}, this is {}, where the same code has other counts",
                 self.platform, now.platform
             ));
         } else if self.compiler != now.compiler {
@@ -149,9 +160,12 @@ impl Line {
 }
 
 impl Comparison {
-    /// Whether nothing grew too much.
-    pub(crate) fn holds(&self) -> bool {
-        !self.comparable || !self.lines.iter().any(Line::breaks)
+    pub(crate) fn verdict(&self) -> Verdict {
+        match (self.comparable, self.lines.iter().any(Line::breaks)) {
+            (false, _) => Verdict::NotComparable,
+            (true, true) => Verdict::Grew,
+            (true, false) => Verdict::Holds,
+        }
     }
 
     /// For people. `folder` has callgrind's files.
@@ -228,11 +242,11 @@ mod tests {
     fn growth_above_the_limit_is_named() {
         let recorded = table(&[("decode", [1000, 100, 0, 100]), ("diff", [10; 4])]);
         let within = recorded.compare(&table(&[("decode", [1050, 105, 0, 50]), ("diff", [10; 4])]));
-        assert!(within.holds());
+        assert_eq!(within.verdict(), Verdict::Holds);
         assert!(within.text(Path::new("t")).contains("1 counts shrank"));
         for grown in [[1051, 100, 0, 100], [1000, 106, 0, 100], [1000, 100, 1, 100], [1000, 100, 0, 110]] {
             let comparison = recorded.compare(&table(&[("decode", grown), ("diff", [10; 4])]));
-            assert!(!comparison.holds(), "{grown:?}");
+            assert_eq!(comparison.verdict(), Verdict::Grew, "{grown:?}");
             let text = comparison.text(Path::new("t"));
             assert_eq!(text.matches("GREW").count(), 1, "{text}");
             assert!(text.contains("t/decode.callgrind"), "{text}");
@@ -242,8 +256,9 @@ mod tests {
     #[test]
     fn new_and_vanished_operations_must_be_recorded() {
         let recorded = table(&[("a", [1; 4])]);
-        assert!(!recorded.compare(&table(&[("a", [1; 4]), ("b", [1; 4])])).holds());
-        assert!(!recorded.compare(&table(&[])).holds());
+        let more = recorded.compare(&table(&[("a", [1; 4]), ("b", [1; 4])]));
+        assert_eq!(more.verdict(), Verdict::Grew);
+        assert_eq!(recorded.compare(&table(&[])).verdict(), Verdict::Grew);
     }
 
     #[test]
@@ -251,8 +266,8 @@ mod tests {
         let recorded = table(&[("a", [1; 4])]);
         let elsewhere = Table { platform: "aarch64-musl".into(), ..table(&[("a", [9; 4])]) };
         let comparison = recorded.compare(&elsewhere);
-        assert!(comparison.holds());
-        assert!(comparison.text(Path::new("t")).contains("not compared"));
+        assert_eq!(comparison.verdict(), Verdict::NotComparable);
+        assert!(comparison.text(Path::new("t")).contains("NOT COMPARED"));
     }
 
     #[test]

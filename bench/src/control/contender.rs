@@ -1,5 +1,5 @@
 //! Who is measured: Loden's daemon, real flanneld, and a bare client that does only what etcd and
-//! the kernel need. Used by every part of the group.
+//! the kernel need; and what was found of them. Used by every part of the group.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use loden_tests::{Daemon, Host};
 
+use super::in_place;
 use crate::peers;
 use crate::report::{Budget, Row};
 
@@ -37,77 +38,128 @@ impl Kind {
         }
     }
 
-    /// Starts it on a host; returns when, too. It dies with the value.
-    pub(crate) fn start(self, host: &Host) -> Result<(Running, Instant)> {
-        let start = Instant::now();
+    /// Its VXLAN device.
+    pub(crate) fn device(self) -> &'static str {
+        match self {
+            Self::Loden => "loden.1",
+            Self::Flanneld => "flannel.1",
+            Self::Bare => "bare.1",
+        }
+    }
+
+    /// Starts it on a host.
+    pub(crate) fn start(self, host: &Host) -> Result<Running> {
+        self.start_with(host, &[])
+    }
+
+    /// The same with further flags.
+    pub(crate) fn start_with(self, host: &Host, flags: &[&str]) -> Result<Running> {
+        let started = Instant::now();
         let daemon = match self {
-            Self::Loden => host.daemon(&[]),
-            Self::Flanneld => host.flanneld(&["--iface=eth0", "--ip-masq"]).context("flanneld has gone")?,
-            Self::Bare => host.follower("loden-bench-bare", &[]),
+            Self::Loden => host.daemon(flags),
+            Self::Flanneld => {
+                let flags = [&["--iface=eth0", "--ip-masq"], flags].concat();
+                host.flanneld(&flags).context("flanneld has gone")?
+            }
+            Self::Bare => host.follower("loden-bench-bare", flags),
         };
-        Ok((Running(daemon), start))
+        Ok(Running { kind: self, daemon, started })
     }
 }
 
-/// A daemon that is killed with the value.
-pub(crate) struct Running(pub(crate) Daemon);
+/// A contender that runs. It is killed with the value.
+pub(crate) struct Running {
+    kind: Kind,
+    daemon: Daemon,
+    /// When it was started.
+    pub(crate) started: Instant,
+}
 
 impl Running {
-    /// An error with its log, if it has ended.
-    pub(crate) fn check(&self) -> Result<()> {
-        match self.0.exited() {
-            Some(end) => bail!("it has ended ({end}):\n{}", self.0.log()),
-            None => Ok(()),
+    pub(crate) fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    /// When it told its service manager that it is ready.
+    pub(crate) fn ready_at(&self) -> Option<Instant> {
+        self.daemon.ready_at()
+    }
+
+    /// An error unless it runs and its host's kernel leads to the first `peers` hosts of the fleet, and
+    /// to no others of it.
+    pub(crate) fn has_in_place(&self, peers: u32) -> Result<()> {
+        if let Some(end) = self.daemon.exited() {
+            bail!("{} has ended ({end}):\n{}", self.kind.name(), self.daemon.log());
         }
+        in_place::check(self.daemon.host(), self.kind, peers)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.kill9();
+        self.daemon.kill9();
     }
 }
 
-/// What the rounds of a part found, by who and metric.
-#[derive(Debug, Default)]
-pub(crate) struct Found(BTreeMap<(Kind, String), Vec<f64>>);
+/// What is measured, and in what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Metric {
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
+}
+
+/// What Loden's may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Limit {
+    /// Anything.
+    None,
+    /// At most so much; said once, whoever it stands beside.
+    Value(f64),
+    /// At most so many times this one's.
+    Times(f64, Kind),
+}
+
+/// What the rounds found, by who and metric.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// For tables, before the metrics' names.
+    situation: String,
+    values: BTreeMap<(Kind, Metric), Vec<f64>>,
+}
 
 impl Found {
-    /// One round's number.
-    pub(crate) fn push(&mut self, kind: Kind, metric: impl Into<String>, value: f64) {
-        self.0.entry((kind, metric.into())).or_default().push(value);
+    /// Nothing yet.
+    pub(crate) fn new(situation: impl Into<String>) -> Self {
+        Self { situation: situation.into(), values: BTreeMap::new() }
     }
 
-    /// The rows of a metric: Loden beside each of the others, the budget on the one that it is meant
-    /// for, or on the first.
-    pub(crate) fn rows(
-        &self,
-        metric: &str,
-        unit: &'static str,
-        budgets: &[(Option<Kind>, Budget)],
-    ) -> Vec<Row> {
-        let of = |kind| self.0.get(&(kind, metric.to_owned()));
-        let Some(loden) = of(Kind::Loden) else { return Vec::new() };
+    /// One round's number.
+    pub(crate) fn push(&mut self, kind: Kind, metric: Metric, value: f64) {
+        self.values.entry((kind, metric)).or_default().push(value);
+    }
+
+    /// The rows of a metric: Loden beside each of the others that have it.
+    pub(crate) fn rows(&self, metric: Metric, limit: Limit) -> Result<Vec<Row>> {
+        let name = format!("{}: {}", self.situation, metric.name);
+        let of = |kind| self.values.get(&(kind, metric));
+        let loden = of(Kind::Loden).with_context(|| format!("nothing was found for {name:?}"))?;
+        let row = || Row::new(&name, metric.unit, loden);
         let mut rows = Vec::new();
         for kind in [Kind::Flanneld, Kind::Bare] {
             let Some(baseline) = of(kind) else { continue };
-            let row = Row::new(metric, unit, loden).beside(kind.name(), loden, baseline);
-            let meant = budgets.iter().find(|(for_kind, _)| match for_kind {
-                Some(wanted) => *wanted == kind,
-                None => rows.is_empty(),
-            });
-            rows.push(match meant {
-                Some((_, budget)) => row.within(*budget),
-                None => row,
+            let row = row().beside(kind.name(), baseline);
+            rows.push(match limit {
+                Limit::Value(most) if rows.is_empty() => row.within(Budget::Value(most)),
+                Limit::Times(most, meant) if meant == kind => row.within(Budget::Ratio(most)),
+                _ => row,
             });
         }
         if rows.is_empty() {
-            let row = Row::new(metric, unit, loden);
-            rows.push(match budgets.first() {
-                Some((_, budget)) => row.within(*budget),
-                None => row,
+            rows.push(match limit {
+                Limit::Value(most) => row().within(Budget::Value(most)),
+                _ => row(),
             });
         }
-        rows
+        Ok(rows)
     }
 }

@@ -1,11 +1,13 @@
 //! The fleet: leases in etcd as that many hosts would hold them. Used by every part of the group.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use etcd_client::{Client, DeleteOptions, GetOptions, PutOptions};
+use etcd_client::{Client, DeleteOptions, PutOptions};
 use loden_proto::lease::{BackendData, LeaseKey, LeaseValue, LodenMember};
 use loden_proto::{Mac, Subnet};
 use loden_tests::{Etcd, PREFIX};
@@ -14,7 +16,7 @@ use tokio::task::JoinSet;
 
 /// The overlay network. Daemons choose their own subnets from [`OWN_FIRST`] on, which in the order of
 /// keys is behind the fleet's.
-const NETWORK: &str = "10.0.0.0/8";
+pub(crate) const NETWORK: &str = "10.0.0.0/8";
 const OWN_FIRST: &str = "10.200.0.0";
 const OWN_LAST: &str = "10.200.255.0";
 /// A fleet's subnets have the second and third number of their addresses from here on, so many of the
@@ -40,11 +42,39 @@ pub(crate) struct Fleet {
     http: String,
 }
 
+/// When leases were put.
+pub(crate) struct Puts {
+    /// Before the first was sent.
+    pub(crate) first_sent: Instant,
+    /// After etcd had answered the last.
+    pub(crate) last_answered: Instant,
+}
+
+/// The address of a host's subnet.
+pub(crate) fn address(host: u32) -> Ipv4Addr {
+    let (second, third) = (FIRST + host / A_ROW, FIRST + host % A_ROW);
+    Ipv4Addr::from(10 << 24 | second << 16 | third << 8)
+}
+
 /// The subnet of a host of the fleet.
 pub(crate) fn subnet(host: u32) -> Subnet {
-    let (second, third) = (FIRST + host / A_ROW, FIRST + host % A_ROW);
-    let address = Ipv4Addr::from(10 << 24 | second << 16 | third << 8);
-    Subnet::containing(address.into(), 24).unwrap_or_else(|_| unreachable!("24 <= 32"))
+    Subnet::containing(address(host).into(), 24).unwrap_or_else(|_| unreachable!("24 <= 32"))
+}
+
+/// Where the routes to these hosts lead, as notifications tell it.
+pub(crate) fn routes(hosts: Range<u32>) -> BTreeSet<Ipv4Addr> {
+    hosts.map(address).collect()
+}
+
+/// The address that a host's packets are sent to.
+pub(crate) fn public(host: u32) -> Ipv4Addr {
+    Ipv4Addr::from(PUBLIC + host + 1)
+}
+
+/// The MAC of its VXLAN device.
+pub(crate) fn mac(host: u32) -> Mac {
+    let [_, a, b, c] = host.to_be_bytes();
+    Mac([2, 0x10, 0, a, b, c])
 }
 
 /// The key of its lease in etcd.
@@ -62,11 +92,10 @@ fn value(host: u32) -> String {
         keep_alive_seconds: 60,
         ..LodenMember::default()
     };
-    let [_, a, b, c] = host.to_be_bytes();
     let value = LeaseValue {
-        public_ip: Some(Ipv4Addr::from(PUBLIC + host + 1)),
+        public_ip: Some(public(host)),
         backend_type: "vxlan".into(),
-        backend_data: BackendData::Vxlan { vni: Some(VNI), vtep_mac: Mac([2, 0x10, 0, a, b, c]) },
+        backend_data: BackendData::Vxlan { vni: Some(VNI), vtep_mac: mac(host) },
         loden: Some(Arc::new(member)),
         ..LeaseValue::default()
     };
@@ -142,9 +171,10 @@ impl Fleet {
         Ok(start)
     }
 
-    /// Puts the leases of these hosts as fast as etcd takes them; returns when the last was answered.
-    pub(crate) fn put_all(&mut self, hosts: std::ops::Range<u32>) -> Result<Instant> {
+    /// Puts the leases of these hosts as fast as etcd takes them.
+    pub(crate) fn put_all(&mut self, hosts: Range<u32>) -> Result<Puts> {
         let (client, lease) = (self.client.clone(), self.passing);
+        let first_sent = Instant::now();
         self.runtime.block_on(async {
             let mut tasks: JoinSet<Result<()>> = JoinSet::new();
             for host in hosts {
@@ -161,12 +191,12 @@ impl Fleet {
             while let Some(done) = tasks.join_next().await {
                 done??;
             }
-            Ok(Instant::now())
+            Ok(Puts { first_sent, last_answered: Instant::now() })
         })
     }
 
     /// Deletes the leases of these hosts in one request; returns when it was answered.
-    pub(crate) fn delete_all(&mut self, hosts: std::ops::Range<u32>) -> Result<Instant> {
+    pub(crate) fn delete_all(&mut self, hosts: Range<u32>) -> Result<Instant> {
         let options = DeleteOptions::new().with_range(key(hosts.end));
         self.runtime.block_on(self.client.delete(key(hosts.start), Some(options)))?;
         Ok(Instant::now())
@@ -174,7 +204,7 @@ impl Fleet {
 
     /// Watches as a client that does nothing else would, and calls `put` until it says to end;
     /// returns, for each put, the time until the watch told of it.
-    pub(crate) fn bare_watch(&mut self, hosts: std::ops::Range<u32>) -> Result<Vec<Duration>> {
+    pub(crate) fn bare_watch(&mut self, hosts: Range<u32>) -> Result<Vec<Duration>> {
         let mut client = self.client.clone();
         let lease = self.passing;
         self.runtime.block_on(async {
@@ -214,12 +244,5 @@ impl Fleet {
         connection.read_to_string(&mut text)?;
         let lines = text.lines().filter(|l| l.starts_with("grpc_server_msg_received_total{"));
         Ok(lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum())
-    }
-
-    /// How many leases are in etcd, daemons' own included.
-    pub(crate) fn leases(&mut self) -> Result<i64> {
-        let options = GetOptions::new().with_prefix().with_count_only();
-        let answer = self.runtime.block_on(self.client.get(format!("{PREFIX}/subnets/"), Some(options)))?;
-        Ok(answer.count())
     }
 }

@@ -3,25 +3,38 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use loden_netlink::route::RouteNetlinkMessage as Message;
+use anyhow::{Context as _, Result, bail, ensure};
 use loden_netlink::route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use loden_netlink::route::{AddressFamily, RouteNetlinkMessage as Message};
 use loden_netlink::{Events, Reply, nexthop, nftset};
-use loden_proto::Subnet;
 use loden_tests::Ns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 // enum rtnetlink_groups (include/uapi/linux/rtnetlink.h)
-const NEIGHBOURS: u32 = 3;
-const IPV4_ROUTES: u32 = 7;
+const GROUPS: [u32; 9] = [
+    1,  // RTNLGRP_LINK
+    3,  // RTNLGRP_NEIGH, FDB entries too
+    5,  // RTNLGRP_IPV4_IFADDR
+    7,  // RTNLGRP_IPV4_ROUTE
+    9,  // RTNLGRP_IPV6_IFADDR
+    11, // RTNLGRP_IPV6_ROUTE
+    24, // RTNLGRP_IPV4_NETCONF
+    25, // RTNLGRP_IPV6_NETCONF
+    nexthop::GROUP,
+];
+
+/// flanneld needs some 20 s for 10,000 leases.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Without any notification for so long, everything is in place.
+pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 
 /// Room for the notifications of 10,000 peers, of about a kilobyte each, should this program not get
 /// a CPU for a while.
@@ -43,11 +56,31 @@ pub(crate) enum Change {
     Route(Ipv4Addr),
     /// It is gone.
     RouteGone(Ipv4Addr),
-    /// A neighbour, FDB entry, nexthop object or something of nftables.
+    /// An IPv6 address or route came or went. The kernel itself makes some when an interface comes up,
+    /// and again when it has proven them unique, up to two seconds later.
+    Ipv6,
+    /// Another object, such as a neighbour, or a setting.
     Other,
 }
 
-/// Hears of every route, neighbour, FDB entry, nexthop object and nftables object of a namespace.
+/// Which way routes change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Come,
+    Go,
+}
+
+/// When all that was waited for had happened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told {
+    /// The last of the routes.
+    pub(crate) last_route: Instant,
+    /// The last change of anything but [`Change::Ipv6`].
+    pub(crate) last_change: Instant,
+}
+
+/// Hears of every link, address, route, neighbour, FDB entry, nexthop object, setting of forwarding
+/// and nftables object of a namespace.
 pub(crate) struct Notices {
     inbox: Receiver<std::io::Result<(Instant, Vec<Reply>)>>,
     read: RefCell<VecDeque<Notice>>,
@@ -58,10 +91,7 @@ impl Notices {
     /// Begins to listen.
     pub(crate) fn of(ns: &Ns) -> Result<Self> {
         let sockets = ns.within(|| -> std::io::Result<_> {
-            Ok((
-                Events::route(&[NEIGHBOURS, IPV4_ROUTES, nexthop::GROUP])?,
-                Events::netfilter(&[nftset::GROUP])?,
-            ))
+            Ok((Events::route(&GROUPS)?, Events::netfilter(&[nftset::GROUP])?))
         });
         let (route, netfilter) = sockets.context("listen to the kernel")?;
         for socket in [&route, &netfilter] {
@@ -123,33 +153,57 @@ impl Notices {
         bail!("no {wanted:?} within {within:?}")
     }
 
-    /// Waits until routes to all of these have been told of, then until nothing more comes for
-    /// `silence`; returns the times of the last route and of the last notice of any kind.
-    pub(crate) fn wait_for_all(
-        &self,
-        mut missing: BTreeSet<Ipv4Addr>,
-        gone: bool,
-        within: Duration,
-        silence: Duration,
-    ) -> Result<(Instant, Instant)> {
-        let end = Instant::now() + within;
-        let mut last_route = None;
-        let mut last = Instant::now();
+    /// Waits until nothing more is told for so long; how many changes came before.
+    pub(crate) fn wait_for_silence(&self, silence: Duration) -> Result<u32> {
+        let end = Instant::now() + LIMIT;
+        let mut changes = 0;
+        while self.next(silence)?.is_some() {
+            changes += 1;
+            ensure!(Instant::now() < end, "the kernel still changes after {LIMIT:?}");
+        }
+        Ok(changes)
+    }
+
+    /// Waits until the routes to all of these have come, or gone, and then for silence. One that changes
+    /// back is waited for again.
+    pub(crate) fn wait_for_all(&self, routes: BTreeSet<Ipv4Addr>, direction: Direction) -> Result<Told> {
+        let end = Instant::now() + LIMIT;
+        let mut missing = routes.clone();
+        let (mut last_route, mut last_change) = (None, Instant::now());
         loop {
-            let wait =
-                if missing.is_empty() { silence } else { end.saturating_duration_since(Instant::now()) };
-            let Some(notice) = self.next(wait)? else { break };
-            last = notice.at;
-            match notice.change {
-                Change::Route(to) if !gone && missing.remove(&to) => last_route = Some(notice.at),
-                Change::RouteGone(to) if gone && missing.remove(&to) => last_route = Some(notice.at),
-                _ => {}
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let what = if direction == Direction::Come { "come" } else { "gone" };
+                match missing.first() {
+                    Some(to) => {
+                        bail!("{} routes have not {what} within {LIMIT:?}, such as {to}", missing.len())
+                    }
+                    None => bail!("the kernel still changes after {LIMIT:?}"),
+                }
+            }
+            let Some(notice) = self.next(if missing.is_empty() { SILENCE } else { left })? else {
+                if missing.is_empty() {
+                    break;
+                }
+                continue;
+            };
+            if notice.change != Change::Ipv6 {
+                last_change = notice.at;
+            }
+            let (to, changed) = match notice.change {
+                Change::Route(to) => (to, Direction::Come),
+                Change::RouteGone(to) => (to, Direction::Go),
+                Change::Ipv6 | Change::Other => continue,
+            };
+            if changed == direction {
+                if missing.remove(&to) {
+                    last_route = Some(notice.at);
+                }
+            } else if routes.contains(&to) {
+                missing.insert(to);
             }
         }
-        if let Some(example) = missing.first() {
-            bail!("{} routes have not come or gone within {within:?}, such as {example}", missing.len());
-        }
-        Ok((last_route.context("no route was waited for")?, last))
+        Ok(Told { last_route: last_route.context("no route was waited for")?, last_change })
     }
 }
 
@@ -160,12 +214,21 @@ impl Drop for Notices {
 }
 
 fn change(reply: &Reply) -> Change {
-    let change = match reply.route() {
-        Ok(Message::NewRoute(message)) => destination(&message).map(Change::Route),
-        Ok(Message::DelRoute(message)) => destination(&message).map(Change::RouteGone),
-        _ => None,
-    };
-    change.unwrap_or(Change::Other)
+    let of_route =
+        |message: &RouteMessage, change: fn(Ipv4Addr) -> Change| match message.header.address_family {
+            AddressFamily::Inet6 => Change::Ipv6,
+            _ => destination(message).map_or(Change::Other, change),
+        };
+    match reply.route() {
+        Ok(Message::NewRoute(message)) => of_route(&message, Change::Route),
+        Ok(Message::DelRoute(message)) => of_route(&message, Change::RouteGone),
+        Ok(Message::NewAddress(message) | Message::DelAddress(message))
+            if message.header.family == AddressFamily::Inet6 =>
+        {
+            Change::Ipv6
+        }
+        _ => Change::Other,
+    }
 }
 
 fn destination(message: &RouteMessage) -> Option<Ipv4Addr> {
@@ -173,12 +236,4 @@ fn destination(message: &RouteMessage) -> Option<Ipv4Addr> {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
         _ => None,
     })
-}
-
-/// A subnet's address, as notifications tell it.
-pub(crate) fn address(subnet: Subnet) -> Ipv4Addr {
-    match subnet.address() {
-        IpAddr::V4(address) => address,
-        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
-    }
 }

@@ -5,41 +5,45 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::contender::Found;
-use super::notices::{Notices, address};
+use super::contender::{Found, Kind, Limit, Metric};
+use super::notices::{Direction, Notices};
 use super::{MANY, Stage, fleet, usage};
-use crate::report::{Budget, Row};
+use crate::report::Row;
 
-const LIMIT: Duration = Duration::from_secs(120);
-const SILENCE: Duration = Duration::from_secs(2);
-/// How long each is looked at. Four full passes of Loden's fall into it.
-const OBSERVED: Duration = Duration::from_secs(120);
+/// How long each is looked at in a round: as long as from one refresh of Loden's lease to the next, and
+/// twice as long as from one full pass to the next.
+const OBSERVED: Duration = Duration::from_secs(60);
+
+const REQUESTS: Metric = Metric { name: "etcd requests an hour", unit: "" };
+const CPU: Metric = Metric { name: "CPU", unit: "%" };
+const WAKE_UPS: Metric = Metric { name: "wake-ups an hour", unit: "" };
 
 pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
-    stage.fleet.resize(MANY)?;
-    let mut found = Found::default();
-    for kind in stage.kinds.clone() {
-        let host = stage.lab.host(&format!("steady-{kind:?}").to_lowercase());
-        let notices = Notices::of(&host.ns())?;
-        let (running, _) = kind.start(&host)?;
-        let pid = running.0.pid();
-        let wanted = (0..MANY).map(|h| address(fleet::subnet(h))).collect();
-        notices.wait_for_all(wanted, false, LIMIT, SILENCE)?;
-        eprintln!("control: {} at rest for {} s", kind.name(), OBSERVED.as_secs());
-        let before =
-            (Instant::now(), stage.fleet.requests()?, usage::cpu_seconds(pid)?, usage::wake_ups(pid)?);
-        sleep(OBSERVED);
-        let hours = before.0.elapsed().as_secs_f64() / 3600.0;
-        found.push(kind, "at rest: etcd requests an hour", (stage.fleet.requests()? - before.1) / hours);
-        let share = (usage::cpu_seconds(pid)? - before.2) / hours / 36.0;
-        found.push(kind, "at rest: CPU", share);
-        found.push(kind, "at rest: wake-ups an hour", (usage::wake_ups(pid)? - before.3) / hours);
-        running.check()?;
-        drop(running);
+    let mut found = Found::new("at rest");
+    stage.in_turns("at rest", |stage, kind| {
         stage.fleet.resize(MANY)?;
-    }
-    let mut rows = found.rows("at rest: etcd requests an hour", "", &[]);
-    rows.extend(found.rows("at rest: CPU", "%", &[(None, Budget::Value(0.1))]));
-    rows.extend(found.rows("at rest: wake-ups an hour", "", &[]));
+        rest(stage, kind, &mut found)
+    })?;
+    let mut rows = found.rows(REQUESTS, Limit::None)?;
+    rows.extend(found.rows(CPU, Limit::Value(0.1))?);
+    rows.extend(found.rows(WAKE_UPS, Limit::None)?);
     Ok(rows)
+}
+
+fn rest(stage: &mut Stage<'_>, kind: Kind, found: &mut Found) -> Result<()> {
+    let host = stage.host();
+    let notices = Notices::of(&host.ns())?;
+    let running = kind.start(&host)?;
+    let pid = running.pid();
+    notices.wait_for_all(fleet::routes(0..MANY), Direction::Come)?;
+    let (start, requests) = (Instant::now(), stage.fleet.requests()?);
+    let (cpu, wake_ups) = (usage::cpu_seconds(pid)?, usage::wake_ups(pid)?);
+    sleep(OBSERVED);
+    let observed = start.elapsed();
+    let an_hour = |count: f64| count / observed.as_secs_f64() * 3600.0;
+    found.push(kind, REQUESTS, an_hour(stage.fleet.requests()? - requests));
+    let percent = (usage::cpu_seconds(pid)? - cpu) / observed.as_secs_f64() * 100.0;
+    found.push(kind, CPU, percent);
+    found.push(kind, WAKE_UPS, an_hour(usage::wake_ups(pid)? - wake_ups));
+    running.has_in_place(MANY)
 }

@@ -7,17 +7,31 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-/// Seconds of CPU time, user and system, of a process and of its children that have ended.
+/// Seconds of CPU time of a process, to the nanosecond, and of its children that have ended, in ticks
+/// of a hundredth.
 pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path).with_context(|| path.clone())?;
-    // The second field is a name in parentheses that may hold anything; utime, stime, cutime and
-    // cstime are fields 14 to 17, in ticks (proc_pid_stat(5)).
+    // The second field is a name in parentheses that may hold anything; cutime and cstime are fields
+    // 16 and 17, in ticks (proc_pid_stat(5)).
     let rest = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u64 = rest.split_whitespace().skip(11).take(4).filter_map(|f| f.parse::<u64>().ok()).sum();
-    Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    let ticks: u64 = rest.split_whitespace().skip(13).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
+    Ok(own_cpu_seconds(pid)? + ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Its utime and stime would be in ticks too, which at rest is as much as it uses in ten seconds.
+fn own_cpu_seconds(pid: u32) -> Result<f64> {
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: it writes one clockid_t.
+    let error = unsafe { libc::clock_getcpuclockid(pid.try_into()?, &raw mut clock) };
+    ensure!(error == 0, "the CPU clock of process {pid}: {}", std::io::Error::from_raw_os_error(error));
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes one timespec.
+    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    ensure!(result == 0, "the CPU time of process {pid}: {}", std::io::Error::last_os_error());
+    Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
 }
 
 /// Resident memory in MiB.

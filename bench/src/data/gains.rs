@@ -132,7 +132,7 @@ const UNTRACKED: &str = "table ip untracked {
 
 /// Measures this many rounds; the table's rows.
 pub(crate) fn run(rounds: u32) -> Result<Vec<Row>> {
-    let arena = Arena::new("bench_gains")?;
+    let arena = Arena::new("bench_gains");
     let mut sides = vec![arena.loden("base")?];
     sides[0].stop_daemons();
     for (number, setting) in SETTINGS.iter().enumerate() {
@@ -179,7 +179,7 @@ fn rows(found: &Least) -> Vec<Row> {
             };
             let (changed, as_it_comes) = (values(which + 1), values(0));
             let row = Row::new(format!("{}: {load}", setting.name), unit, &changed);
-            rows.push(row.beside("as it comes", &changed, &as_it_comes));
+            rows.push(row.beside("as it comes", &as_it_comes));
         }
     }
     rows

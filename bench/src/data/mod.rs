@@ -92,12 +92,9 @@ type Found = BTreeMap<(usize, usize), Vec<Cost>>;
 
 /// Measures this many rounds; the table's rows.
 pub(crate) fn run(rounds: u32) -> Result<Vec<Row>> {
-    let arena = sides::Arena::new("bench_data")?;
+    let arena = sides::Arena::new("bench_data");
     let mut sides = vec![arena.loden("loden")?, arena.host_to_host()];
-    match arena.flannel() {
-        Ok(flannel) => sides.push(flannel),
-        Err(missing) => eprintln!("data: without flannel: {missing:#}"),
-    }
+    sides.extend(arena.flannel()?);
     let metrics = metrics();
     let mut found = Found::new();
     for round in 0..rounds as usize {
@@ -139,7 +136,7 @@ fn rows(metrics: &[Metric], sides: &[Side], found: &Found) -> Vec<Row> {
             let before = rows.len();
             for (which, side) in sides.iter().enumerate().skip(1) {
                 if let Some(baseline) = of_side(which, value) {
-                    rows.push(Row::new(name, unit, &loden).beside(side.name(), &loden, &baseline));
+                    rows.push(Row::new(name, unit, &loden).beside(side.name(), &baseline));
                 }
             }
             if rows.len() == before {

@@ -17,14 +17,11 @@ use serde_json::{Value, json};
 
 use super::traffic::Path;
 use super::underlay::{NIC, Underlay};
+use crate::peers;
 
 pub(crate) const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// Below flannel's they would see each other's hosts.
 const LODEN_PREFIX: &str = "/bench/loden";
-/// Debian's package containernetworking-plugins.
-const DEBIAN_PLUGINS: &str = "/usr/lib/cni";
-/// What hosts are made of and changed with.
-const TOOLS: [&str; 8] = ["ip", "bridge", "nft", "ethtool", "etcd", "etcdctl", "iptables", "ping"];
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// One way of carrying packets between two hosts, and between containers of one.
@@ -122,17 +119,11 @@ pub(crate) struct Arena {
 }
 
 impl Arena {
-    /// A new one. The error says which programs are missing.
-    pub(crate) fn new(name: &str) -> Result<Self> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let there = |tool: &&str| std::env::split_paths(&path).any(|folder| folder.join(tool).exists());
-        let missing: Vec<&str> = TOOLS.into_iter().filter(|tool| !there(tool)).collect();
-        if !missing.is_empty() {
-            bail!("{} missing: run `make deps`, which installs them", missing.join(", "));
-        }
+    /// A new one.
+    pub(crate) fn new(name: &str) -> Self {
         let lab = Lab::new(name);
         lab.etcd().config(CONFIG);
-        Ok(Self { lab, pairs: Cell::new(0) })
+        Self { lab, pairs: Cell::new(0) }
     }
 
     /// The two hosts themselves, without containers and rules.
@@ -182,14 +173,14 @@ impl Arena {
     }
 
     /// flanneld with its masquerade rules, containers by the reference plugins, with flannel's plugin
-    /// in front where `FLANNEL_CNI` names it. The error says what is missing.
-    pub(crate) fn flannel(&self) -> Result<Side> {
-        let chain = Chain::find()?;
+    /// in front where it is there. `None` where flanneld or the plugins are missing.
+    pub(crate) fn flannel(&self) -> Result<Option<Side>> {
+        let (Some(chain), Some(_)) = (Chain::find(), peers::FLANNELD.find()) else { return Ok(None) };
         let (hosts, underlay) = self.hosts("flannel");
         let mut daemons = Vec::new();
         for host in &hosts {
             let daemon = host.flanneld(&[&format!("--iface={NIC}"), "--ip-masq"]);
-            daemons.push(daemon.context("no flanneld: run `make peers`, or name it in FLANNELD")?);
+            daemons.push(daemon.context("flanneld has gone")?);
         }
         for host in &hosts {
             within_patience("flanneld's masquerade rules", || {
@@ -207,7 +198,7 @@ impl Arena {
             daemons,
         };
         side.wait_until_connected()?;
-        Ok(side)
+        Ok(Some(side))
     }
 
     fn hosts(&self, name: &str) -> ([Host; 2], Underlay) {
@@ -248,29 +239,18 @@ fn within_patience(what: &str, done: impl Fn() -> bool) -> Result<()> {
 
 /// The plugins that connect flannel's containers.
 struct Chain {
-    program: PathBuf,
-    flannel: bool,
+    flannel: Option<PathBuf>,
+    bridge: PathBuf,
 }
 
 impl Chain {
-    fn find() -> Result<Self> {
-        let flannel =
-            std::env::var_os("FLANNEL_CNI").map(PathBuf::from).filter(|path| !path.as_os_str().is_empty());
-        let bridge = FilePath::new(DEBIAN_PLUGINS).join("bridge");
-        for program in flannel.iter().chain([&bridge]) {
-            if !program.exists() {
-                bail!(
-                    "{} is missing: run `make deps` (Debian: containernetworking-plugins)",
-                    program.display()
-                );
-            }
-        }
-        Ok(Self { flannel: flannel.is_some(), program: flannel.unwrap_or(bridge) })
+    fn find() -> Option<Self> {
+        Some(Self { flannel: peers::FLANNEL_CNI.find(), bridge: peers::BRIDGE.find()? })
     }
 
     /// What flannel's plugin is given, or what it hands to `bridge`.
     fn config(&self, host: &Host) -> Result<Value> {
-        if self.flannel {
+        if self.flannel.is_some() {
             return Ok(json!({
                 "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel", "dataDir": "/run/cni/flannel",
                 "ipam": {"dataDir": "/run/cni/networks"},
@@ -292,15 +272,16 @@ impl Chain {
 
     fn connect(&self, host: &Host, name: &str) -> Result<End> {
         let ns = host.namespace(name);
-        let program = self.program.display().to_string();
-        let folder = self.program.parent().unwrap_or(FilePath::new("/")).display();
+        let first = self.flannel.as_ref().unwrap_or(&self.bridge);
+        let program = first.display().to_string();
+        let folder = |path: &FilePath| path.parent().unwrap_or(FilePath::new("/")).display().to_string();
         let mut command = host.ns().command(&[&program]);
         command
             .env("CNI_COMMAND", "ADD")
             .env("CNI_CONTAINERID", name)
             .env("CNI_NETNS", format!("/run/netns/{name}"))
             .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", format!("{folder}:{DEBIAN_PLUGINS}"))
+            .env("CNI_PATH", format!("{}:{}", folder(first), folder(&self.bridge)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // flannel's plugin is talkative.

@@ -8,6 +8,10 @@
 //! 2. 50 ADDs at once, 50 DELs at once;
 //! 3. with 200 more containers on the host, 50 times ADD and DEL, one at a time.
 
+mod call;
+mod contender;
+mod first_packet;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::thread;
@@ -15,11 +19,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::call::Call;
-use crate::contender::Contender;
-use crate::first_packet::Pinger;
 use crate::host::{Sandbox, on_new_host};
 use crate::report::{Budget, Row, percentile};
+use call::Call;
+use contender::Contender;
+use first_packet::Pinger;
 
 const ONE_BY_ONE: usize = 100;
 const AT_ONCE: usize = 50;
@@ -46,8 +50,9 @@ pub(crate) fn run(rounds: u32) -> Result<Vec<Row>> {
     let floor = program("loden-bench-floor")?;
     let size = std::fs::metadata(&plugin).with_context(|| plugin.display().to_string())?.len();
     let measured = on_new_host(|| measure(rounds, plugin, floor))?;
-    let mut rows = measured.rows();
-    let size = [size as f64 / f64::from(1 << 20)];
+    let mut rows = measured.rows()?;
+    // The same in every round.
+    let size = vec![size as f64 / f64::from(1 << 20); rounds as usize];
     rows.push(Row::new("size of the plugin", "MiB", &size).within(Budget::Value(2.0)));
     Ok(rows)
 }
@@ -223,12 +228,13 @@ fn with_others(contender: &Contender, stage: &Stage, found: &mut Rounds) -> Resu
 }
 
 impl Measured {
-    fn rows(&self) -> Vec<Row> {
+    fn rows(&self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         // The budget in the row's unit is Loden's alone, so it stands beside any one of the baselines.
-        let mut row = |metric: &str, unit, budget: Option<f64>, of_floor: Option<f64>| {
+        let mut row = |metric: &str, unit, budget: Option<f64>, of_floor: Option<f64>| -> Result<()> {
             let mut budget = budget.map(Budget::Value);
-            let loden = self.loden.get(metric).map(Vec::as_slice).unwrap_or_default();
+            let loden =
+                self.loden.get(metric).with_context(|| format!("nothing was found for {metric:?}"))?;
             let mut add = |row: Row, own: Option<Budget>| match own.or_else(|| budget.take()) {
                 Some(budget) => rows.push(row.within(budget)),
                 None => rows.push(row),
@@ -236,31 +242,32 @@ impl Measured {
             let chain = self.chain.as_ref().and_then(|(name, all)| Some((name.as_str(), all.get(metric)?)));
             let floor = self.floor.get(metric);
             if let Some((name, chain)) = chain {
-                add(Row::new(metric, unit, loden).beside(name, loden, chain), None);
+                add(Row::new(metric, unit, loden).beside(name, chain), None);
             }
             if let Some(floor) = floor {
-                let row = Row::new(metric, unit, loden).beside("the kernel alone", loden, floor);
+                let row = Row::new(metric, unit, loden).beside("the kernel alone", floor);
                 add(row, of_floor.map(Budget::Ratio));
             }
             if chain.is_none() && floor.is_none() {
                 add(Row::new(metric, unit, loden), None);
             }
+            Ok(())
         };
-        row("ADD, fastest", "ms", None, None);
-        row("ADD, p50", "ms", Some(2.0), None);
-        row("ADD, p99", "ms", Some(6.0), None);
-        row("DEL, fastest", "ms", None, None);
-        row("DEL, p50", "ms", None, Some(1.2));
-        row("DEL, p99", "ms", None, None);
-        row("CHECK, p50", "ms", Some(2.0), None);
-        row("STATUS, p50", "ms", Some(2.0), None);
-        row("VERSION, p50", "ms", None, None);
-        row("first packet after ADD, p50", "ms", Some(1.0), None);
-        row("first packet after ADD, p99", "ms", None, None);
-        row("ADD with 200 present, p50", "ms", None, None);
-        row("DEL with 200 present, p50", "ms", None, None);
-        row(ADDS, "s", Some(0.12), None);
-        row(DELS, "s", Some(0.2), None);
-        rows
+        row("ADD, fastest", "ms", None, None)?;
+        row("ADD, p50", "ms", Some(2.0), None)?;
+        row("ADD, p99", "ms", Some(6.0), None)?;
+        row("DEL, fastest", "ms", None, None)?;
+        row("DEL, p50", "ms", None, Some(1.2))?;
+        row("DEL, p99", "ms", None, None)?;
+        row("CHECK, p50", "ms", Some(2.0), None)?;
+        row("STATUS, p50", "ms", Some(2.0), None)?;
+        row("VERSION, p50", "ms", None, None)?;
+        row("first packet after ADD, p50", "ms", Some(1.0), None)?;
+        row("first packet after ADD, p99", "ms", None, None)?;
+        row("ADD with 200 present, p50", "ms", None, None)?;
+        row("DEL with 200 present, p50", "ms", None, None)?;
+        row(ADDS, "s", Some(0.12), None)?;
+        row(DELS, "s", Some(0.2), None)?;
+        Ok(rows)
     }
 }

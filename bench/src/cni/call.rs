@@ -1,5 +1,5 @@
 //! Calling a program as a runtime does, and taking the time from before it is started until it
-//! has been waited for. Used by `cni.rs`.
+//! has been waited for. Used by `mod.rs`.
 //!
 //! `std` starts it with posix_spawn, which is vfork and execve (no code of ours runs in between,
 //! nor are page tables copied), as Go and C runtimes do.

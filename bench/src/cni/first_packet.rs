@@ -1,5 +1,5 @@
 //! The first packet of a container: how long after ADD has returned does it get an answer? Used
-//! by `cni.rs`.
+//! by `mod.rs`.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, UdpSocket};

@@ -1,5 +1,5 @@
 //! Who is measured: Loden's plugin, flannel's chain, and the kernel's floor. A contender turns a
-//! sandbox into the calls that connect, check and disconnect it. Used by `cni.rs`.
+//! sandbox into the calls that connect, check and disconnect it. Used by `mod.rs`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use loden_proto::Subnet;
 use loden_proto::subnet_env::{LeaseState, SubnetEnv};
 use serde_json::{Value, json};
 
-use crate::call::Call;
+use super::call::Call;
 use crate::host::Sandbox;
 use crate::peers;
 
