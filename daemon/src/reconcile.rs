@@ -204,7 +204,11 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             }
             reason |= deadline <= clock::now();
         }
-        until(self.agenda.earliest()).await;
+        let earliest = self.agenda.earliest();
+        // Even a wait for a time that is over would take a millisecond.
+        if earliest > clock::now() {
+            until(earliest).await;
+        }
         Ok(())
     }
 
@@ -434,10 +438,14 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     async fn observe(&mut self) -> anyhow::Result<()> {
         // What was told before this look is older than it, and would contradict it.
         for _ in 0..STALE {
-            let Ok(notices) = tokio::time::timeout(Duration::ZERO, self.io.notices.next()).await else {
-                break;
+            // A turn of the runtime, which learns what has come.
+            tokio::task::yield_now().await;
+            let notices = tokio::select! {
+                biased;
+                notices = self.io.notices.next() => notices?,
+                () = std::future::ready(()) => break,
             };
-            for notice in &notices? {
+            for notice in &notices {
                 self.pass_on(notice);
                 self.look_again |= self.is_way(notice);
             }
