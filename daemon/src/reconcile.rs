@@ -200,8 +200,9 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                 _ = self.io.views.changed() => reason = true,
                 _ = self.io.configs.changed() => reason = true,
                 _ = self.io.own.changed() => reason = true,
-                () = until(saving) => self.save_peers(),
+                () = until(saving) => {}
             }
+            self.save_peers();
             reason |= deadline <= clock::now();
         }
         let earliest = self.agenda.earliest();

@@ -124,8 +124,7 @@ pub(super) struct DaemonArgs {
     /// Group whose members may ask on the local socket <run-dir>/loden.sock (mode 0660)
     #[arg(long, value_name = "GROUP", default_value = "loden")]
     socket_group: String,
-    /// Time between full comparisons with the kernel, beside those that its notices cause [default: 30s,
-    /// longer where thousands of peers make each cost more than a thousandth of that]
+    /// Time between full comparisons with the kernel, beside those that its notices cause [default: 30s, longer with thousands of peers]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     resync: Option<Duration>,
     /// What to log: error, warn, info, debug, trace, or per module as in RUST_LOG
