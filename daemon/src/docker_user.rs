@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use loden_core::backoff::Pace;
 use loden_core::docker::user_chain;
 use loden_core::options::Options;
 use loden_netlink::Socket;
 use loden_proto::Family;
 use tokio::sync::{Notify, watch};
 
-use crate::kernel;
-use crate::pace::Pace;
+use crate::{clock, kernel};
 
 /// Our rules of each family, and the options that their comment follows from; `None` before there is
 /// an overlay.
@@ -44,12 +44,12 @@ impl DockerUser {
     /// Runs for ever.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut socket = Socket::netfilter()?;
-        let mut pace = Pace::new();
+        let mut pace = Pace::new(clock::now());
         let mut stood = false;
         loop {
             let trouble = self.bring(&mut socket, &mut stood).await;
             if trouble {
-                tokio::time::sleep(pace.trouble()).await;
+                tokio::time::sleep(Duration::from_millis(pace.trouble(clock::now(), clock::chance()))).await;
                 if self.standing.borrow().failure.is_some() {
                     continue;
                 }

@@ -19,7 +19,6 @@ pub mod lease;
 pub mod lock;
 mod memory;
 pub mod network_config;
-mod pace;
 pub mod reconcile;
 pub mod state;
 pub mod status;

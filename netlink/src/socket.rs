@@ -343,6 +343,20 @@ impl Socket {
     }
 }
 
+/// The rtnetlink groups (`enum rtnetlink_groups`, include/uapi/linux/rtnetlink.h) that tell of what an overlay
+/// is made of. Kernels before 5.3 lack the last.
+pub const OVERLAY_GROUPS: [u32; 9] = [
+    1,  // RTNLGRP_LINK
+    3,  // RTNLGRP_NEIGH, FDB entries too
+    5,  // RTNLGRP_IPV4_IFADDR
+    7,  // RTNLGRP_IPV4_ROUTE
+    9,  // RTNLGRP_IPV6_IFADDR
+    11, // RTNLGRP_IPV6_ROUTE
+    24, // RTNLGRP_IPV4_NETCONF
+    25, // RTNLGRP_IPV6_NETCONF
+    crate::nexthop::GROUP,
+];
+
 /// A socket that hears of changes (`RTNLGRP_…`, `NFNLGRP_…`), for use with an event loop:
 /// non-blocking, and itself never written to.
 #[derive(Debug)]

@@ -13,23 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use loden_netlink::route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use loden_netlink::route::{AddressFamily, RouteNetlinkMessage as Message};
-use loden_netlink::{Events, Reply, nexthop, nftset};
+use loden_netlink::{Events, OVERLAY_GROUPS, Reply, nftset};
 use loden_tests::Ns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
-
-// enum rtnetlink_groups (include/uapi/linux/rtnetlink.h)
-const GROUPS: [u32; 9] = [
-    1,  // RTNLGRP_LINK
-    3,  // RTNLGRP_NEIGH, FDB entries too
-    5,  // RTNLGRP_IPV4_IFADDR
-    7,  // RTNLGRP_IPV4_ROUTE
-    9,  // RTNLGRP_IPV6_IFADDR
-    11, // RTNLGRP_IPV6_ROUTE
-    24, // RTNLGRP_IPV4_NETCONF
-    25, // RTNLGRP_IPV6_NETCONF
-    nexthop::GROUP,
-];
 
 /// flanneld needs some 20 s for 10,000 leases.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -91,7 +78,7 @@ impl Notices {
     /// Begins to listen.
     pub(crate) fn of(ns: &Ns) -> Result<Self> {
         let sockets = ns.within(|| -> std::io::Result<_> {
-            Ok((Events::route(&GROUPS)?, Events::netfilter(&[nftset::GROUP])?))
+            Ok((Events::route(&OVERLAY_GROUPS)?, Events::netfilter(&[nftset::GROUP])?))
         });
         let (route, netfilter) = sockets.context("listen to the kernel")?;
         for socket in [&route, &netfilter] {

@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 
 use crate::Millis;
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Pace};
 
 /// How much a pass looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,11 +42,7 @@ const PERIOD: Millis = 30_000;
 /// Reading the kernel costs at most so small a part of a CPU. Comparing takes half of that again, and what
 /// else the daemon does in its rest about as much as both.
 const SHARE: Millis = 3_000;
-/// After this long without a repair, the next is made at once again.
-const PEACE: Millis = 10_000;
-/// The longest wait between repairs, so that two managers never fight in a hot loop.
-const CALM: Millis = 1_000;
-/// The first wait after a repair or a refusal.
+/// The first wait after a refusal.
 const PAUSE: Millis = 20;
 /// So many passes within [`RUSH_TIME`] are a rush: each costs more than what one change adds to it.
 const RUSH: usize = 32;
@@ -64,9 +60,8 @@ pub struct Agenda {
     owed: Look,
     /// How much of the belief was contradicted.
     contradicted: Look,
-    calm: Backoff,
+    pace: Pace,
     calm_until: Millis,
-    last_trouble: Millis,
     retry: Backoff,
     retry_at: Option<Millis>,
     /// Begins of the last passes, at most [`RUSH`].
@@ -84,10 +79,9 @@ impl Agenda {
             next_full: now.saturating_add(period),
             owed: Look::Full,
             contradicted: Look::Changes,
-            calm: Backoff::new(PAUSE, CALM),
+            pace: Pace::new(now),
             calm_until: now,
-            last_trouble: now,
-            retry: Backoff::new(PAUSE, period.max(CALM)),
+            retry: Backoff::new(PAUSE, period),
             retry_at: None,
             passes: VecDeque::with_capacity(RUSH),
         }
@@ -140,7 +134,7 @@ impl Agenda {
     /// The kernel could not be read: the belief is as old as it was, and notices of it are gone.
     pub fn unreadable(&mut self, now: Millis, chance: u64) {
         self.contradict(Look::Full);
-        self.calm_down(now, chance);
+        self.calm_until = now + self.pace.trouble(now, chance);
     }
 
     /// The pass got through and in the end had looked at so much; to read the kernel takes so much time of
@@ -152,7 +146,7 @@ impl Agenda {
             self.next_full = now.saturating_add(self.period);
         }
         if outcome != Outcome::Well {
-            self.calm_down(now, chance);
+            self.calm_until = now + self.pace.trouble(now, chance);
         }
         match outcome {
             Outcome::Refused => {
@@ -166,19 +160,12 @@ impl Agenda {
             _ => {}
         }
     }
-
-    fn calm_down(&mut self, now: Millis, chance: u64) {
-        if now > self.last_trouble.saturating_add(PEACE) {
-            self.calm.reset();
-        }
-        self.last_trouble = now;
-        self.calm_until = now + self.calm.wait(chance);
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backoff::PEACE;
 
     const COST: Millis = 8;
     const NO_CHANCE: u64 = 0;
@@ -230,7 +217,7 @@ mod tests {
             agenda.done(Look::Base, COST, Outcome::Repaired, at, NO_CHANCE);
             waits.push(agenda.calm_until - before);
         }
-        assert!(waits.is_sorted() && waits.last() == Some(&(CALM / 2)), "{waits:?}");
+        assert!(waits.is_sorted() && waits.last() == Some(&500), "{waits:?}");
         let later = agenda.calm_until + PEACE;
         agenda.done(Look::Base, COST, Outcome::Repaired, later, NO_CHANCE);
         assert_eq!(agenda.calm_until, later + PAUSE / 2, "after peace the waits begin anew");

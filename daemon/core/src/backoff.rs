@@ -30,6 +30,33 @@ impl Backoff {
     }
 }
 
+/// After this long without trouble, the next trouble is met at once again, in milliseconds.
+pub(crate) const PEACE: Millis = 10_000;
+
+/// How soon to look again after trouble: waits that grow while it goes on, from 20 ms to a second, so that
+/// two managers never fight in a hot loop.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    waits: Backoff,
+    last_trouble: Millis,
+}
+
+impl Pace {
+    /// One that has met no trouble.
+    pub fn new(now: Millis) -> Self {
+        Self { waits: Backoff::new(20, 1_000), last_trouble: now }
+    }
+
+    /// Notes trouble; how long to wait now. `chance` is any random number.
+    pub fn trouble(&mut self, now: Millis, chance: u64) -> Millis {
+        if now > self.last_trouble.saturating_add(PEACE) {
+            self.waits.reset();
+        }
+        self.last_trouble = now;
+        self.waits.wait(chance)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use loden_cni::bridge::{Bridge, PortState};
 use loden_cni::ifname::IfName;
+use loden_core::backoff::Pace;
 use loden_core::port_filter::{Difference, Guarded, difference};
 use loden_proto::Subnet;
 use loden_proto::allocation::{Allocation, Port};
@@ -20,8 +21,8 @@ use tokio::time::Instant;
 
 use super::Found;
 use super::watch::FolderWatch;
+use crate::clock;
 use crate::kernel::Ports;
-use crate::pace::Pace;
 
 /// How things stand, for `status`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -107,7 +108,7 @@ impl Endpoints {
     pub async fn run(mut self) -> anyhow::Result<()> {
         let files = FolderWatch::open()?;
         free_dead(&self.folder);
-        let mut pace = Pace::new();
+        let mut pace = Pace::new(clock::now());
         let mut suspect = true;
         let mut former = None;
         let mut next_sweep = Instant::now();
@@ -127,7 +128,7 @@ impl Endpoints {
             suspect = !look.problems.is_empty();
             self.tell(look, same);
             if trouble {
-                tokio::time::sleep(pace.trouble()).await;
+                tokio::time::sleep(Duration::from_millis(pace.trouble(clock::now(), clock::chance()))).await;
                 if suspect {
                     continue;
                 }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use loden_core::observed::{Address, Link, Nexthop, Route};
 use loden_netlink::route::{AddressFamily, RouteNetlinkMessage};
-use loden_netlink::{Events, Reply, nexthop, nftset};
+use loden_netlink::{Events, OVERLAY_GROUPS, Reply, nexthop, nftset};
 use loden_proto::Mac;
 use std::net::IpAddr;
 use tokio::io::unix::AsyncFd;
@@ -57,19 +57,6 @@ pub enum Notice {
     Overrun,
 }
 
-// enum rtnetlink_groups (include/uapi/linux/rtnetlink.h)
-const GROUPS: [u32; 9] = [
-    1,  // RTNLGRP_LINK
-    3,  // RTNLGRP_NEIGH, FDB entries too
-    5,  // RTNLGRP_IPV4_IFADDR
-    7,  // RTNLGRP_IPV4_ROUTE
-    9,  // RTNLGRP_IPV6_IFADDR
-    11, // RTNLGRP_IPV6_ROUTE
-    24, // RTNLGRP_IPV4_NETCONF
-    25, // RTNLGRP_IPV6_NETCONF
-    nexthop::GROUP,
-];
-
 // include/uapi/linux/rtnetlink.h
 const NEW_ROUTE: u16 = 24;
 const DELETE_ROUTE: u16 = 25;
@@ -102,8 +89,7 @@ struct Touched {
 impl Watch {
     /// Joins the groups. Open it before the first look, so that nothing falls between.
     pub fn open(table: &str) -> io::Result<Self> {
-        // Kernels before 5.3 have no nexthop group.
-        let route = Events::route(&GROUPS).or_else(|_| Events::route(&GROUPS[..8]))?;
+        let route = Events::route(&OVERLAY_GROUPS).or_else(|_| Events::route(&OVERLAY_GROUPS[..8]))?;
         Ok(Self {
             route: registered(route)?,
             netfilter: registered(Events::netfilter(&[nftset::GROUP])?)?,
