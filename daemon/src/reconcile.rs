@@ -567,7 +567,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         let rules = Rules {
             config: config.clone(),
             own: own.key,
-            host_id: own.host_id.clone(),
+            host_id: own.host_id.as_str().into(),
             own_macs: own.macs.values().copied().collect(),
             own_addresses,
             on_link,

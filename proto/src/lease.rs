@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 
 use crate::json::{shown, take};
 use crate::subnet::SubnetError;
-use crate::{Family, Mac, Subnet};
+use crate::{Family, Mac, Rare, Subnet, Text};
 
 /// The subnets of one lease: IPv4, IPv6 or both. As text `10.5.7.0-24`,
 /// `10.5.7.0-24&fd00:5:7::-64` or, where flannel never looks, `fd00:5:7::-64`.
@@ -135,7 +135,7 @@ pub struct LeaseValue {
     /// `PublicIPv6`
     pub public_ipv6: Option<Ipv6Addr>,
     /// `BackendType`; empty for udp and alloc leases, and for reservations.
-    pub backend_type: Box<str>,
+    pub backend_type: Text,
     /// `BackendData`
     pub backend_data: BackendData,
     /// `BackendV6Data`
@@ -169,25 +169,25 @@ pub enum BackendData {
 pub struct LodenMember {
     /// Lasting identity of the host, 32 hexadecimal digits.
     #[serde(rename = "HostID")]
-    pub host_id: String,
+    pub host_id: Text,
     /// The kernel's boot id: tells two lives of one host, or two clones, apart.
-    #[serde(rename = "BootID", skip_serializing_if = "String::is_empty")]
-    pub boot_id: String,
+    #[serde(rename = "BootID", skip_serializing_if = "Text::is_empty")]
+    pub boot_id: Text,
     /// Host name, for people.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub host_name: String,
+    #[serde(skip_serializing_if = "Text::is_empty")]
+    pub host_name: Text,
     /// Labels such as `rack=r7`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Rare::is_default")]
+    pub labels: Rare<BTreeMap<String, String>>,
     /// Loden's version.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub version: String,
+    #[serde(skip_serializing_if = "Text::is_empty")]
+    pub version: Text,
     /// What the host can do beyond flannel.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub features: Vec<String>,
+    #[serde(skip_serializing_if = "Rare::is_default")]
+    pub features: Rare<Vec<String>>,
     /// Further addresses that the host's VXLAN packets may come from.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub sources: Vec<IpAddr>,
+    #[serde(skip_serializing_if = "Rare::is_default")]
+    pub sources: Rare<Vec<IpAddr>>,
     /// Set by an operator (`loden lease release --force`): the holder is to move to another subnet
     /// as soon as no container uses this one. Until then everybody still routes to it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -250,8 +250,8 @@ impl LeaseValue {
                 None => return Err(error("PublicIPv6", shown(&value), "an IPv6 address or null")),
             },
         };
-        let backend_type: Box<str> = match take(&mut object, "BackendType") {
-            None => "".into(),
+        let backend_type: Text = match take(&mut object, "BackendType") {
+            None => Text::default(),
             Some(Value::String(kind)) => kind.into(),
             Some(value) => return Err(error("BackendType", shown(&value), "a text")),
         };
@@ -317,8 +317,8 @@ impl LeaseValue {
     }
 
     /// The holder's host id, if Loden holds the lease.
-    pub fn host_id(&self) -> Option<&str> {
-        self.loden.as_deref().map(|m| m.host_id.as_str())
+    pub fn host_id(&self) -> Option<&Text> {
+        self.loden.as_deref().map(|m| &m.host_id)
     }
 }
 
@@ -388,9 +388,9 @@ impl From<Plain<'_>> for LeaseValue {
 }
 
 impl BackendData {
-    fn parse(key: &'static str, value: Option<Value>, backend_type: &str) -> Result<Self, ValueError> {
+    fn parse(key: &'static str, value: Option<Value>, backend_type: &Text) -> Result<Self, ValueError> {
         let Some(value) = value else { return Ok(BackendData::None) };
-        if backend_type != "vxlan" {
+        if *backend_type != *"vxlan" {
             return Ok(BackendData::Other(Box::new(value)));
         }
         let error = || ValueError { key, value: shown(&value), expected: "an object with a VtepMAC" };
@@ -481,7 +481,7 @@ mod tests {
     fn our_member_and_unknown_members_survive() {
         let text = r#"{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::1","BackendType":"host-gw","Loden":{"HostID":"abc","Labels":{"rack":"r7"},"Sources":["10.0.0.9"]},"Future":[1]}"#;
         let value = LeaseValue::parse(text.as_bytes()).expect("ours");
-        assert_eq!(value.host_id(), Some("abc"));
+        assert_eq!(value.host_id(), Some(&"abc".into()));
         assert_eq!(value.to_json(), text);
     }
 
@@ -563,7 +563,7 @@ mod tests {
                 public_ip: Some(ip.into()).filter(|ip: &Ipv4Addr| !ip.is_unspecified()),
                 backend_type: "vxlan".into(),
                 backend_data: BackendData::Vxlan { vni, vtep_mac: Mac(mac) },
-                loden: Some(Arc::new(LodenMember { host_id: host, ..LodenMember::default() })),
+                loden: Some(Arc::new(LodenMember { host_id: host.into(), ..LodenMember::default() })),
                 ..LeaseValue::default()
             };
             prop_assert_eq!(LeaseValue::parse(value.to_json().as_bytes()), Ok(value));

@@ -13,11 +13,13 @@ mod json;
 pub mod lease;
 mod mac;
 pub mod port_filter;
+mod small;
 pub mod status;
 mod subnet;
 pub mod subnet_env;
 
 pub use mac::{Mac, MacError};
+pub use small::{Rare, Text};
 pub use subnet::{Family, Subnet, SubnetError};
 
 /// The packet mark set on packets that come from the overlay for local containers, as

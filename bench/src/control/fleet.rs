@@ -85,9 +85,9 @@ fn key(host: u32) -> String {
 /// The value of its lease, as Loden writes it; flanneld reads it too.
 fn value(host: u32) -> String {
     let member = LodenMember {
-        host_id: format!("{host:032x}"),
-        boot_id: format!("00000000-0000-4000-8000-{host:012x}"),
-        host_name: format!("host-{host}.example.com"),
+        host_id: format!("{host:032x}").into(),
+        boot_id: format!("00000000-0000-4000-8000-{host:012x}").into(),
+        host_name: format!("host-{host}.example.com").into(),
         version: env!("CARGO_PKG_VERSION").into(),
         keep_alive_seconds: 60,
         ..LodenMember::default()

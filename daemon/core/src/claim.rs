@@ -169,7 +169,7 @@ enum Relation {
 fn relation(record: &LeaseRecord, identity: &Identity) -> Option<Relation> {
     let value = record.value.as_ref().ok()?;
     let same_address = identity.public.iter().any(|ip| value.public_address(Family::of(*ip)) == Some(*ip));
-    let same_host = value.host_id().map(|id| id == identity.host_id);
+    let same_host = value.host_id().map(|id| *id == *identity.host_id);
     match (same_host, same_address) {
         (Some(true), true) => Some(Relation::Former),
         (Some(true), false) if record.is_reservation() => Some(Relation::Reserved),
@@ -221,7 +221,7 @@ pub fn holder(record: &LeaseRecord) -> String {
         .or(public_ipv6.map(IpAddr::V6))
         .map_or("no address".into(), |a| a.to_string());
     let reserved = record.is_reservation();
-    match loden.as_ref().map(|m| (printable(&m.host_name), printable(&m.host_id))) {
+    match loden.as_ref().map(|m| (printable(&m.host_name.to_str()), printable(&m.host_id.to_str()))) {
         Some((_, id)) if reserved => format!("{address} (reserved for host id {id})"),
         Some((name, id)) if !name.is_empty() => format!("{name} ({address}, host id {id})"),
         Some((_, id)) => format!("{address} (host id {id})"),

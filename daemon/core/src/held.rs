@@ -49,7 +49,7 @@ pub fn standing(held: &Held, table: &LeaseTable, host_id: &str, boot_id: &str) -
     let where_we_are = addresses(value) == addresses(&held.value) || held.attempted.as_ref() == Some(value);
     match &value.loden {
         // At another address it is a copy of this machine, memory and all.
-        Some(member) if member.host_id == host_id && member.boot_id == boot_id && where_we_are => {
+        Some(member) if member.host_id == *host_id && member.boot_id == *boot_id && where_we_are => {
             Standing::Ours(Box::new(Held {
                 key: held.key,
                 etcd_lease: record.etcd_lease,
@@ -58,9 +58,9 @@ pub fn standing(held: &Held, table: &LeaseTable, host_id: &str, boot_id: &str) -
                 attempted: None,
             }))
         }
-        Some(member) if member.host_id == host_id => Standing::Fenced(format!(
+        Some(member) if member.host_id == *host_id => Standing::Fenced(format!(
             "another process with our host id {host_id} wrote it (boot id {}): two machines run from one disk image, or from one snapshot",
-            crate::printable(&member.boot_id)
+            crate::printable(&member.boot_id.to_str())
         )),
         None if value.public_ip.is_some() && value.public_ip == held.value.public_ip => {
             Standing::Fenced("flanneld wrote it with our address; is flanneld running on this host?".into())

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 use loden_proto::config::{Backend, NetworkConfig};
 use loden_proto::lease::{LeaseKey, LeaseValue, LodenMember};
-use loden_proto::{Family, Mac, Subnet};
+use loden_proto::{Family, Mac, Subnet, Text};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::Millis;
@@ -70,12 +70,12 @@ impl Peer {
 
     /// Its host's name; empty if nobody tells.
     pub fn host_name(&self) -> String {
-        self.holder.as_ref().map(|m| printable(&m.host_name)).unwrap_or_default()
+        self.holder.as_ref().map(|m| printable(&m.host_name.to_str())).unwrap_or_default()
     }
 
     /// Loden's version on its host, or `flannel`.
     pub fn version(&self) -> String {
-        self.holder.as_ref().map_or_else(|| "flannel".into(), |m| printable(&m.version))
+        self.holder.as_ref().map_or_else(|| "flannel".into(), |m| printable(&m.version.to_str()))
     }
 }
 
@@ -96,7 +96,7 @@ pub struct Rules {
     /// Our own subnets, if known.
     pub own: Option<LeaseKey>,
     /// Our host id: a key that we wrote can be seen before we know that it was written.
-    pub host_id: String,
+    pub host_id: Text,
     /// MACs of our own VXLAN devices.
     pub own_macs: Vec<Mac>,
     /// Our own addresses: interface addresses and public addresses.
@@ -431,7 +431,7 @@ fn refusal(
 }
 
 fn describe(value: &LeaseValue) -> String {
-    let name = value.loden.as_ref().map(|m| printable(&m.host_name)).filter(|n| !n.is_empty());
+    let name = value.loden.as_ref().map(|m| printable(&m.host_name.to_str())).filter(|n| !n.is_empty());
     let address = Family::ALL.iter().find_map(|f| value.public_address(*f));
     match (name, address) {
         (Some(name), Some(ip)) => format!(" of {name} ({ip})"),

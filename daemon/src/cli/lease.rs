@@ -195,7 +195,7 @@ async fn reserve(args: ReserveArgs) -> anyhow::Result<()> {
         }
     }
     if let Some(host_id) = args.owner.host_id {
-        value.loden = Some(Arc::new(LodenMember { host_id, ..LodenMember::default() }));
+        value.loden = Some(Arc::new(LodenMember { host_id: host_id.into(), ..LodenMember::default() }));
     }
     match Writer::on(&options.prefix, connection).put(&key, &value, 0, 0).await? {
         Outcome::Written(_) => print(&format!("{subnets} is reserved\n")),

@@ -496,7 +496,9 @@ impl Keeper {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let view = self.views.borrow().clone();
             let record = view.table.get(&key);
-            let ours = record.is_none_or(|r| r.value.as_ref().is_ok_and(|v| v.host_id() == Some(host_id)));
+            let ours = record.is_none_or(|r| {
+                r.value.as_ref().is_ok_and(|v| v.host_id().is_some_and(|id| *id == *host_id))
+            });
             if view.synced && view.connected && ours && self.allowed(&key) {
                 tracing::info!(subnet = %key, "our lost subnet is free again; claiming it");
                 previous.insert(0, key);
@@ -680,7 +682,8 @@ impl Keeper {
         if let Some(lease) = *granted {
             return Ok(lease);
         }
-        let ours = former.filter(|r| r.value.as_ref().is_ok_and(|v| v.host_id() == Some(host_id)));
+        let ours =
+            former.filter(|r| r.value.as_ref().is_ok_and(|v| v.host_id().is_some_and(|id| *id == *host_id)));
         if let Some(lease) = ours.map(|r| r.etcd_lease).filter(|lease| *lease != 0)
             && self.writer.time_to_live(lease).await?.is_some_and(|t| t.granted == self.options.ttl)
             && self.writer.keep_alive(lease).await?

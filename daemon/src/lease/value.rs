@@ -10,7 +10,7 @@ use loden_core::mac;
 use loden_core::underlay::Underlay;
 use loden_proto::config::{Backend, NetworkConfig};
 use loden_proto::lease::{BackendData, LeaseKey, LeaseValue, LodenMember};
-use loden_proto::{Family, Mac};
+use loden_proto::{Family, Mac, Rare};
 
 use crate::reconcile::HostFacts;
 use crate::state::{self, Last};
@@ -73,16 +73,16 @@ pub(super) fn value(
         Backend::Alloc => {}
     }
     // Behind 1:1 NAT our packets may also come from the address itself.
-    let sources = underlay.endpoints.iter().filter(|e| e.local != e.public).map(|e| e.local).collect();
+    let sources = underlay.endpoints.iter().filter(|e| e.local != e.public).map(|e| e.local);
     value.loden = Some(Arc::new(LodenMember {
-        host_id: host_id.to_owned(),
-        boot_id: state::boot_id(),
-        host_name: state::host_name(),
-        labels: labels.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: Vec::new(),
+        host_id: host_id.into(),
+        boot_id: state::boot_id().into(),
+        host_name: state::host_name().into(),
+        labels: labels.clone().into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        features: Rare::default(),
         released: false,
-        sources,
+        sources: sources.collect::<Vec<_>>().into(),
         keep_alive_seconds: claim::keep_alive_interval(ttl),
     }));
     value

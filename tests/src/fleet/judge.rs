@@ -50,7 +50,7 @@ pub fn leases(
             }
         }
         let owner = table.get(&key).and_then(|r| r.value.as_ref().ok()).and_then(|v| v.host_id());
-        if owner != Some(host.host_id.as_str()) {
+        if owner.is_none_or(|owner| *owner != *host.host_id) {
             findings.push(format!("{name} believes to hold {key}, which in etcd is {owner:?}'s"));
         }
         if let Some(former) = before.and_then(|b| b.get(name)).filter(|former| **former != key) {

@@ -12,7 +12,7 @@ use crate::printable;
 
 /// Judges one lease by itself.
 pub(super) fn judge(key: &LeaseKey, record: &LeaseRecord, rules: &Rules) -> Verdict {
-    let ours = record.value.as_ref().is_ok_and(|v| v.host_id().is_some_and(|id| id == rules.host_id));
+    let ours = record.value.as_ref().is_ok_and(|v| v.host_id() == Some(&rules.host_id));
     if ours || rules.own == Some(*key) || record.is_reservation() {
         return Verdict::Quiet;
     }
@@ -62,10 +62,11 @@ fn half(subnet: Subnet, value: &LeaseValue, rules: &Rules) -> Result<Option<Peer
 fn peer(subnet: Subnet, value: &LeaseValue, rules: &Rules) -> Result<Option<Peer>, String> {
     let family = subnet.family();
     let backend = rules.config.backend.name();
-    let theirs = &*value.backend_type;
+    let theirs = &value.backend_type;
     // alloc and udp leases carry no type.
-    if theirs != backend && !(backend == "alloc" && theirs.is_empty()) {
-        let theirs = if theirs.is_empty() { "none (udp or alloc)".to_owned() } else { printable(theirs) };
+    if *theirs != *backend && !(backend == "alloc" && theirs.is_empty()) {
+        let theirs =
+            if theirs.is_empty() { "none (udp or alloc)".to_owned() } else { printable(&theirs.to_str()) };
         return Err(format!("its backend type is {theirs}, ours is {backend}"));
     }
     let Some(public_address) = value.public_address(family) else {
@@ -94,7 +95,7 @@ fn peer(subnet: Subnet, value: &LeaseValue, rules: &Rules) -> Result<Option<Peer
             if vxlan.direct_routing && on_link { Path::Direct } else { Path::Vxlan(mac) }
         }
     };
-    let sources = value.loden.iter().flat_map(|m| &m.sources).copied();
+    let sources = value.loden.iter().filter_map(|m| m.sources.get()).flatten().copied();
     let sources = sources.filter(|a| Family::of(*a) == family && check_endpoint(*a, rules).is_ok());
     let (sources, holder) = (sources.take(16).collect(), value.loden.clone());
     Ok(Some(Peer { subnet, public_address, sources, path, holder }))

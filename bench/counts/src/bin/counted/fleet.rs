@@ -37,9 +37,9 @@ pub(crate) struct Stored {
 pub(crate) fn stored(number: u32, life: u8) -> Stored {
     let [_, _, high, low] = (number + 1).to_be_bytes();
     let member = LodenMember {
-        host_id: format!("{:032x}", u128::from(number) * 0x9e37_79b9_7f4a_7c15),
-        boot_id: format!("6f1c0d1e-9c5b-4e55-8d0{life}-{number:012x}"),
-        host_name: format!("node-{number}.rack-{}.example.net", number / 40),
+        host_id: format!("{:032x}", u128::from(number) * 0x9e37_79b9_7f4a_7c15).into(),
+        boot_id: format!("6f1c0d1e-9c5b-4e55-8d0{life}-{number:012x}").into(),
+        host_name: format!("node-{number}.rack-{}.example.net", number / 40).into(),
         version: "0.1.0".into(),
         keep_alive_seconds: 60,
         ..LodenMember::default()
