@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -23,8 +24,9 @@ use crate::{Family, Mac, Rare, Subnet, Text};
 /// `10.5.7.0-24&fd00:5:7::-64` or, where flannel never looks, `fd00:5:7::-64`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseKey {
-    v4: Option<Subnet>,
-    v6: Option<Subnet>,
+    // Of its family each, which is smaller: there are many keys.
+    v4: Option<Ipv4Network>,
+    v6: Option<Ipv6Network>,
 }
 
 /// A key that names no lease.
@@ -39,15 +41,13 @@ impl LeaseKey {
     /// A key from at least one subnet; `None` if both are absent or of the wrong family.
     pub fn new(v4: Option<Subnet>, v6: Option<Subnet>) -> Option<Self> {
         let fits = v4.is_none_or(|s| s.family() == Family::V4) && v6.is_none_or(|s| s.family() == Family::V6);
-        (fits && (v4.is_some() || v6.is_some())).then_some(Self { v4, v6 })
+        (fits && (v4.is_some() || v6.is_some()))
+            .then_some(Self { v4: v4.and_then(Subnet::v4), v6: v6.and_then(Subnet::v6) })
     }
 
     /// The key of a lease of a single family.
     pub fn single(subnet: Subnet) -> Self {
-        match subnet.family() {
-            Family::V4 => Self { v4: Some(subnet), v6: None },
-            Family::V6 => Self { v4: None, v6: Some(subnet) },
-        }
+        Self { v4: subnet.v4(), v6: subnet.v6() }
     }
 
     /// Parses the last component of a key. Stricter than flannel's expression, which takes
@@ -82,14 +82,14 @@ impl LeaseKey {
     /// The subnet of a family.
     pub fn subnet(&self, family: Family) -> Option<Subnet> {
         match family {
-            Family::V4 => self.v4,
-            Family::V6 => self.v6,
+            Family::V4 => self.v4.map(Subnet::of_v4),
+            Family::V6 => self.v6.map(Subnet::of_v6),
         }
     }
 
     /// Its subnets in the order IPv4, IPv6.
     pub fn subnets(&self) -> impl Iterator<Item = Subnet> + use<> {
-        self.v4.into_iter().chain(self.v6)
+        Family::ALL.map(|family| self.subnet(family)).into_iter().flatten()
     }
 
     /// Whether any two subnets of the same family overlap.
@@ -546,7 +546,7 @@ mod tests {
         fn keys_survive_text(a in any::<[u8; 4]>(), la in 0u8..=32, b in any::<[u8; 16]>(), lb in 0u8..=128, both in 0..3) {
             let v4 = Subnet::containing(a.into(), la).expect("length fits");
             let v6 = Subnet::containing(b.into(), lb).expect("length fits");
-            let key = match both { 0 => LeaseKey::single(v4), 1 => LeaseKey::single(v6), _ => LeaseKey { v4: Some(v4), v6: Some(v6) } };
+            let key = match both { 0 => LeaseKey::single(v4), 1 => LeaseKey::single(v6), _ => LeaseKey::new(Some(v4), Some(v6)).expect("of either family") };
             prop_assert_eq!(LeaseKey::parse(&key.to_string()), Ok(key));
         }
 

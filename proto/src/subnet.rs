@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnetwork::{IpNetwork, Ipv6Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An address family.
@@ -114,6 +114,32 @@ impl Subnet {
     /// The address family.
     pub fn family(&self) -> Family {
         Family::of(self.address())
+    }
+
+    /// What [`Subnet::v4`] made.
+    pub(crate) fn of_v4(network: Ipv4Network) -> Self {
+        Self(IpNetwork::V4(network))
+    }
+
+    /// What [`Subnet::v6`] made.
+    pub(crate) fn of_v6(network: Ipv6Network) -> Self {
+        Self(IpNetwork::V6(network))
+    }
+
+    /// Itself, if it is of IPv4.
+    pub(crate) fn v4(self) -> Option<Ipv4Network> {
+        match self.0 {
+            IpNetwork::V4(network) => Some(network),
+            IpNetwork::V6(_) => None,
+        }
+    }
+
+    /// Itself, if it is of IPv6.
+    pub(crate) fn v6(self) -> Option<Ipv6Network> {
+        match self.0 {
+            IpNetwork::V4(_) => None,
+            IpNetwork::V6(network) => Some(network),
+        }
     }
 
     /// The first host address (network address plus one), which the bridge holds.

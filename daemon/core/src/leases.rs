@@ -8,6 +8,8 @@ use imbl::{OrdMap, OrdSet};
 use loden_proto::lease::{LeaseKey, LeaseValue};
 use loden_proto::{Family, Subnet};
 
+use crate::packed::two_rounds;
+
 /// One key below `<prefix>/subnets/`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LeaseRecord {
@@ -73,6 +75,12 @@ impl LeaseTable {
             self.v6.remove(&(subnet, key));
         }
         self.leases.remove(&key);
+    }
+
+    /// Takes no more room than needed, after many were taken in. What comes later costs a little more.
+    pub fn pack(&mut self) {
+        self.leases =
+            two_rounds(self.leases.iter()).map(|(key, record)| (*key, Arc::clone(record))).collect();
     }
 
     /// The record of a key.

@@ -28,6 +28,7 @@ pub mod mac;
 pub mod observed;
 pub mod options;
 pub mod ownership;
+mod packed;
 pub mod peers;
 pub mod plan;
 pub mod port_filter;

@@ -9,7 +9,7 @@
 
 mod judge;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::Millis;
 use crate::leases::LeaseTable;
 use crate::observed::Observed;
+use crate::packed::two_rounds;
 use crate::printable;
 use judge::judge;
 
@@ -211,7 +212,9 @@ impl PeerBook {
     /// A book that knows these peers from lasting state or from the kernel, before any lease is
     /// read. They count when the first table lacks many of them.
     pub fn with_known(peers: impl IntoIterator<Item = Peer>) -> Self {
-        Self { live: peers.into_iter().map(|p| (p.subnet, p)).collect(), ..Self::default() }
+        let known: BTreeMap<Subnet, Peer> = peers.into_iter().map(|p| (p.subnet, p)).collect();
+        let live = two_rounds(known.iter()).map(|(subnet, peer)| (*subnet, peer.clone())).collect();
+        Self { live, ..Self::default() }
     }
 
     /// The peers to program: living, leaving and held ones.
@@ -275,7 +278,7 @@ impl PeerBook {
         let before = self.live.clone();
         let (refused_before, outdone_before) = (self.refused.clone(), self.outdone.clone());
         let mut macs = BTreeSet::new();
-        for key in &dirty {
+        for key in two_rounds(dirty.iter()) {
             let record = self.table.get(key);
             let former = record.zip(former_rules.as_ref()).map(|(record, rules)| judge(key, record, rules));
             for (family, mac) in former.iter().flat_map(Verdict::macs) {
@@ -300,7 +303,7 @@ impl PeerBook {
         let claimants = subnets.iter().flat_map(|subnet| table.exactly(*subnet));
         let affected: BTreeSet<LeaseKey> = claimants.chain(dirty.iter().copied()).collect();
         let mut granted = BTreeSet::new();
-        for key in &affected {
+        for key in two_rounds(affected.iter()) {
             let mut reasons = Vec::new();
             let verdict = table.get(key).map(|record| judge(key, record, &rules));
             for peer in verdict.into_iter().flat_map(Verdict::into_peers) {

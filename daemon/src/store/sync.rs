@@ -133,6 +133,7 @@ impl Sync {
                 break;
             }
         }
+        table.pack();
         self.view.send_modify(|view| {
             if table.revision < view.table.revision || self.cluster != cluster {
                 view.epoch += 1;
