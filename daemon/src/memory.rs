@@ -14,3 +14,12 @@ pub(crate) fn keep_little() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
     }
 }
+
+/// Gives back to the kernel what is free between what is used. Costs milliseconds where there is much.
+pub(crate) fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it returns free memory of the allocator's, under the allocator's own lock.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -35,6 +35,7 @@ use crate::docker_user;
 use crate::kernel::{DataPlane, Interest, Notice, Notices};
 use crate::lease::OwnLease;
 use crate::lock;
+use crate::memory;
 use crate::state::StateDir;
 use crate::store::View;
 use refusals::Refusals;
@@ -130,6 +131,8 @@ struct Loop<K, N> {
     save_peers_at: Option<Millis>,
     saved_peers_at: Millis,
     bridges: BTreeSet<String>,
+    /// Whether the pass needed memory that lies between what is kept.
+    untidy: bool,
 }
 
 /// What a pass has to look at, and what it met with.
@@ -174,10 +177,12 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             save_peers_at: None,
             saved_peers_at: now.saturating_sub(SAVE_PEERS),
             bridges: BTreeSet::new(),
+            untidy: false,
             io: self,
         };
         loop {
             state.pass().await?;
+            state.tidy();
             state.wait().await?;
         }
     }
@@ -213,6 +218,13 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         Ok(())
     }
 
+    /// Gives back what a pass needed for a look at the kernel, or for many operations.
+    fn tidy(&mut self) {
+        if std::mem::take(&mut self.untidy) {
+            memory::give_back();
+        }
+    }
+
     /// Takes notices in, and tells whether they are a reason to look again by themselves.
     async fn hear(&mut self, notices: Vec<Notice>) -> anyhow::Result<bool> {
         let mut reason = false;
@@ -239,6 +251,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             if let Err(error) = self.io.state.save_peers(self.programmed.values()) {
                 tracing::warn!(%error, "cannot remember the peers");
             }
+            memory::give_back();
         }
     }
 
@@ -451,6 +464,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                 self.look_again |= self.is_way(notice);
             }
         }
+        self.untidy = true;
         let interest = self.interest();
         let began = clock::cpu_time();
         match self.io.kernel.observe(&interest).await {
@@ -477,6 +491,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
 
     /// Reads rules and forwarding anew. Tells whether other peers are admitted than was believed.
     async fn observe_rules(&mut self) -> bool {
+        self.untidy = true;
         let before = self.observed.admitted.clone();
         let interest = self.interest();
         if let Err(error) = self.io.kernel.observe_rules(&interest, &mut self.observed).await {
@@ -668,6 +683,10 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                 }
             }
             tokio::task::yield_now().await;
+        }
+        if operations.len() > TURN {
+            self.observed.pack();
+            self.untidy = true;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! contradicts it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::take;
 use std::net::{IpAddr, Ipv4Addr};
 
 use loden_proto::{Family, Mac, Subnet};
@@ -153,6 +154,16 @@ pub struct Nexthop {
 }
 
 impl Observed {
+    /// Takes no more room than needed, after many objects came. Those that come one by one in order leave
+    /// half of the trees' nodes unused; what is collected from an ordered row fills them.
+    pub fn pack(&mut self) {
+        self.routes = take(&mut self.routes).into_iter().collect();
+        self.neighbours = take(&mut self.neighbours).into_iter().collect();
+        self.fdb = take(&mut self.fdb).into_iter().collect();
+        self.nexthops = take(&mut self.nexthops).into_iter().collect();
+        self.admitted = take(&mut self.admitted).into_iter().collect();
+    }
+
     /// The routes to exactly this subnet.
     pub fn routes_to(&self, subnet: Subnet) -> impl Iterator<Item = &Route> {
         let least = Route { subnet, via: Via::Nexthop(0), protocol: 0, metric: 0 };

@@ -171,7 +171,8 @@ pub(super) fn admitted(
         for set in sets {
             let elements = table.set(set.name(family)).list(socket)?;
             let addresses = elements.iter().filter_map(|key| nftset::key_address(key));
-            all.extend(addresses.map(|address| (*set, address)));
+            // Put in at once they leave no room unused.
+            all.append(&mut addresses.map(|address| (*set, address)).collect());
         }
     }
     Ok(all)

@@ -104,7 +104,7 @@ fn routes(
     if let Some((_, device)) = best {
         observed.default_routes.insert(family, device);
     }
-    observed.routes.extend(all.iter().filter_map(MainRoute::route));
+    observed.routes.append(&mut all.iter().filter_map(MainRoute::route).collect());
     Ok(())
 }
 
