@@ -74,6 +74,8 @@ pub struct Claim<'a> {
     pub mac: Option<Mac>,
     /// The container's name.
     pub name: Option<&'a str>,
+    /// Further names of it.
+    pub aliases: &'a [String],
     /// The port that its pair will be.
     pub port: Option<&'a Port>,
 }
@@ -159,6 +161,7 @@ impl Store {
                 host_veth: host_veth.clone(),
                 mac,
                 name: claim.name.map(str::to_owned),
+                aliases: claim.aliases.to_vec(),
                 port: claim.port.cloned(),
             };
             let written = open.write(&allocation);

@@ -7,12 +7,13 @@
 //!                                   │
 //!                                   ├──► allocations ─► folder, ipam (pure)
 //!                                   ├──► port_filter ─► kernel
+//!                                   ├──► names ─► daemon
 //!                                   └──► result ─► stdout
 //! ```
 //!
 //! Synchronous throughout, without child processes and sleeps. It enters the container's
 //! namespace with the calling thread and returns; give it a thread of its own in a program
-//! that has several. It needs neither the daemon nor etcd, only `subnet.env` (ADD and STATUS)
+//! that has several. It needs neither the daemon nor etcd (where the daemon runs, it waits for the container's names), only `subnet.env` (ADD and STATUS)
 //! and its own allocation files.
 
 pub mod add;
@@ -31,6 +32,7 @@ pub mod ifname;
 pub mod ipam;
 mod json;
 pub mod links;
+mod names;
 pub mod naming;
 pub mod netavark;
 mod netavark_config;

@@ -213,7 +213,8 @@ fn wishes(input: &Map<String, Value>, container: &Map<String, Value>) -> Result<
     }
     let name = json::string(input, "container_name").map_err(undecodable)?.map(str::to_owned);
     let aliases = json::strings(container, "aliases").map_err(undecodable)?.unwrap_or_default();
-    wishes.name = name.into_iter().chain(aliases).find(|name| wishes::is_name(name));
+    wishes.aliases = aliases.into_iter().filter(|alias| wishes::is_name(alias)).collect();
+    wishes.name = name.filter(|name| wishes::is_name(name)).or_else(|| wishes.aliases.first().cloned());
     Ok(wishes)
 }
 

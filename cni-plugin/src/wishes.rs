@@ -28,6 +28,8 @@ pub struct Wishes {
     pub dns: Option<Map<String, Value>>,
     /// The container's name.
     pub name: Option<String>,
+    /// Further names of it.
+    pub aliases: Vec<String>,
 }
 
 /// Longer than any name of Kubernetes' with its namespace.
@@ -68,7 +70,8 @@ impl Wishes {
             mac: mac(runtime, cni, args)?,
             gateways: gateways.collect::<Result<_, _>>()?,
             dns: dns(member(runtime, "dns")?).map_err(undecodable)?,
-            name: name(args, &labels(cni)?, aliases),
+            name: name(args, &labels(cni)?, &aliases),
+            aliases: aliases.into_iter().filter(|alias| is_name(alias)).collect(),
         })
     }
 }
@@ -151,7 +154,7 @@ fn labels(cni: &Map<String, Value>) -> Result<Vec<(&str, &str)>, Error> {
 }
 
 /// The first name that somebody gave. It is for people only, so one that is no name is none.
-fn name(args: Args<'_>, labels: &[(&str, &str)], aliases: Vec<String>) -> Option<String> {
+fn name(args: Args<'_>, labels: &[(&str, &str)], aliases: &[String]) -> Option<String> {
     let label = |key: &str| labels.iter().find(|(k, v)| *k == key && !v.is_empty()).map(|(_, v)| *v);
     let within = |outer: Option<&str>, name: &str| match outer {
         Some(outer) => format!("{outer}/{name}"),
@@ -163,7 +166,7 @@ fn name(args: Args<'_>, labels: &[(&str, &str)], aliases: Vec<String>) -> Option
     let pod = || Some(within(label("io.kubernetes.pod.namespace"), label("io.kubernetes.pod.name")?));
     let plain = || label("name").map(str::to_owned);
     let name = kubernetes().or_else(nomad).or_else(nerdctl).or_else(pod).or_else(plain);
-    let name = name.or_else(|| aliases.into_iter().next());
+    let name = name.or_else(|| aliases.first().cloned());
     name.filter(|n| is_name(n))
 }
 

@@ -16,11 +16,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock;
+use crate::dns;
 use crate::docker_user;
 use crate::endpoints;
 use crate::flanneld;
 use crate::kernel;
 use crate::lease::{LeaseState, OwnLease};
+use crate::names;
 use crate::network_config::ConfigNews;
 use crate::reconcile::{HostFacts, Report};
 use crate::store::View;
@@ -46,6 +48,10 @@ pub struct Sources {
     pub facts: watch::Receiver<Option<HostFacts>>,
     /// How our rules in Docker's chain stand.
     pub docker_user: watch::Receiver<docker_user::Standing>,
+    /// Names.
+    pub names: names::Answers,
+    /// Where they are served.
+    pub listening: watch::Receiver<dns::Listening>,
     /// Where the reconciler is asked.
     pub questions: mpsc::Sender<oneshot::Sender<Report>>,
     /// When other people's rules were judged last, and how.
@@ -356,6 +362,8 @@ async fn answer(stream: UnixStream, sources: &Sources) -> anyhow::Result<()> {
     let text = match serde_json::from_str::<Request>(&line) {
         Ok(Request::Status) => serde_json::to_string(&sources.status().await)?,
         Ok(Request::Endpoints) => serde_json::to_string(&sources.endpoints().await?)?,
+        Ok(Request::AwaitNames { endpoint }) => serde_json::to_string(&sources.names.named(&endpoint).await)?,
+        Ok(Request::Names) => serde_json::to_string(&sources.names.names())?,
         Err(error) => serde_json::json!({ "error": format!("not a request: {error}") }).to_string(),
     };
     write.write_all(text.as_bytes()).await?;

@@ -163,6 +163,7 @@ fn put(root: &Path, entry: &Entry) {
                 netns: attachment.netns,
                 mac: naming::mac_of(address(*a)),
                 name: None,
+                aliases: Vec::new(),
                 port: None,
             };
             create(&path, allocation.to_json().as_bytes())

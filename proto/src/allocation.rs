@@ -26,6 +26,9 @@ pub struct Allocation {
     /// The container's name, where the runtime told it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Further names of it, which it may share with others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// The port that the host's end is; absent in files of the first release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<Port>,

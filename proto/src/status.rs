@@ -16,6 +16,58 @@ pub enum Request {
     Status,
     /// Answered with [`Endpoints`].
     Endpoints,
+    /// Answered with [`Named`] as soon as the names of this endpoint are served and in etcd.
+    AwaitNames {
+        /// The endpoint's id: of a container that the plugin has connected the host's end of its pair.
+        endpoint: String,
+    },
+    /// Answered with [`Names`].
+    Names,
+}
+
+/// What became of an endpoint's names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Named {
+    /// In full; none where it has no name, or the daemon serves none.
+    pub names: Vec<String>,
+    /// Why they are not what they should be.
+    pub problem: Option<String>,
+    /// Whether every host can see them; else this one alone does until etcd is back.
+    pub published: bool,
+}
+
+/// The names of the overlay. `loden names --json` prints it as it is here.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Names {
+    /// The zone; empty where none is served.
+    pub zone: String,
+    /// In order of the names.
+    pub names: Vec<NameStatus>,
+    /// What is wrong with names, worst first.
+    pub problems: Vec<String>,
+}
+
+/// One name and who has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameStatus {
+    /// In full.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The host of its endpoint.
+    pub host: String,
+    /// That host's subnet.
+    pub subnet: Subnet,
+    /// The endpoint's id on that host.
+    pub endpoint: String,
+    /// `cni`, `docker` or `manual`.
+    pub source: String,
+    /// `owner`, `member` of a group, `withdrawn` (a newer endpoint has it) or `local` (not in etcd yet).
+    pub state: String,
+    /// Since when, in seconds since 1970.
+    pub since_unix_seconds: u64,
 }
 
 /// The endpoint table. `loden endpoints --json` prints it as it is here.

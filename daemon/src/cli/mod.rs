@@ -12,6 +12,7 @@ mod docker_opts;
 mod endpoints;
 mod judge_rules;
 mod lease;
+mod names;
 mod output;
 mod question;
 mod settings;
@@ -45,6 +46,8 @@ enum Command {
     Status(status::StatusArgs),
     /// List this host's containers with their addresses
     Endpoints(endpoints::EndpointsArgs),
+    /// List the names of containers, on all hosts
+    Names(names::NamesArgs),
     /// Read and write the network config in etcd
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -112,6 +115,7 @@ async fn run(command: Command, sources: &settings::Sources) -> anyhow::Result<()
         Command::Daemon(args) => daemon::run(*args, sources).await,
         Command::Status(args) => status::run(args).await,
         Command::Endpoints(args) => endpoints::run(args),
+        Command::Names(args) => names::run(args),
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
         Command::Attach(args) => attach::run(args).await,

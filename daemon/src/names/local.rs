@@ -1,0 +1,47 @@
+//! The endpoints of this host, as those tell who know them: the plugin's allocation files.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use loden_core::names::Given;
+use loden_proto::dns_name::DnsName;
+use loden_proto::name_record::{NameRecord, NameSource};
+
+use crate::endpoints::Found;
+
+/// An endpoint with its names, before anybody has said since when it has them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Local {
+    /// With the time at which the endpoint came, in [`NameRecord::since`].
+    pub record: NameRecord,
+    /// What can be no name of it.
+    pub problems: Vec<String>,
+}
+
+/// The endpoints of allocation files. The host's end of the pair tells them apart: it has a name that no
+/// other has, on this host.
+pub(super) fn of_allocations(found: &[Found], zone: &DnsName) -> BTreeMap<Arc<str>, Local> {
+    let mut all: BTreeMap<Arc<str>, Local> = BTreeMap::new();
+    for Found { allocation, since, .. } in found {
+        if let Some(known) = all.get_mut(allocation.host_veth.as_str()) {
+            known.record.addresses.push(allocation.address);
+            continue;
+        }
+        // Podman's short id among its aliases is no name that anybody looks for.
+        let id = |alias: &&str| !allocation.container_id.starts_with(*alias);
+        let aliases = allocation.aliases.iter().map(String::as_str).filter(id);
+        let Given { names, groups, problems } = Given::new(allocation.name.as_deref(), aliases, zone);
+        let addresses = vec![allocation.address];
+        let since = since.map_or(0, milliseconds);
+        let record =
+            NameRecord { names, groups, addresses, ports: Vec::new(), since, source: NameSource::Cni };
+        all.insert(allocation.host_veth.as_str().into(), Local { record, problems });
+    }
+    all
+}
+
+/// Since 1970.
+pub(super) fn milliseconds(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64)
+}

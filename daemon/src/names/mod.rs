@@ -1,0 +1,14 @@
+//! The names of this host's endpoints: gathered from those who know them, brought to etcd under our lease,
+//! and served with everybody else's.
+//!
+//! - `task`: keeps etcd and the zone as the endpoints are
+//! - `local`: what this host says of its own endpoints
+//! - `answers`: what is told about names on the local socket
+
+mod answers;
+mod local;
+mod task;
+
+pub use answers::Answers;
+pub use local::Local;
+pub use task::{Names, Standing};
