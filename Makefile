@@ -20,7 +20,7 @@ PERF_PACKAGES := valgrind
 FUZZ_PACKAGES := gcc g++ libc6-dev
 TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace \
 	conntrack openssl procps util-linux kmod ethtool iptables libdevmapper1.02.1 \
-	containernetworking-plugins dbus firewalld ufw network-manager
+	containernetworking-plugins dbus firewalld ufw network-manager bind9-dnsutils dnsmasq-base
 # A namespace and an etcd are all that a simulated fleet needs.
 SIM_PACKAGES := etcd-server etcd-client iproute2
 # Unpacked for the lab, not installed.

@@ -58,8 +58,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let bridge = bridge::ensure(&mut host, plan, |subnet| store.uses(subnet))?;
 
     let Wishes { addresses: wanted, mac, name, aliases, .. } = &request.wishes;
-    let claim =
-        Claim { pools: &pools, wanted, mac: *mac, name: name.as_deref(), aliases, port: Some(&port) };
+    let claim = Claim { pools: &pools, wanted, mac: *mac, name: name.as_deref(), aliases, port: Some(&port) };
     let claimed = store.claim(who, claim)?;
     let host_end = naming::host_end(who);
     let addresses = addresses(&claimed.allocations, &env);

@@ -232,7 +232,8 @@ fn two_networks_of_one_folder_never_give_the_same_address() {
     other.host_local = f.root.path().join("host-local");
     assert_eq!(f.claim("a", SMALL).expect("free"), ["10.5.7.2"]);
     let subnet: Subnet = SMALL.parse().expect("subnet");
-    let claim = Claim { pools: &[Pool::new(subnet)], wanted: &[], mac: None, name: None, aliases: &[], port: None };
+    let claim =
+        Claim { pools: &[Pool::new(subnet)], wanted: &[], mac: None, name: None, aliases: &[], port: None };
     let theirs = other.claim(&who("b"), claim).expect("free").allocations;
     assert_eq!(theirs[0].address.to_string(), "10.5.7.3");
     assert_eq!(f.claim("c", SMALL).expect("free"), ["10.5.7.4"]);
@@ -286,7 +287,8 @@ fn ask(f: &Fixture, id: &str, wanted: &str, mac: Option<&str>) -> Result<Vec<All
     let pools = [Pool::new("10.5.7.0/24".parse().expect("subnet"))];
     let wanted: Vec<IpAddr> = wanted.split_whitespace().map(|a| a.parse().expect("address")).collect();
     let mac = mac.map(|m| m.parse().expect("MAC"));
-    let claim = Claim { pools: &pools, wanted: &wanted, mac, name: Some("shop/web"), aliases: &[], port: None };
+    let claim =
+        Claim { pools: &pools, wanted: &wanted, mac, name: Some("shop/web"), aliases: &[], port: None };
     Ok(f.store.claim(&who(id), claim)?.allocations)
 }
 

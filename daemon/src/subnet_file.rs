@@ -81,9 +81,7 @@ pub fn former(path: &Path) -> Vec<LeaseKey> {
     let read = |path: PathBuf| {
         let text = std::fs::read_to_string(&path).ok()?;
         match SubnetEnv::parse(&text) {
-            Ok(env) => {
-                LeaseKey::new(env.subnet(Family::V4), env.subnet(Family::V6))
-            }
+            Ok(env) => LeaseKey::new(env.subnet(Family::V4), env.subnet(Family::V6)),
             Err(error) => {
                 tracing::warn!("ignored {}: it {error}", path.display());
                 None

@@ -210,8 +210,14 @@ impl NetworkConfig {
         let backend = parse_backend(backend, &mut notes)?;
         let dns = parse_dns(take(&mut object, "DNS"), &mut notes)?;
         let pools = || v4.iter().chain(&v6);
-        if let Some(inside) = dns.iter().flat_map(|d| &d.addresses).find(|a| pools().any(|p| p.network.contains(**a))) {
-            return Err(bad("DNS.Address", inside, "outside of the network: containers have the addresses there"));
+        if let Some(inside) =
+            dns.iter().flat_map(|d| &d.addresses).find(|a| pools().any(|p| p.network.contains(**a)))
+        {
+            return Err(bad(
+                "DNS.Address",
+                inside,
+                "outside of the network: containers have the addresses there",
+            ));
         }
         for key in object.keys() {
             let reason =
@@ -482,7 +488,11 @@ fn parse_dns(value: Option<Value>, notes: &mut Vec<String>) -> Result<Option<Dns
         Some(Value::Bool(false)) => return Ok(None),
         Some(Value::Object(object)) => object,
         Some(other) => {
-            return Err(bad("DNS", &shown(&other), "false, or an object such as {\"Zone\":\"loden.internal\"}"));
+            return Err(bad(
+                "DNS",
+                &shown(&other),
+                "false, or an object such as {\"Zone\":\"loden.internal\"}",
+            ));
         }
     };
     contradictions(&object)?;
@@ -508,12 +518,15 @@ fn parse_dns(value: Option<Value>, notes: &mut Vec<String>) -> Result<Option<Dns
             Value::Array(list) => list.iter().map(Value::as_str).collect(),
             other => vec![other.as_str()],
         };
-        let expected = "an address that every host can have, such as 169.254.53.53, or a list with one of each family";
+        let expected =
+            "an address that every host can have, such as 169.254.53.53, or a list with one of each family";
         let addresses: Option<Vec<IpAddr>> = texts.into_iter().map(|t| t?.parse().ok()).collect();
         let usable = |a: &IpAddr| !(a.is_unspecified() || a.is_multicast() || a.is_loopback());
         dns.addresses = addresses
             .filter(|all| all.iter().all(usable))
-            .filter(|all| Family::ALL.iter().all(|f| all.iter().filter(|a| Family::of(**a) == *f).count() <= 1))
+            .filter(|all| {
+                Family::ALL.iter().all(|f| all.iter().filter(|a| Family::of(**a) == *f).count() <= 1)
+            })
             .ok_or_else(|| bad("DNS.Address", &shown(&value), expected))?;
     }
     if let Some(value) = take(&mut object, "Outside") {

@@ -149,8 +149,22 @@ impl SubnetEnv {
         }
         match (mtu, masquerade) {
             (Some(mtu), Some(masquerade)) if missing.is_empty() => {
-                let dns = dns_zone.zip(socket).map(|(zone, socket)| DnsEnv { addresses: dns_addresses, zone, socket });
-                Ok(Self { networks, subnets, mtu, masquerade, lease, bridge, docker_ranges, port_filter, dns })
+                let dns = dns_zone.zip(socket).map(|(zone, socket)| DnsEnv {
+                    addresses: dns_addresses,
+                    zone,
+                    socket,
+                });
+                Ok(Self {
+                    networks,
+                    subnets,
+                    mtu,
+                    masquerade,
+                    lease,
+                    bridge,
+                    docker_ranges,
+                    port_filter,
+                    dns,
+                })
             }
             _ => Err(SubnetEnvError::Missing(missing)),
         }

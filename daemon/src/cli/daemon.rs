@@ -221,7 +221,13 @@ struct DnsArgs {
     /// Where to answer DNS requests, comma-separated: gateway (of this host's containers), shared (the address
     /// that every host has, DNS.Address of the network config), underlay (for clients outside of the overlay,
     /// who are told the hosts' addresses), none
-    #[arg(long, value_enum, value_name = "WHERE", value_delimiter = ',', default_value = "gateway,shared,underlay")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHERE",
+        value_delimiter = ',',
+        default_value = "gateway,shared,underlay"
+    )]
     dns_listen: Vec<DnsListen>,
 }
 

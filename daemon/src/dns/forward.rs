@@ -42,7 +42,11 @@ const ID: usize = 2;
 impl Forwarder {
     /// Forwards to the host's servers.
     pub(super) fn new(upstreams: Upstreams) -> Self {
-        Self { upstreams: RefCell::new(upstreams), under_way: Default::default(), clients: Default::default() }
+        Self {
+            upstreams: RefCell::new(upstreams),
+            under_way: Default::default(),
+            clients: Default::default(),
+        }
     }
 
     /// The answer of another server; `None` if there is none in time, or too many are asked for. `avoid`

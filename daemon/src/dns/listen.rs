@@ -207,9 +207,7 @@ async fn serve_connection(mut stream: TcpStream, client: IpAddr, shared: &Shared
         };
         let Some(answer) = answer else { return Ok(()) };
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?.to_be_bytes();
-        let sent = timeout(IDLE, async {
-            stream.write_all(&[&length[..], &answer].concat()).await
-        });
+        let sent = timeout(IDLE, async { stream.write_all(&[&length[..], &answer].concat()).await });
         match sent.await {
             Ok(sent) => sent?,
             // A client that does not read.

@@ -41,7 +41,13 @@ const RETRY: i32 = 10;
 const EXPIRE: i32 = 86_400;
 
 /// The reply to a request of a client. `turn` says which member of a group comes first.
-pub fn reply(zone: Option<&Zone>, request: &[u8], client: IpAddr, transport: Transport, turn: usize) -> Reply {
+pub fn reply(
+    zone: Option<&Zone>,
+    request: &[u8],
+    client: IpAddr,
+    transport: Transport,
+    turn: usize,
+) -> Reply {
     // An answer to an answer would come back for ever.
     if request.len() < HEADER || request[2] & ANSWER_BIT != 0 {
         return Reply::Silence;

@@ -85,14 +85,18 @@ impl Server {
                 match listen::open(address) {
                     Ok(sockets) => {
                         tracing::info!(%address, "serving DNS");
-                        open.insert(address, tokio::task::spawn_local(listen::serve(sockets, shared.clone())));
+                        open.insert(
+                            address,
+                            tokio::task::spawn_local(listen::serve(sockets, shared.clone())),
+                        );
                     }
                     Err(error) => _ = problems.insert(address, error.to_string()),
                 }
             }
             let now = Listening { addresses: open.keys().copied().collect(), problems };
             self.listening.send_if_modified(|told| {
-                for (address, problem) in now.problems.iter().filter(|(a, p)| told.problems.get(a) != Some(p)) {
+                for (address, problem) in now.problems.iter().filter(|(a, p)| told.problems.get(a) != Some(p))
+                {
                     tracing::warn!("no DNS on {address}: {problem}");
                 }
                 std::mem::replace(told, now.clone()) != now

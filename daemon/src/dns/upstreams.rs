@@ -80,7 +80,11 @@ mod tests {
         assert_eq!(upstreams.servers(), ["192.0.2.1:53".parse().expect("address")]);
         std::fs::write(&paths[1], "nameserver 192.0.2.2\n").expect("write");
         let later = SystemTime::now() + std::time::Duration::from_secs(5);
-        std::fs::File::options().write(true).open(&paths[1]).and_then(|f| f.set_modified(later)).expect("touch");
+        std::fs::File::options()
+            .write(true)
+            .open(&paths[1])
+            .and_then(|f| f.set_modified(later))
+            .expect("touch");
         assert_eq!(upstreams.servers(), ["192.0.2.2:53".parse().expect("address")]);
     }
 }

@@ -36,7 +36,9 @@ impl Answers {
         let now = self.standing.borrow().clone();
         let Some((record, published)) = now.endpoints.get(endpoint) else {
             return Named {
-                problem: Some(format!("the daemon knows no endpoint {endpoint}; is its allocation file gone?")),
+                problem: Some(format!(
+                    "the daemon knows no endpoint {endpoint}; is its allocation file gone?"
+                )),
                 ..Named::default()
             };
         };
@@ -63,7 +65,8 @@ impl Answers {
         let mut names = Vec::new();
         for (key, record) in zone.records() {
             let own = standing.lease == Some(key.lease);
-            let published = !own || standing.endpoints.get(&key.endpoint).is_none_or(|(_, published)| *published);
+            let published =
+                !own || standing.endpoints.get(&key.endpoint).is_none_or(|(_, published)| *published);
             let owned: BTreeSet<_> = record.names.iter().collect();
             for name in record.names.iter().chain(&record.groups) {
                 let state = match () {

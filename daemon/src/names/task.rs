@@ -169,7 +169,11 @@ impl Names {
         let gateways = || lease.key.iter().flat_map(LeaseKey::subnets).map(|s| s.gateway());
         let settings = Settings {
             networks: config.pools().map(|pool| pool.network).collect(),
-            own_addresses: endpoints.clone().flat_map(|e| [e.local, e.public]).chain(dns.addresses.clone()).collect(),
+            own_addresses: endpoints
+                .clone()
+                .flat_map(|e| [e.local, e.public])
+                .chain(dns.addresses.clone())
+                .collect(),
             public_addresses: endpoints.clone().map(|e| e.public).collect(),
             dns,
         };
@@ -191,9 +195,8 @@ impl Names {
             return (None, Vec::new());
         };
         // Others' first, so that who is new here knows whom it follows.
-        let mine = names.of(key).filter_map(|(key, entry)| {
-            Some((key.endpoint.clone(), entry.record.clone().ok()?))
-        });
+        let mine =
+            names.of(key).filter_map(|(key, entry)| Some((key.endpoint.clone(), entry.record.clone().ok()?)));
         let written: BTreeMap<Arc<str>, NameRecord> = mine.collect();
         zone.set_names(names.with_own(key, written.clone()));
         let found = endpoints::all(&self.folder);

@@ -65,6 +65,10 @@ mod tests {
         assert_eq!(texts(&given.names), ["web.shop", "my_app"]);
         assert_eq!(texts(&given.groups), ["all"]);
         assert_eq!(given.problems.len(), 2, "{:?}", given.problems);
-        assert!(given.problems[1].contains("below host.loden.internal are the hosts"), "{:?}", given.problems);
+        assert!(
+            given.problems[1].contains("below host.loden.internal are the hosts"),
+            "{:?}",
+            given.problems
+        );
     }
 }

@@ -34,9 +34,9 @@ pub fn publication(
     own: &BTreeMap<Arc<str>, NameRecord>,
 ) -> Vec<Write> {
     let stands = |endpoint: &Arc<str>, record: &NameRecord| {
-        table.get(&NameKey { lease, endpoint: endpoint.clone() }).is_some_and(|entry| {
-            entry.etcd_lease == etcd_lease && entry.record.as_ref() == Ok(record)
-        })
+        table
+            .get(&NameKey { lease, endpoint: endpoint.clone() })
+            .is_some_and(|entry| entry.etcd_lease == etcd_lease && entry.record.as_ref() == Ok(record))
     };
     let speaks = |record: &NameRecord| !(record.names.is_empty() && record.groups.is_empty());
     let puts = own.iter().filter(|(endpoint, record)| speaks(record) && !stands(endpoint, record));
@@ -70,7 +70,10 @@ mod tests {
         let (ours, other) = (lease("10.5.7.0-24"), lease("10.5.8.0-24"));
         let mut table = NameTable::default();
         let mut stands = |lease, endpoint: &str, record: NameRecord, etcd_lease| {
-            table.put(NameKey { lease, endpoint: endpoint.into() }, NameEntry { record: Ok(record), etcd_lease });
+            table.put(
+                NameKey { lease, endpoint: endpoint.into() },
+                NameEntry { record: Ok(record), etcd_lease },
+            );
         };
         stands(ours, "same", record("a"), 7);
         stands(ours, "changed", record("b"), 7);
@@ -87,6 +90,9 @@ mod tests {
                 Write::Delete(endpoint) => format!("delete {endpoint}"),
             })
             .collect();
-        assert_eq!(writes, ["put changed b2", "put new n", "put old-lease c", "delete gone", "delete withdrawn"]);
+        assert_eq!(
+            writes,
+            ["put changed b2", "put new n", "put old-lease c", "delete gone", "delete withdrawn"]
+        );
     }
 }

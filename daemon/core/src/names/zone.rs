@@ -400,7 +400,9 @@ impl Zone {
     /// `_tcp.NAME`, `_9866._tcp.NAME`.
     fn service(&self, view: View, labels: &[&str], kind: Kind) -> Option<(Vec<Record>, Vec<Record>)> {
         let protocol = |label: &str| {
-            [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| label.strip_prefix('_') == Some(p.name()))
+            [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+                .into_iter()
+                .find(|p| label.strip_prefix('_') == Some(p.name()))
         };
         let (port, protocol, rest) = match labels {
             [port, label, rest @ ..] if protocol(label).is_some() => {
@@ -525,14 +527,15 @@ impl Zone {
 
     /// The full name of an address: a container's first name, or that of a part of a host.
     pub fn name_of(&self, address: IpAddr) -> Option<DnsName> {
-        let host = |key: &LeaseKey, part: &str| Some(self.full(&format!("{part}{}.{HOSTS}", self.label_of(key)?)));
+        let host =
+            |key: &LeaseKey, part: &str| Some(self.full(&format!("{part}{}.{HOSTS}", self.label_of(key)?)));
         if !self.in_networks(address) {
             return host(&self.lease_of_public(address)?, "");
         }
         if let Some(keys) = self.addresses.get(&address) {
-            let entries = self.entries(keys).filter(|(key, record)| {
-                self.sound_addresses(key, record).any(|a| a == address)
-            });
+            let entries = self
+                .entries(keys)
+                .filter(|(key, record)| self.sound_addresses(key, record).any(|a| a == address));
             if let Some((key, record)) = entries.max_by_key(|(key, record)| (record.since, *key)) {
                 // A name that a newer container has taken is not this one's any more.
                 let own = |name: &&DnsName| self.owner(name).is_some_and(|(owner, _)| owner == key);
