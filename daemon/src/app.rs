@@ -23,6 +23,7 @@
 //! The first task that ends brings the process down: systemd restarts it, and the data plane stays
 //! as it is meanwhile.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +69,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// `subnet.env`
     pub subnet_file: PathBuf,
+    /// Who is asked for names that are not ours.
+    pub dns_upstreams: Vec<IpAddr>,
     /// Who may ask on the socket.
     pub socket_group: Option<String>,
 }
@@ -168,7 +171,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         wanted: dns_wanted_sender,
         standing: names_sender,
     };
-    dns::Server { zone: zone.clone(), wanted: dns_wanted, listening: listening_sender }.start()?;
+    let upstreams = options.dns_upstreams.clone();
+    dns::Server { zone: zone.clone(), upstreams, wanted: dns_wanted, listening: listening_sender }.start()?;
     let sources = Sources {
         network: options.settings.options.network.clone(),
         etcd: (options.etcd.endpoints.clone(), options.etcd.prefix.clone()),

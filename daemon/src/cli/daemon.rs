@@ -229,6 +229,9 @@ struct DnsArgs {
         default_value = "gateway,shared,underlay"
     )]
     dns_listen: Vec<DnsListen>,
+    /// Servers for all other names, comma-separated [default: those of /etc/resolv.conf]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    dns_upstream: Vec<IpAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -291,6 +294,7 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
         run_dir: args.place.run_dir(),
         state_dir: args.place.state_dir(),
         subnet_file: args.place.subnet_file(),
+        dns_upstreams: args.dns.dns_upstream,
         socket_group: Some(args.socket_group).filter(|g| !g.is_empty()),
         settings: Settings {
             options: options::Options {

@@ -193,3 +193,161 @@ fn full(name: &DnsName) -> Option<Name> {
     name.set_fqdn(true);
     Some(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use loden_core::names::{NameEntry, NameKey, NameTable, Settings};
+    use loden_proto::config::Dns;
+    use loden_proto::lease::LeaseKey;
+    use loden_proto::name_record::NameRecord;
+
+    use super::*;
+
+    const CONTAINER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 5, 7, 9));
+
+    /// One container, dn1, and a group of a hundred.
+    fn zone() -> Zone {
+        let mut zone = Zone::new(Settings {
+            dns: Dns::default(),
+            networks: vec!["10.5.0.0/16".parse().expect("network")],
+            own_addresses: Default::default(),
+            public_addresses: Vec::new(),
+        });
+        let mut names = NameTable::default();
+        for number in 1..=100u8 {
+            let record = NameRecord {
+                names: vec![format!("dn{number}").parse().expect("name")],
+                groups: vec!["all".parse().expect("name")],
+                addresses: vec![IpAddr::from([10, 5, 7, 8 + number])],
+                ports: Vec::new(),
+                since: 1,
+                source: Default::default(),
+            };
+            let lease = LeaseKey::parse("10.5.7.0-24").expect("key");
+            let key = NameKey { lease, endpoint: Arc::from(format!("c{number}")) };
+            names.put(key, NameEntry { record: Ok(record), etcd_lease: 1 });
+        }
+        zone.set_names(names);
+        zone
+    }
+
+    fn question(name: &str, kind: RecordType) -> Message {
+        let mut message = Message::new(4711, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.add_query(Query::query(Name::from_ascii(name).expect(name), kind));
+        message
+    }
+
+    fn answer_by(message: &Message, transport: Transport) -> Message {
+        let request = message.to_vec().expect("a request");
+        match reply(Some(&zone()), &request, CONTAINER, transport, 0) {
+            Reply::Send(bytes) => Message::from_vec(&bytes).expect("an answer"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn answer(message: &Message) -> Message {
+        answer_by(message, Transport::Udp)
+    }
+
+    #[test]
+    fn an_answer_repeats_the_question_as_it_was_written() {
+        let answer = answer(&question("DN1.Loden.Internal.", RecordType::A));
+        assert_eq!((answer.metadata.id, answer.metadata.response_code), (4711, ResponseCode::NoError));
+        assert!(answer.metadata.authoritative && answer.metadata.recursion_available);
+        assert_eq!(answer.queries[0].name.to_ascii(), "DN1.Loden.Internal.");
+        assert_eq!(answer.answers[0].name.to_ascii(), "DN1.Loden.Internal.");
+        assert_eq!((answer.answers[0].ttl, answer.answers.len()), (5, 1));
+    }
+
+    #[test]
+    fn a_negative_answer_says_how_long_it_may_be_remembered() {
+        for (name, kind, code) in [
+            ("nobody.loden.internal.", RecordType::A, ResponseCode::NXDomain),
+            ("dn1.loden.internal.", RecordType::TXT, ResponseCode::NoError),
+            ("200.7.5.10.in-addr.arpa.", RecordType::PTR, ResponseCode::NXDomain),
+        ] {
+            let answer = answer(&question(name, kind));
+            assert_eq!((answer.metadata.response_code, answer.answers.len()), (code, 0), "{name}");
+            let soa = answer.authorities.first().expect("a start of authority");
+            assert_eq!((soa.record_type(), soa.ttl), (RecordType::SOA, 2), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_large_answer_is_cut_for_datagrams_and_whole_for_connections() {
+        let mut message = question("all.loden.internal.", RecordType::A);
+        let cut = answer(&message);
+        assert!(cut.metadata.truncation && cut.answers.is_empty());
+        assert!(cut.to_vec().expect("bytes").len() <= 512);
+        let whole = answer_by(&message, Transport::Tcp);
+        assert_eq!((whole.metadata.truncation, whole.answers.len()), (false, 100));
+        let mut edns = Edns::new();
+        edns.set_max_payload(4096);
+        message.set_edns(edns);
+        // 100 addresses need some 1,650 bytes: more than crosses every network unfragmented.
+        let cut = answer(&message);
+        assert!(cut.metadata.truncation && cut.edns.is_some_and(|e| e.max_payload() == MAX_DATAGRAM));
+    }
+
+    #[test]
+    fn what_is_no_plain_question_is_refused_by_its_kind() {
+        let mut status = question("dn1.loden.internal.", RecordType::A);
+        status.metadata.op_code = OpCode::Status;
+        let mut chaos = question("version.bind.", RecordType::TXT);
+        chaos.queries[0].query_class = DNSClass::CH;
+        let mut two = question("dn1.loden.internal.", RecordType::A);
+        two.add_query(Query::query(Name::root(), RecordType::A));
+        let mut version = question("dn1.loden.internal.", RecordType::A);
+        let mut edns = Edns::new();
+        edns.set_version(1);
+        version.set_edns(edns);
+        let mut for_a_server = question("example.com.", RecordType::A);
+        for_a_server.metadata.recursion_desired = false;
+        for (message, code) in [
+            (status, ResponseCode::NotImp),
+            (chaos, ResponseCode::Refused),
+            (two, ResponseCode::FormErr),
+            (version, ResponseCode::BADVERS),
+            (question("loden.internal.", RecordType::AXFR), ResponseCode::Refused),
+            (question("dn1.loden.internal.", RecordType::ANY), ResponseCode::Refused),
+            (for_a_server, ResponseCode::Refused),
+        ] {
+            // Two words share the number 16 (RFC 6895 §2.3).
+            assert_eq!(u16::from(answer(&message).metadata.response_code), u16::from(code), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn answers_and_rubbish_are_not_answered_for_ever() {
+        let silent =
+            |request: &[u8]| reply(Some(&zone()), request, CONTAINER, Transport::Udp, 0) == Reply::Silence;
+        let mut answer = question("dn1.loden.internal.", RecordType::A);
+        answer.metadata.message_type = MessageType::Response;
+        assert!(silent(&answer.to_vec().expect("bytes")));
+        assert!(silent(&[]) && silent(&[0; 11]));
+        // A head that promises a question, and none.
+        let Reply::Send(bytes) =
+            reply(Some(&zone()), &[7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], CONTAINER, Transport::Udp, 0)
+        else {
+            panic!("it has an id to answer to")
+        };
+        let message = Message::from_vec(&bytes).expect("an answer");
+        assert_eq!((message.metadata.id, message.metadata.response_code), (0x0707, ResponseCode::FormErr));
+    }
+
+    #[test]
+    fn what_is_not_ours_is_forwarded_for_members_alone() {
+        let request = question("example.com.", RecordType::A).to_vec().expect("bytes");
+        assert_eq!(reply(Some(&zone()), &request, CONTAINER, Transport::Udp, 0), Reply::Forward);
+        let stranger = "198.51.100.1".parse().expect("ip");
+        let Reply::Send(bytes) = reply(Some(&zone()), &request, stranger, Transport::Udp, 0) else {
+            panic!("a stranger is told so")
+        };
+        let message = Message::from_vec(&bytes).expect("an answer");
+        assert_eq!(message.metadata.response_code, ResponseCode::Refused);
+        assert!(!message.metadata.recursion_available);
+    }
+}

@@ -42,6 +42,8 @@ pub struct Listening {
 pub struct Server {
     /// What is answered from.
     pub zone: SharedZone,
+    /// Who is asked for all other names; the host's own servers if there is none.
+    pub upstreams: Vec<IpAddr>,
     /// Where to answer.
     pub wanted: watch::Receiver<Vec<IpAddr>>,
     /// Where it is told how things stand.
@@ -63,7 +65,7 @@ impl Server {
     async fn run(mut self) {
         let shared = Rc::new(listen::Shared {
             zone: self.zone.clone(),
-            forwarder: Forwarder::new(Upstreams::of_the_host()),
+            forwarder: Forwarder::new(Upstreams::chosen(&self.upstreams)),
             own: self.wanted.clone(),
             connections: Default::default(),
         });

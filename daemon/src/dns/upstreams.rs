@@ -28,11 +28,20 @@ impl Upstreams {
         Self { paths: vec![RESOLV_CONF.into(), BEHIND_RESOLVED.into()], read: None, servers: Vec::new() }
     }
 
+    /// These, whatever the host's resolver does; or the host's, if there is none of them.
+    pub(super) fn chosen(servers: &[IpAddr]) -> Self {
+        if servers.is_empty() {
+            return Self::of_the_host();
+        }
+        let servers = servers.iter().map(|server| SocketAddr::new(*server, PORT)).collect();
+        Self { paths: Vec::new(), read: None, servers }
+    }
+
     /// The servers now. An unreadable file has none.
     pub(super) fn servers(&mut self) -> &[SocketAddr] {
         let stamp = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
         let current = self.read.as_ref().is_some_and(|(path, at)| stamp(path) == Some(*at));
-        if !current {
+        if !current && !self.paths.is_empty() {
             self.servers.clear();
             self.read = None;
             for path in &self.paths {

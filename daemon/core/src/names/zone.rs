@@ -671,3 +671,7 @@ fn cut(network: &Subnet, address: IpAddr) -> Subnet {
     let length = network.length().div_ceil(step) * step;
     Subnet::containing(address, length).unwrap_or(*network)
 }
+
+#[cfg(test)]
+#[path = "zone_tests.rs"]
+mod tests;
