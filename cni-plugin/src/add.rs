@@ -57,8 +57,16 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let plan = Plan { name: &bridge_name, subnets: &env.subnets, networks: &env.networks, mtu: env.mtu };
     let bridge = bridge::ensure(&mut host, plan, |subnet| store.uses(subnet))?;
 
-    let Wishes { addresses: wanted, mac, name, aliases, .. } = &request.wishes;
-    let claim = Claim { pools: &pools, wanted, mac: *mac, name: name.as_deref(), aliases, port: Some(&port) };
+    let Wishes { addresses: wanted, mac, name, aliases, published, .. } = &request.wishes;
+    let claim = Claim {
+        pools: &pools,
+        wanted,
+        mac: *mac,
+        name: name.as_deref(),
+        aliases,
+        published,
+        port: Some(&port),
+    };
     let claimed = store.claim(who, claim)?;
     let host_end = naming::host_end(who);
     let addresses = addresses(&claimed.allocations, &env);

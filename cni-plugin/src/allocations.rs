@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use loden_proto::allocation::{Allocation, FREED_DIR, LOCK_FILE, Port};
+use loden_proto::name_record::PublishedPort;
 use loden_proto::{Family, Mac, Subnet};
 use rustix::fs::OFlags;
 
@@ -76,6 +77,8 @@ pub struct Claim<'a> {
     pub name: Option<&'a str>,
     /// Further names of it.
     pub aliases: &'a [String],
+    /// Its published ports.
+    pub published: &'a [PublishedPort],
     /// The port that its pair will be.
     pub port: Option<&'a Port>,
 }
@@ -162,6 +165,7 @@ impl Store {
                 mac,
                 name: claim.name.map(str::to_owned),
                 aliases: claim.aliases.to_vec(),
+                published: claim.published.to_vec(),
                 port: claim.port.cloned(),
             };
             let written = open.write(&allocation);

@@ -25,7 +25,15 @@ impl Fixture {
 
     fn claim(&self, id: &str, subnet: &str) -> Result<Vec<String>, Error> {
         let pools: Vec<Pool> = subnet.split(' ').map(|s| Pool::new(s.parse().expect("subnet"))).collect();
-        let claim = Claim { pools: &pools, wanted: &[], mac: None, name: None, aliases: &[], port: None };
+        let claim = Claim {
+            pools: &pools,
+            wanted: &[],
+            mac: None,
+            name: None,
+            aliases: &[],
+            published: &[],
+            port: None,
+        };
         let claimed = self.store.claim(&who(id), claim)?;
         Ok(claimed.allocations.iter().map(|a| a.address.to_string()).collect())
     }
@@ -232,8 +240,15 @@ fn two_networks_of_one_folder_never_give_the_same_address() {
     other.host_local = f.root.path().join("host-local");
     assert_eq!(f.claim("a", SMALL).expect("free"), ["10.5.7.2"]);
     let subnet: Subnet = SMALL.parse().expect("subnet");
-    let claim =
-        Claim { pools: &[Pool::new(subnet)], wanted: &[], mac: None, name: None, aliases: &[], port: None };
+    let claim = Claim {
+        pools: &[Pool::new(subnet)],
+        wanted: &[],
+        mac: None,
+        name: None,
+        aliases: &[],
+        published: &[],
+        port: None,
+    };
     let theirs = other.claim(&who("b"), claim).expect("free").allocations;
     assert_eq!(theirs[0].address.to_string(), "10.5.7.3");
     assert_eq!(f.claim("c", SMALL).expect("free"), ["10.5.7.4"]);
@@ -287,8 +302,15 @@ fn ask(f: &Fixture, id: &str, wanted: &str, mac: Option<&str>) -> Result<Vec<All
     let pools = [Pool::new("10.5.7.0/24".parse().expect("subnet"))];
     let wanted: Vec<IpAddr> = wanted.split_whitespace().map(|a| a.parse().expect("address")).collect();
     let mac = mac.map(|m| m.parse().expect("MAC"));
-    let claim =
-        Claim { pools: &pools, wanted: &wanted, mac, name: Some("shop/web"), aliases: &[], port: None };
+    let claim = Claim {
+        pools: &pools,
+        wanted: &wanted,
+        mac,
+        name: Some("shop/web"),
+        aliases: &[],
+        published: &[],
+        port: None,
+    };
     Ok(f.store.claim(&who(id), claim)?.allocations)
 }
 
@@ -344,7 +366,8 @@ fn a_requested_mac_belongs_to_one_container() {
 fn what_an_add_works_on_is_not_idle() {
     let f = Fixture::new();
     let pools = [Pool::new(SMALL.parse().expect("subnet"))];
-    let claim = Claim { pools: &pools, wanted: &[], mac: None, name: None, aliases: &[], port: None };
+    let claim =
+        Claim { pools: &pools, wanted: &[], mac: None, name: None, aliases: &[], published: &[], port: None };
     let working = f.store.claim(&who("a"), claim).expect("free");
     assert!(f.store.idle().expect("listed").0.is_empty());
     drop(working);

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use loden_proto::Mac;
+use loden_proto::name_record::{Protocol, PublishedPort};
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
@@ -30,6 +31,9 @@ pub struct Wishes {
     pub name: Option<String>,
     /// Further names of it.
     pub aliases: Vec<String>,
+    /// Its published ports (`portMappings`), for whoever asks for its services by DNS. Another plugin of
+    /// the chain forwards them, and judges what is malformed.
+    pub published: Vec<PublishedPort>,
 }
 
 /// Longer than any name of Kubernetes' with its namespace.
@@ -72,6 +76,7 @@ impl Wishes {
             dns: dns(member(runtime, "dns")?).map_err(undecodable)?,
             name: name(args, &labels(cni)?, &aliases),
             aliases: aliases.into_iter().filter(|alias| is_name(alias)).collect(),
+            published: published(runtime),
         })
     }
 }
@@ -136,6 +141,29 @@ fn dns(dns: &Map<String, Value>) -> Result<Option<Map<String, Value>>, String> {
         }
     }
     Ok(Some(out).filter(|out| !out.is_empty()))
+}
+
+/// `portMappings` (CONVENTIONS.md of CNI), those that outsiders can reach.
+pub(crate) fn published(runtime: &Map<String, Value>) -> Vec<PublishedPort> {
+    let number = |mapping: &Map<String, Value>, name| {
+        json::member(mapping, name)?.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0)
+    };
+    let one = |mapping: &Value| {
+        let mapping = mapping.as_object()?;
+        let text = |name| json::string(mapping, name).ok().flatten().unwrap_or_default();
+        let protocol = match text("protocol").to_ascii_lowercase().as_str() {
+            "" | "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
+            _ => return None,
+        };
+        let loopback = text("hostIP").parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let port = number(mapping, "containerPort")?;
+        let host_port = number(mapping, "hostPort")?;
+        (!loopback).then_some(PublishedPort { protocol, port, host_port })
+    };
+    let list = json::member(runtime, "portMappings").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(one).collect()
 }
 
 /// A list of names; Podman sends one per network.

@@ -166,6 +166,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         configs: configs.clone(),
         own: own.clone(),
         facts: facts.clone(),
+        hold: options.settings.hold,
         listen: options.settings.options.dns_listen.clone(),
         zone: zone.clone(),
         wanted: dns_wanted_sender,

@@ -106,6 +106,8 @@ impl Sources {
             endpoints: endpoints::count(&self.allocations),
             ..Status::default()
         };
+        let listening = self.listening.borrow().clone();
+        status.dns = self.names.summary(&listening.addresses);
         status.config = news.in_force.as_ref().map(|config| ConfigStatus {
             networks: config.pools().map(|p| p.network).collect(),
             backend: config.backend.name().into(),
@@ -156,6 +158,12 @@ impl Sources {
         status.problems.extend(endpoints.problems);
         status.repairs.extend(endpoints.repairs);
         status.notes = notes(&news, &report, &status);
+        for (address, problem) in &listening.problems {
+            let text = format!("names are not served on {address}: {problem}");
+            // Those outside can ask another host.
+            let outside = status.underlay.as_ref().is_some_and(|u| u.addresses.contains(address));
+            if outside { status.notes.push(text) } else { status.problems.push(text) }
+        }
         if let Some(surroundings) = report.surroundings {
             let found = foreign_rules(&surroundings, &self.judged).await;
             status.problems.extend(found.problems);

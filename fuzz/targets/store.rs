@@ -164,6 +164,7 @@ fn put(root: &Path, entry: &Entry) {
                 mac: naming::mac_of(address(*a)),
                 name: None,
                 aliases: Vec::new(),
+ published: Vec::new(),
                 port: None,
             };
             create(&path, allocation.to_json().as_bytes())

@@ -178,6 +178,22 @@ pub struct Status {
     pub rejected_vxlan: BTreeMap<IpAddr, u64>,
     /// Containers that hold an address of our subnet.
     pub endpoints: usize,
+    /// Names, where they are served.
+    pub dns: Option<DnsStatus>,
+}
+
+/// The DNS server.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DnsStatus {
+    /// Below which all names are.
+    pub zone: String,
+    /// Addresses on which it answers.
+    pub addresses: Vec<IpAddr>,
+    /// Endpoints with names, on all hosts.
+    pub endpoints: usize,
+    /// Those of this host that etcd does not have yet.
+    pub unpublished: usize,
 }
 
 /// The network config in force.

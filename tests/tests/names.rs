@@ -252,3 +252,35 @@ fn three_dozen_containers_at_once_find_each_other() {
     });
     assert_eq!(names(&cluster.hosts[0]).names.len(), 36);
 }
+
+#[test]
+fn an_etcd_that_lost_everything_costs_no_name() {
+    let cluster = Cluster::<4>::start("names-wiped", &Stack::Four.vxlan(), &[]);
+    let containers = cluster.hosts.each_ref().map(|host| container(host, &format!("on-{}", host.name())));
+    let a = &cluster.hosts[0];
+    let all = || {
+        for (host, container) in cluster.hosts.iter().zip(&containers) {
+            both_ways(&a.ns(), SHARED, &format!("on-{}", host.name()), container.address())?;
+        }
+        Ok::<(), String>(())
+    };
+    eventually(EVERYWHERE, "all are known", all);
+    // Three hosts hang, so that they do not come back at once; their leases go.
+    for daemon in &cluster.daemons[1..] {
+        daemon.freeze();
+    }
+    // Names and leases, all but the config.
+    cluster.etcd.ctl(&["del", "/coreos.com/network/l", "/coreos.com/network/t"]).expect_success();
+    // Longer than the moment that any name stays.
+    for _ in 0..12 {
+        all().unwrap_or_else(|e| panic!("{e}"));
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    for daemon in &cluster.daemons[1..] {
+        daemon.thaw();
+    }
+    eventually(SOON, "they are written again", || {
+        let keys = cluster.etcd.keys("/coreos.com/network/loden/names/");
+        if keys.len() == 4 { all() } else { Err(format!("{keys:?}")) }
+    });
+}

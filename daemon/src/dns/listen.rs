@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::forward::Forwarder;
 use super::message::{self, Reply, Transport};
+use super::turns::Turns;
 use super::{PORT, SharedZone};
 
 /// What all sockets share.
@@ -32,10 +33,13 @@ const MOST_OF_CLIENT: usize = 16;
 const MOST: usize = 256;
 /// How long a connection may be silent (RFC 7766 §6.2.3: a few seconds).
 const IDLE: Duration = Duration::from_secs(10);
-/// Datagrams taken from one socket before others have their turn.
-const AT_ONCE: usize = 64;
-/// What the kernel keeps for us while we are busy, in bytes: some 4,000 requests.
-const RECEIVE_BUFFER: usize = 2 << 20;
+/// Datagrams taken from one socket, and of these answered, before others have their turn. To take one costs a
+/// tenth of what an answer does, so that a flood fills its sender's queue and not the kernel's.
+const TAKEN_AT_ONCE: usize = 512;
+const ANSWERED_AT_ONCE: usize = 32;
+/// What the kernel keeps for us while others have the CPU, in bytes: some 5,000 requests. It is one queue for
+/// all clients, so what overflows it is anybody's.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Opens both sockets of an address, which need not be there yet.
 pub(super) fn open(address: IpAddr) -> anyhow::Result<(UdpSocket, TcpListener)> {
@@ -62,8 +66,10 @@ pub(super) fn open(address: IpAddr) -> anyhow::Result<(UdpSocket, TcpListener)> 
         _ => error.into(),
     };
     let datagrams = open(Type::DGRAM, Protocol::UDP)?;
-    // Less is granted where the host's limit is lower.
-    let _ = datagrams.set_recv_buffer_size(RECEIVE_BUFFER);
+    // Beyond the host's limit (net.core.rmem_max), as CAP_NET_ADMIN may; else as much as it grants.
+    if rustix::net::sockopt::set_socket_recv_buffer_size_force(&datagrams, RECEIVE_BUFFER).is_err() {
+        let _ = datagrams.set_recv_buffer_size(RECEIVE_BUFFER);
+    }
     datagrams.bind(&at.into()).map_err(explained)?;
     let connections = open(Type::STREAM, Protocol::TCP)?;
     // Connections of our former life may still be closing.
@@ -100,31 +106,34 @@ impl Shared {
 async fn serve_datagrams(socket: Rc<UdpSocket>, shared: Rc<Shared>) {
     // The largest request that makes sense, and a byte more to know a larger one by.
     let mut buffer = [0; 4097];
+    let mut turns = Turns::default();
     let mut turn = 0usize;
     loop {
-        if let Err(error) = socket.readable().await {
+        if turns.is_empty()
+            && let Err(error) = socket.readable().await
+        {
             tracing::warn!(%error, "cannot wait for DNS requests");
             return;
         }
-        for _ in 0..AT_ONCE {
-            let (length, client) = match socket.try_recv_from(&mut buffer) {
-                Ok(received) => received,
+        for _ in 0..TAKEN_AT_ONCE {
+            match socket.try_recv_from(&mut buffer) {
+                // An answer to port 0 reaches nobody; a cut request means nothing.
+                Ok((length, client)) if client.port() != 0 && length < buffer.len() => {
+                    turns.push(client.ip(), (buffer[..length].to_vec(), client));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // Such as an earlier client's "port unreachable".
-                Err(_) => continue,
-            };
-            // An answer to port 0 reaches nobody; a cut request means nothing.
-            if client.port() == 0 || length == buffer.len() {
-                continue;
+                Ok(_) | Err(_) => {}
             }
+        }
+        for (request, client) in std::iter::from_fn(|| turns.pop()).take(ANSWERED_AT_ONCE) {
             turn = turn.wrapping_add(1);
-            let request = &buffer[..length];
-            match shared.reply(request, client.ip(), Transport::Udp, turn) {
+            match shared.reply(&request, client.ip(), Transport::Udp, turn) {
                 // A full buffer or an unreachable client: it will ask again.
                 Reply::Send(answer) => _ = socket.try_send_to(&answer, client),
                 Reply::Silence => {}
                 Reply::Forward => {
-                    let (socket, shared, request) = (socket.clone(), shared.clone(), request.to_vec());
+                    let (socket, shared) = (socket.clone(), shared.clone());
                     tokio::task::spawn_local(async move {
                         if let Some(answer) = shared.forward(&request, client.ip(), Transport::Udp).await {
                             let _ = socket.send_to(&answer, client).await;

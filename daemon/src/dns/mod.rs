@@ -2,12 +2,13 @@
 //! thousand routes are programmed. It answers from the zone in memory and never asks etcd.
 //!
 //! - `message`: from a request's bytes to an answer's
-//! - `listen`: sockets, and how much of them one client can have
+//! - `listen`, `turns`: sockets, and how much of them one client can have
 //! - `forward`, `upstreams`: what is for other servers
 
 mod forward;
 mod listen;
 pub mod message;
+mod turns;
 mod upstreams;
 
 use std::collections::BTreeMap;

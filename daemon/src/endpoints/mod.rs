@@ -203,6 +203,7 @@ mod tests {
             mac: loden_proto::Mac([2, 0, 0, 0, 0, 1]),
             name: None,
             aliases: Vec::new(),
+            published: Vec::new(),
             port: None,
         };
         std::fs::write(dir.join(address), allocation.to_json()).expect("file");

@@ -1,11 +1,12 @@
 //! What is told about names on the local socket.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use loden_core::names::Zone;
-use loden_proto::status::{NameStatus, Named, Names};
+use loden_proto::status::{DnsStatus, NameStatus, Named, Names};
 use tokio::sync::watch;
 
 use super::Standing;
@@ -55,6 +56,19 @@ impl Answers {
             )),
         };
         Named { names: zone.as_ref().map(full).unwrap_or_default(), problem, published: *published }
+    }
+
+    /// How names stand, for `status`; `addresses`: where they are served.
+    pub fn summary(&self, addresses: &[IpAddr]) -> Option<DnsStatus> {
+        let standing = self.standing.borrow();
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
+        let zone = zone.as_ref()?;
+        Some(DnsStatus {
+            zone: zone.settings().dns.zone.to_string(),
+            addresses: addresses.to_vec(),
+            endpoints: zone.records().count(),
+            unpublished: standing.endpoints.values().filter(|(_, published)| !published).count(),
+        })
     }
 
     /// Every name of the overlay.

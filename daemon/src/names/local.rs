@@ -34,8 +34,8 @@ pub(super) fn of_allocations(found: &[Found], zone: &DnsName) -> BTreeMap<Arc<st
         let Given { names, groups, problems } = Given::new(allocation.name.as_deref(), aliases, zone);
         let addresses = vec![allocation.address];
         let since = since.map_or(0, milliseconds);
-        let record =
-            NameRecord { names, groups, addresses, ports: Vec::new(), since, source: NameSource::Cni };
+        let ports = allocation.published.clone();
+        let record = NameRecord { names, groups, addresses, ports, since, source: NameSource::Cni };
         all.insert(allocation.host_veth.as_str().into(), Local { record, problems });
     }
     all

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use loden_core::Millis;
 use loden_core::backoff::Backoff;
-use loden_core::names::{NameKey, Settings, Write, Zone, publication};
+use loden_core::names::{Hold, NameKey, Settings, Write, Zone, publication};
 use loden_core::options::Listen;
 use loden_proto::config::NetworkConfig;
 use loden_proto::lease::LeaseKey;
@@ -50,6 +51,8 @@ pub struct Names {
     pub own: watch::Receiver<OwnLease>,
     /// The underlay.
     pub facts: watch::Receiver<Option<HostFacts>>,
+    /// How long names of hosts stay that vanished all at once, in milliseconds.
+    pub hold: Millis,
     /// Which kinds of addresses to answer on.
     pub listen: Vec<Listen>,
     /// What is served.
@@ -110,11 +113,15 @@ impl Names {
     pub async fn run(mut self) -> anyhow::Result<()> {
         let files = FolderWatch::open()?;
         let mut ages = Ages::default();
+        let mut hold = Hold::default();
         let mut backoff = Backoff::new(100, 5000);
         loop {
             files.cover(&self.folder);
-            let (own, problems) = self.look(&mut ages);
+            let (own, problems) = self.look(&mut ages, &mut hold);
             let mut wait = FULL_LOOK;
+            if let Some(at) = hold.next_deadline() {
+                wait = wait.min(Duration::from_millis(at.saturating_sub(clock::now()) + 1));
+            }
             let mut unwritten = BTreeSet::new();
             if let Some(own) = &own {
                 let table = self.store.names.borrow().clone();
@@ -125,7 +132,7 @@ impl Names {
                         Err(reason) => {
                             tracing::debug!(%reason, "names are not published");
                             unwritten.extend(writes.iter().map(|write| write.endpoint().clone()));
-                            wait = Duration::from_millis(backoff.wait(clock::chance()));
+                            wait = wait.min(Duration::from_millis(backoff.wait(clock::chance())));
                         }
                     }
                 }
@@ -153,12 +160,13 @@ impl Names {
     }
 
     /// Brings the zone to what there is; returns what etcd should have of us, and what can be no name.
-    fn look(&mut self, ages: &mut Ages) -> (Option<Own>, Vec<String>) {
+    fn look(&mut self, ages: &mut Ages, hold: &mut Hold) -> (Option<Own>, Vec<String>) {
         let names = self.store.names.borrow_and_update().clone();
         let view = self.store.views.borrow_and_update().clone();
         let config = self.configs.borrow_and_update().clone();
         let lease = self.own.borrow_and_update().clone();
         let underlay = self.facts.borrow_and_update().as_ref().and_then(|f| f.underlay.clone().ok());
+        let others = hold.keep(names.clone(), &view.table, self.hold, clock::now());
         let mut zone = self.zone.write().unwrap_or_else(PoisonError::into_inner);
         let Some((config, dns)) = config.as_ref().and_then(|c| Some((c, c.dns.clone()?))) else {
             *zone = None;
@@ -191,14 +199,14 @@ impl Names {
         }
         zone.set_leases(view.table.clone());
         let Some(key) = lease.key else {
-            zone.set_names(names);
+            zone.set_names(others);
             return (None, Vec::new());
         };
         // Others' first, so that who is new here knows whom it follows.
         let mine =
             names.of(key).filter_map(|(key, entry)| Some((key.endpoint.clone(), entry.record.clone().ok()?)));
         let written: BTreeMap<Arc<str>, NameRecord> = mine.collect();
-        zone.set_names(names.with_own(key, written.clone()));
+        zone.set_names(others.with_own(key, written.clone()));
         let found = endpoints::all(&self.folder);
         let mut problems = Vec::new();
         let mut records = BTreeMap::new();
@@ -211,7 +219,7 @@ impl Names {
             records.insert(endpoint, record);
         }
         ages.retain(&records, view.synced);
-        zone.set_names(names.with_own(key, records.clone()));
+        zone.set_names(others.with_own(key, records.clone()));
         // Who has lost a name to a newer one elsewhere does not claim it in etcd any more.
         for (endpoint, record) in &mut records {
             let us = NameKey { lease: key, endpoint: endpoint.clone() };

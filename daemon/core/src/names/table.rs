@@ -1,5 +1,6 @@
 //! The names as they stand in etcd, each endpoint's by itself: one that cannot be read harms only itself.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -56,6 +57,11 @@ impl NameTable {
         let from = NameKey { lease, endpoint: "".into() };
         let of_host = self.entries.range(from..).take_while(move |(key, _)| key.lease == lease);
         of_host.map(|(key, entry)| (key, entry.as_ref()))
+    }
+
+    /// The hosts that have an endpoint with names.
+    pub fn hosts(&self) -> BTreeSet<LeaseKey> {
+        self.entries.keys().map(|key| key.lease).collect()
     }
 
     /// How many endpoints have names.
