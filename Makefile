@@ -139,7 +139,7 @@ check-perf: build-deps ## Count the core's instructions and allocations; fails a
 FUZZ_SECONDS ?= 60
 .PHONY: fuzz
 # Without a sanitizer: the code is safe Rust, and a sanitizer would need a nightly compiler.
-fuzz: $(TOOLS)/bin/cargo-fuzz ## Fuzz what the CNI plugin reads, each target for FUZZ_SECONDS
+fuzz: $(TOOLS)/bin/cargo-fuzz ## Fuzz what CNI plugin and DNS server read, each target for FUZZ_SECONDS
 	@scripts/install-deps $(FUZZ_PACKAGES)
 	for target in $(patsubst fuzz/targets/%.rs,%,$(wildcard fuzz/targets/*.rs)); do \
 		mkdir -p fuzz/corpus/$$target fuzz/seeds/$$target; \

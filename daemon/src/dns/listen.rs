@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
+use loden_core::names::{self, Reply, Transport};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -14,7 +15,6 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::forward::Forwarder;
-use super::message::{self, Reply, Transport};
 use super::turns::Turns;
 use super::{PORT, SharedZone};
 
@@ -88,14 +88,14 @@ impl Shared {
     fn reply(&self, request: &[u8], client: IpAddr, transport: Transport, turn: usize) -> Reply {
         // A panic elsewhere that poisoned it brings the daemon down as well.
         let zone = self.zone.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        message::reply(zone.as_ref(), request, client, transport, turn)
+        names::reply(zone.as_ref(), request, client, transport, turn)
     }
 
     async fn forward(&self, request: &[u8], client: IpAddr, transport: Transport) -> Option<Vec<u8>> {
         let own = self.own.borrow().clone();
         match self.forwarder.ask(request, client, transport, &own).await {
             Some(answer) => Some(answer),
-            None => match message::failure(request) {
+            None => match names::failure(request) {
                 Reply::Send(answer) => Some(answer),
                 Reply::Forward | Reply::Silence => None,
             },

@@ -1,13 +1,11 @@
 //! The DNS server, on a thread of its own, so that neither waits for the other: names resolve while ten
-//! thousand routes are programmed. It answers from the zone in memory and never asks etcd.
+//! thousand routes are programmed. It answers from the zone in memory and never asks etcd; what it answers is the core's (`names::reply`).
 //!
-//! - `message`: from a request's bytes to an answer's
 //! - `listen`, `turns`: sockets, and how much of them one client can have
 //! - `forward`, `upstreams`: what is for other servers
 
 mod forward;
 mod listen;
-pub mod message;
 mod turns;
 mod upstreams;
 

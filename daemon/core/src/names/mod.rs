@@ -1,14 +1,16 @@
-//! Names of containers and hosts: what stands in etcd for them ([`NameTable`]), and what the DNS says of it
-//! ([`Zone`]).
+//! Names of containers and hosts: what stands in etcd for them ([`NameTable`]), what the DNS says of it ([`Zone`]), and
+//! how it says so, from bytes to bytes ([`reply`]).
 
 mod given;
 mod hold;
+mod message;
 mod publish;
 mod table;
 mod zone;
 
 pub use given::Given;
 pub use hold::Hold;
+pub use message::{MAX_DATAGRAM, Reply, Transport, failure, reply};
 pub use publish::{Write, publication};
 pub use table::{NameEntry, NameKey, NameTable};
 pub use zone::{Answer, Data, Kind, Record, Settings, View, Zone};

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, NS, PTR, SOA, SRV};
 use hickory_proto::rr::{DNSClass, Name, RData, Record as WireRecord, RecordType};
-use loden_core::names::{Answer, Data, Kind, Record, View, Zone};
 use loden_proto::dns_name::DnsName;
+
+use super::{Answer, Data, Kind, Record, View, Zone};
 
 /// By what a request came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -152,13 +153,7 @@ fn emit(answer: Message, request: &Message, transport: Transport) -> Reply {
         Ok(bytes) if bytes.len() <= usize::from(most) => Ok(bytes),
         _ => answer.truncate().to_vec(),
     };
-    match bytes {
-        Ok(bytes) => Reply::Send(bytes),
-        Err(error) => {
-            tracing::debug!(%error, "an answer cannot be written");
-            Reply::Silence
-        }
-    }
+    bytes.map_or(Reply::Silence, Reply::Send)
 }
 
 fn soa(zone: &Zone, apex: &DnsName, ttl: u32) -> Option<WireRecord> {
@@ -198,12 +193,12 @@ fn full(name: &DnsName) -> Option<Name> {
 mod tests {
     use std::sync::Arc;
 
-    use loden_core::names::{NameEntry, NameKey, NameTable, Settings};
     use loden_proto::config::Dns;
     use loden_proto::lease::LeaseKey;
     use loden_proto::name_record::NameRecord;
 
     use super::*;
+    use crate::names::{NameEntry, NameKey, NameTable, Settings};
 
     const CONTAINER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 5, 7, 9));
 
