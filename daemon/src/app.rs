@@ -16,7 +16,10 @@
 //!                               └────────────┘         ▼
 //!                                               DOCKER-USER
 //!
-//!  allocation files ──► endpoints ──► port filter, bridge
+//!  allocation files ──┬─► endpoints ──► port filter, bridge
+//!                     └─► names ──► zone ──► DNS (a thread)
+//!                         ▲ │
+//!                    etcd ┘ └► etcd
 //! ```
 //!
 //! Every arrow is a `watch` channel of whole values, the latest wins; `report` alone is asked for.
