@@ -58,7 +58,16 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let bridge = bridge::ensure(&mut host, plan, |subnet| store.uses(subnet))?;
 
     let Wishes { addresses: wanted, mac, name, aliases, .. } = &request.wishes;
-    let claim = Claim { pools: &pools, wanted, mac: *mac, name: name.as_deref(), aliases, port: Some(&port) };
+    let claim = Claim {
+        pools: &pools,
+        wanted,
+        mac: *mac,
+        name: name.as_deref(),
+        aliases,
+        port: Some(&port),
+        state_dir: env.state_dir.as_deref(),
+        sticky: config.options.sticky,
+    };
     let claimed = store.claim(who, claim)?;
     let host_end = naming::host_end(who);
     let addresses = addresses(&claimed.allocations, &env);

@@ -272,7 +272,7 @@ async fn announce(
                 let addresses = subnet_file::resolvers(dns, lease.key, served);
                 DnsEnv { addresses, zone: dns.zone.clone(), socket: options.run_dir.join("loden.sock") }
             });
-            let env = subnet_file::contents(&config, &lease, &underlay, kernel, state.docker_shares(), dns);
+            let env = subnet_file::contents(&config, &lease, &underlay, kernel, &state, dns);
             subnet.send_if_modified(|told| std::mem::replace(told, env.clone()) != env);
             let stands = |env: &SubnetEnv| subnet_file::stands(&options.subnet_file, env);
             if let Some(env) = env.filter(|env| written.as_ref() != Some(env) || !stands(env)) {

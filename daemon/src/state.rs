@@ -51,6 +51,11 @@ impl StateDir {
     }
 
     /// The host's id. Drawn anew when there is none, or when the machine id is another than that
+    /// Its path.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// it was drawn for: then the state was copied, and the original may live.
     pub fn host_id(&self) -> io::Result<String> {
         let machine_id = machine_id();
