@@ -43,7 +43,7 @@ use crate::flanneld;
 use crate::kernel::{Kernel, Ports, Watch};
 use crate::lease::{Keeper, KeeperOptions, LeaseState, OwnLease};
 use crate::lock;
-use crate::names::{Answers, Names};
+use crate::names::{Answers, Manual, Names};
 use crate::network_config;
 use crate::reconcile::{HostFacts, Reconciler, Settings};
 use crate::state::StateDir;
@@ -156,7 +156,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         questions: asked,
         state: state.clone(),
     };
+    let manual = Manual::open(state.clone());
     let names = Names {
+        manual: manual.watch(),
         folder: options.run_dir.join("ipam"),
         store,
         writer,
@@ -179,7 +181,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         own: own.clone(),
         facts: facts.clone(),
         docker_user: standing,
-        names: Answers { zone, standing: own_names },
+        names: Answers { zone, standing: own_names, manual },
         listening: listening.clone(),
         questions,
         judged: Default::default(),

@@ -2,10 +2,17 @@
 //! the doctor.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use loden_tests::story::{Cluster, Stack};
-use loden_tests::{Container, Host};
+use loden_proto::status::ManualNames;
+use loden_tests::story::{Cluster, SOON, Stack};
+use loden_tests::{Container, Host, dig, eventually};
 use serde_json::{Value, json};
+
+/// Where every host answers.
+const SHARED: &str = "169.254.53.53";
+/// The promise is two seconds; the machine may be busy with other scenarios.
+const EVERYWHERE: Duration = Duration::from_secs(5);
 
 /// What a runtime passes for a container of this name.
 fn named(name: &str) -> Value {
@@ -17,7 +24,7 @@ fn named(name: &str) -> Value {
 
 /// A container of this name; each life of it has an id of its own, as with all runtimes.
 fn container(host: &Host, name: &str, life: &str) -> Container {
-    let id = format!("{name}-{life}");
+    let id = format!("{}-{life}", name.replace('/', "-"));
     host.container_with(&id, named(name)).unwrap_or_else(|e| panic!("ADD of {name} on {}: {e}", host.name()))
 }
 
@@ -56,5 +63,95 @@ fn a_container_that_comes_back_has_its_address_again() {
     a.run(&["sh", "-ec", "rm -r /var/lib/loden/addresses; ln -s /etc /var/lib/loden/addresses"]);
     container(a, "db", "4");
     assert_eq!(a.read_file("/etc/given"), None, "nothing is written through a link");
+    cluster.lab.check_invariants();
+}
+
+/// What a host answers to a question.
+fn answers(host: &Host, question: &str) -> Vec<String> {
+    dig(&host.ns(), &format!("@{SHARED} {question}")).sorted()
+}
+
+fn says(hosts: &[Host], question: &str, expected: &[&str]) {
+    eventually(EVERYWHERE, &format!("every host answers {question} with {expected:?}"), || {
+        for host in hosts {
+            let given = answers(host, question);
+            if given != expected {
+                return Err(format!("{}: {given:?}", host.name()));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_name_by_hand_is_everybodys_and_outlives_the_daemon() {
+    let cluster = Cluster::<2>::start("names-by-hand", &Stack::Four.vxlan(), &[]);
+    let [a, b] = &cluster.hosts;
+    let added = |host: &Host, flags: &[&str]| host.loden(&[&["name", "add"], flags].concat());
+    let inside = a.subnet().nth(200).to_string();
+    let said = added(a, &["dn9", "--address", &inside, "--port", "tcp/9866:19866"]).expect_success();
+    assert_eq!(said, format!("dn9.loden.internal is {inside}, on every host\n"));
+    // No waiting: add has waited.
+    assert_eq!(answers(a, "dn9.loden.internal A"), [inside.as_str()]);
+    assert_eq!(answers(a, &format!("-x {inside}")), ["dn9.loden.internal."]);
+    assert_eq!(answers(a, "_tcp.dn9.loden.internal SRV"), ["0 100 9866 dn9.loden.internal."]);
+    added(a, &["KDC.loden.internal", "--address", "192.0.2.7"]).expect_success();
+    added(a, &["quorum", "--group", "--address", &inside]).expect_success();
+    added(b, &["quorum", "--group", "--address", "192.0.2.8"]).expect_success();
+    says(&cluster.hosts, "kdc.loden.internal A", &["192.0.2.7"]);
+    let mut quorum = [inside.as_str(), "192.0.2.8"];
+    quorum.sort_unstable();
+    says(&cluster.hosts, "quorum.loden.internal A", &quorum);
+
+    let dn1 = container(a, "dn1", "1");
+    let elsewhere = b.subnet().nth(9).to_string();
+    let its = dn1.address().to_string();
+    for (flags, words) in [
+        (["a b", "--address", "192.0.2.9"], "is no DNS name"),
+        (["x.host", "--address", "192.0.2.9"], "below host.loden.internal are the hosts; choose another"),
+        (["x", "--address", elsewhere.as_str()], "but not in this host's subnet"),
+        (["x", "--address", "127.0.0.1"], "is no address by which other hosts reach"),
+        (["x", "--address", its.as_str()], "is that of the container dn1"),
+        (["x", "--address", "10.5"], "invalid"),
+    ] {
+        let refused = added(a, &flags).expect_failure();
+        assert!(refused.contains(words), "{refused}");
+    }
+    // Who is in the socket's group may look, no more.
+    a.run(&["chgrp", "nogroup", "/run/loden/loden.sock"]);
+    let nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"];
+    a.loden_under(&nobody, &["name", "list"]).expect_success();
+    for change in [&["name", "add", "x", "--address", "192.0.2.9"][..], &["name", "remove", "kdc"]] {
+        let refused = a.loden_under(&nobody, change).expect_failure();
+        assert!(refused.contains("only root and the daemon's own user may"), "{refused}");
+    }
+
+    // Given once more it has another address.
+    added(a, &["kdc", "--address", "192.0.2.17"]).expect_success();
+    assert_eq!(answers(a, "kdc.loden.internal A"), ["192.0.2.17"]);
+    cluster.daemons[0].restart();
+    cluster.daemons[0].wait_ready();
+    says(&cluster.hosts, "kdc.loden.internal A", &["192.0.2.17"]);
+    let list: ManualNames =
+        serde_json::from_str(&a.loden(&["name", "list", "--json"]).expect_success()).expect("JSON");
+    assert_eq!(list.names.iter().map(|n| n.name.as_str()).collect::<Vec<_>>(), ["dn9", "kdc", "quorum"]);
+    let removed = a.loden(&["name", "remove", "kdc.loden.internal"]).expect_success();
+    assert_eq!(removed, "kdc.loden.internal is removed, on every host\n");
+    says(&cluster.hosts, "kdc.loden.internal A", &[]);
+    let again = a.loden(&["name", "remove", "kdc"]).expect_failure();
+    assert!(again.contains("loden name list"), "{again}");
+
+    // While etcd is away a name is served here, and then everywhere.
+    cluster.etcd.stop();
+    eventually(SOON, "a knows that etcd is away", || {
+        if a.try_status(&[])?.etcd.connected { Err("connected".to_owned()) } else { Ok(()) }
+    });
+    let said = added(a, &["late", "--address", "192.0.2.10"]).expect_success();
+    assert!(said.contains("on others as soon as etcd is back"), "{said}");
+    cluster.etcd.start();
+    eventually(SOON, "b knows it", || {
+        let given = answers(b, "late.loden.internal A");
+        if given == ["192.0.2.10"] { Ok(()) } else { Err(format!("{given:?}")) }
+    });
     cluster.lab.check_invariants();
 }

@@ -12,6 +12,7 @@ mod docker_opts;
 mod endpoints;
 mod judge_rules;
 mod lease;
+mod name;
 mod names;
 mod output;
 mod question;
@@ -48,6 +49,9 @@ enum Command {
     Endpoints(endpoints::EndpointsArgs),
     /// List the names of containers, on all hosts
     Names(names::NamesArgs),
+    /// Give names by hand, to what no container runtime names
+    #[command(subcommand)]
+    Name(name::NameCommand),
     /// Read and write the network config in etcd
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -116,6 +120,7 @@ async fn run(command: Command, sources: &settings::Sources) -> anyhow::Result<()
         Command::Status(args) => status::run(args).await,
         Command::Endpoints(args) => endpoints::run(args),
         Command::Names(args) => names::run(args),
+        Command::Name(command) => name::run(command),
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
         Command::Attach(args) => attach::run(args).await,

@@ -2,11 +2,13 @@
 //! ([`Zone`]).
 
 mod given;
+mod manual;
 mod publish;
 mod table;
 mod zone;
 
 pub use given::Given;
+pub use manual::judge_manual;
 pub use publish::{Write, publication};
 pub use table::{NameEntry, NameKey, NameTable};
 pub use zone::{Answer, Data, Kind, Record, Settings, View, Zone};
