@@ -155,3 +155,29 @@ fn a_name_by_hand_is_everybodys_and_outlives_the_daemon() {
     });
     cluster.lab.check_invariants();
 }
+
+#[test]
+fn all_names_as_a_hosts_file() {
+    let cluster = Cluster::<2>::start("names-hosts", &Stack::Dual.vxlan(), &[]);
+    let [a, b] = &cluster.hosts;
+    let (web, db) = (container(a, "shop/web", "1"), container(b, "db", "1"));
+    a.loden(&["name", "add", "all", "--group", "--address", "192.0.2.7"]).expect_success();
+    let line = |address: &IpAddr, name: &str| format!("{address}\t{name}.loden.internal {name}\n");
+    let mut expected = "# 2 names below loden.internal, by loden export hosts\n".to_owned();
+    expected.extend(db.addresses().iter().map(|address| line(address, "db")));
+    expected.extend(web.addresses().iter().map(|address| line(address, "web.shop")));
+    eventually(EVERYWHERE, "both hosts print the same", || {
+        for host in [a, b] {
+            let printed = host.loden(&["export", "hosts"]).expect_success();
+            if printed != expected {
+                return Err(printed);
+            }
+        }
+        Ok(())
+    });
+    // What reads hosts files finds it, both ways.
+    a.write_file("/etc/hosts", &expected);
+    let (full, address) = ("db.loden.internal", db.address().to_string());
+    assert!(a.run(&["getent", "-s", "files", "ahosts", "db"]).contains(&address));
+    assert!(a.run(&["getent", "-s", "files", "hosts", &address]).contains(full));
+}

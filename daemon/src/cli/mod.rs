@@ -10,6 +10,7 @@ mod daemon;
 mod detach;
 mod docker_opts;
 mod endpoints;
+mod export;
 mod judge_rules;
 mod lease;
 mod name;
@@ -52,6 +53,9 @@ enum Command {
     /// Give names by hand, to what no container runtime names
     #[command(subcommand)]
     Name(name::NameCommand),
+    /// Print what the overlay knows in other programs' formats
+    #[command(subcommand)]
+    Export(export::ExportCommand),
     /// Read and write the network config in etcd
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -121,6 +125,7 @@ async fn run(command: Command, sources: &settings::Sources) -> anyhow::Result<()
         Command::Endpoints(args) => endpoints::run(args),
         Command::Names(args) => names::run(args),
         Command::Name(command) => name::run(command),
+        Command::Export(command) => export::run(command),
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
         Command::Attach(args) => attach::run(args).await,
