@@ -181,3 +181,68 @@ fn all_names_as_a_hosts_file() {
     assert!(a.run(&["getent", "-s", "files", "ahosts", "db"]).contains(&address));
     assert!(a.run(&["getent", "-s", "files", "hosts", &address]).contains(full));
 }
+
+#[test]
+fn the_doctor_finds_who_disagrees() {
+    let cluster = Cluster::<2>::start("names-doctor", &Stack::Four.vxlan(), &[]);
+    let [a, b] = &cluster.hosts;
+    let db = container(a, "db", "1");
+    a.loden(&["name", "add", "kdc", "--address", "192.0.2.7"]).expect_success();
+    let doctor = |flags: &[&str]| a.loden(&[&["doctor", "dns"], flags].concat());
+    let content = |flags: &[&str]| {
+        eventually(EVERYWHERE, "all agree", || {
+            let output = doctor(flags);
+            if output.success() { Ok(output.stdout) } else { Err(output.describe()) }
+        })
+    };
+    let said = content(&[]);
+    for words in ["db.loden.internal", "kdc.loden.internal", "3 of 3 agree", &db.address().to_string()] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    // Those outside are told the host's address.
+    assert!(said.contains(&a.address().to_string()) && !said.contains("problem"), "{said}");
+
+    // What Hadoop would announce is another name.
+    let enter = ["nsenter", "--net=/run/netns/db-1", "unshare", "--uts", "sh", "-c"];
+    let process =
+        |name: &str| a.spawn(name, &[&enter[..], &[&format!("hostname {name}; exec sleep 1000")]].concat());
+    let wrong = process("db-7");
+    let complaint = |flags: &[&str], words: &[&str]| {
+        eventually(SOON, &format!("the doctor says {words:?}"), || {
+            let output = doctor(flags);
+            let told = output.stdout.lines().any(|line| words.iter().all(|w| line.contains(w)));
+            if told && !output.success() { Ok(()) } else { Err(output.describe()) }
+        });
+    };
+    complaint(&["db"], &["problem: db.loden.internal", "host name inside is db-7", "--hostname db"]);
+    content(&["kdc.loden.internal"]);
+    wrong.kill9();
+    let right = process("db");
+    let said = eventually(SOON, "the host name is right", || {
+        let output = doctor(&["db", "--json"]);
+        let found: Value = serde_json::from_str(&output.stdout).map_err(|e| e.to_string())?;
+        if found["names"][0]["hostname"] == "db" { Ok(found) } else { Err(output.describe()) }
+    });
+    assert_eq!(said["problems"], json!([]), "{said:#}");
+    right.kill9();
+
+    // One host that does not hear of a new name, and then one that says nothing.
+    b.ip("route add prohibit 192.168.77.2/32");
+    eventually(SOON, "b knows that etcd is away", || {
+        if b.try_status(&[])?.etcd.connected { Err("connected".to_owned()) } else { Ok(()) }
+    });
+    let web = container(a, "web", "1");
+    let address = web.address().to_string();
+    complaint(&[], &["problem: web.loden.internal: b (192.168.77.12) answers NXDomain", &address]);
+    content(&["db"]);
+    b.ip("route del prohibit 192.168.77.2/32");
+    eventually(SOON, "b has heard of it", || {
+        let output = doctor(&["web"]);
+        if output.success() { Ok(()) } else { Err(output.describe()) }
+    });
+    cluster.daemons[1].freeze();
+    complaint(&["db"], &["problem: b does not answer at 192.168.77.12", "--dns-listen"]);
+    cluster.daemons[1].thaw();
+    content(&[]);
+    cluster.lab.check_invariants();
+}

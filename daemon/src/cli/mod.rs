@@ -9,6 +9,7 @@ mod config;
 mod daemon;
 mod detach;
 mod docker_opts;
+mod doctor;
 mod endpoints;
 mod export;
 mod judge_rules;
@@ -53,6 +54,9 @@ enum Command {
     /// Give names by hand, to what no container runtime names
     #[command(subcommand)]
     Name(name::NameCommand),
+    /// Compare what different parts of the overlay say of the same thing
+    #[command(subcommand)]
+    Doctor(doctor::DoctorCommand),
     /// Print what the overlay knows in other programs' formats
     #[command(subcommand)]
     Export(export::ExportCommand),
@@ -125,6 +129,7 @@ async fn run(command: Command, sources: &settings::Sources) -> anyhow::Result<()
         Command::Endpoints(args) => endpoints::run(args),
         Command::Names(args) => names::run(args),
         Command::Name(command) => name::run(command),
+        Command::Doctor(command) => doctor::run(command).await,
         Command::Export(command) => export::run(command),
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,

@@ -4,7 +4,9 @@
 //! - `message`: from a request's bytes to an answer's
 //! - `listen`: sockets, and how much of them one client can have
 //! - `forward`, `upstreams`: what is for other servers
+//! - `ask`: the other side, a client
 
+pub mod ask;
 mod forward;
 mod listen;
 pub mod message;
