@@ -6,8 +6,9 @@
 //! <state-dir>/addresses/given   network, interface, name, addresses: a line for each ADD, the last counts
 //! ```
 //!
-//! One file for all names, and lines are appended: on ext4 that takes an ADD some 20 µs, a file for each name
-//! 90 µs and as many to be read as the subnet has hints. One for all networks, since they draw from one subnet.
+//! One file for all names, and lines are appended: reading it and appending takes 50 µs on ext4 with 250 hints.
+//! A file for each name took 300 µs to write (an inode, and a name to be replaced), and to read 250 of them 2 ms,
+//! all that an ADD may take; measured on a busy machine. One for all networks, since they draw from one subnet.
 //!
 //! Hints can be lost. Whatever is wrong with them, an ADD goes on without: what is missing, torn or not ours
 //! says nothing, what cannot be written is not written.
