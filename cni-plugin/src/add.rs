@@ -66,6 +66,8 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         aliases,
         published,
         port: Some(&port),
+        state_dir: env.state_dir.as_deref(),
+        sticky: config.options.sticky,
     };
     let claimed = store.claim(who, claim)?;
     let host_end = naming::host_end(who);

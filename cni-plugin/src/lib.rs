@@ -5,7 +5,7 @@
 //! ```text
 //! environment, stdin ─► request ─► add ─► netns, bridge ─► links ─► kernel
 //!                                   │
-//!                                   ├──► allocations ─► folder, ipam (pure)
+//!                                   ├──► allocations ─► folder, ipam (pure), hints
 //!                                   ├──► port_filter ─► kernel
 //!                                   ├──► names ─► daemon
 //!                                   └──► result ─► stdout
@@ -28,6 +28,7 @@ pub mod error;
 mod events;
 mod folder;
 pub mod gc;
+mod hints;
 pub mod ifname;
 pub mod ipam;
 mod json;

@@ -30,8 +30,16 @@ pub(crate) enum Purpose {
 
 /// Options of a container's connection, by the network (`podman network create --opt`) or for one
 /// container (`podman run --network NAME:KEY=VALUE`): those of the CNI configuration.
-const WIRING: [&str; 7] =
-    ["mtu", "hairpinMode", "portIsolation", "isDefaultGateway", "isGateway", "ipMasq", "portFilter"];
+const WIRING: [&str; 8] = [
+    "mtu",
+    "hairpinMode",
+    "portIsolation",
+    "isDefaultGateway",
+    "isGateway",
+    "ipMasq",
+    "portFilter",
+    "sticky",
+];
 /// Where the plugin's files are: options of the network alone.
 const FILES: [&str; 2] = ["subnetFile", "dataDir"];
 /// Nobody forwards published ports to a network of a plugin: netavark leaves it to the plugin,

@@ -47,7 +47,7 @@ use crate::flanneld;
 use crate::kernel::{Kernel, Ports, Watch};
 use crate::lease::{Keeper, KeeperOptions, LeaseState, OwnLease};
 use crate::lock;
-use crate::names::{Answers, Names};
+use crate::names::{Answers, Manual, Names};
 use crate::network_config;
 use crate::reconcile::{HostFacts, Reconciler, Settings};
 use crate::state::StateDir;
@@ -162,7 +162,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         questions: asked,
         state: state.clone(),
     };
+    let manual = Manual::open(state.clone());
     let names = Names {
+        manual: manual.watch(),
         folder: options.run_dir.join("ipam"),
         store,
         writer,
@@ -187,7 +189,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         own: own.clone(),
         facts: facts.clone(),
         docker_user: standing,
-        names: Answers { zone, standing: own_names },
+        names: Answers { zone, standing: own_names, manual },
         listening: listening.clone(),
         questions,
         judged: Default::default(),
@@ -280,7 +282,7 @@ async fn announce(
                 let addresses = subnet_file::resolvers(dns, lease.key, served);
                 DnsEnv { addresses, zone: dns.zone.clone(), socket: options.run_dir.join("loden.sock") }
             });
-            let env = subnet_file::contents(&config, &lease, &underlay, kernel, state.docker_shares(), dns);
+            let env = subnet_file::contents(&config, &lease, &underlay, kernel, &state, dns);
             subnet.send_if_modified(|told| std::mem::replace(told, env.clone()) != env);
             let stands = |env: &SubnetEnv| subnet_file::stands(&options.subnet_file, env);
             if let Some(env) = env.filter(|env| written.as_ref() != Some(env) || !stands(env)) {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Context;
 use loden_core::firewall::{Findings, Surroundings};
 use loden_proto::status::{
-    ConfigStatus, DeviceStatus, Endpoints, EtcdStatus, LeaseStatus, PeerStatus, RejectedStatus, Request,
-    Status, UnderlayStatus,
+    ConfigStatus, DeviceStatus, Endpoints, EtcdStatus, LeaseStatus, NameChange, PeerStatus, RejectedStatus,
+    Request, Status, UnderlayStatus,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -363,7 +363,13 @@ pub async fn serve(
     }
 }
 
+/// Who is in the socket's group may ask; names lead traffic elsewhere.
+fn may_change(user: u32) -> bool {
+    user == 0 || user == rustix::process::geteuid().as_raw()
+}
+
 async fn answer(stream: UnixStream, sources: &Sources) -> anyhow::Result<()> {
+    let caller = stream.peer_cred()?.uid();
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     BufReader::new(read.take(REQUEST_LIMIT)).read_line(&mut line).await?;
@@ -372,6 +378,15 @@ async fn answer(stream: UnixStream, sources: &Sources) -> anyhow::Result<()> {
         Ok(Request::Endpoints) => serde_json::to_string(&sources.endpoints().await?)?,
         Ok(Request::AwaitNames { endpoint }) => serde_json::to_string(&sources.names.named(&endpoint).await)?,
         Ok(Request::Names) => serde_json::to_string(&sources.names.names())?,
+        Ok(Request::ManualNames) => serde_json::to_string(&sources.names.manual())?,
+        Ok(Request::AddName(_) | Request::RemoveName { .. }) if !may_change(caller) => {
+            let error = format!(
+                "user {caller} may ask, but not change names; only root and the daemon's own user may (sudo loden name …)"
+            );
+            serde_json::to_string(&NameChange { error: Some(error), ..NameChange::default() })?
+        }
+        Ok(Request::AddName(wanted)) => serde_json::to_string(&sources.names.add(wanted).await)?,
+        Ok(Request::RemoveName { name }) => serde_json::to_string(&sources.names.remove(name).await)?,
         Err(error) => serde_json::json!({ "error": format!("not a request: {error}") }).to_string(),
     };
     write.write_all(text.as_bytes()).await?;

@@ -13,6 +13,7 @@ use loden_proto::subnet_env::{DnsEnv, LeaseState as FileState, SubnetEnv};
 
 use crate::files::write_atomically;
 use crate::lease::{LeaseState, OwnLease};
+use crate::state::StateDir;
 
 /// flannel's file: read for the former subnet, and kept current where it exists.
 pub const FLANNEL_FILE: &str = "/run/flannel/subnet.env";
@@ -23,11 +24,11 @@ pub fn contents(
     own: &OwnLease,
     underlay: &Underlay,
     options: &Options,
-    docker_shares: bool,
+    state: &StateDir,
     dns: Option<DnsEnv>,
 ) -> Option<SubnetEnv> {
     let key = own.key?;
-    let shared = key.subnets().filter(|_| docker_shares);
+    let shared = key.subnets().filter(|_| state.docker_shares());
     let lease = match own.state {
         LeaseState::None(_) => return None,
         LeaseState::Held | LeaseState::Unconfirmed => FileState::Held,
@@ -43,6 +44,8 @@ pub fn contents(
         docker_ranges: shared.filter_map(|s| s.upper_half()).collect(),
         port_filter: Some(options.network.clone()),
         dns,
+        // A plugin may run in another folder.
+        state_dir: std::path::absolute(state.folder()).ok(),
     })
 }
 

@@ -42,6 +42,26 @@ pub struct PublishedPort {
     pub host_port: u16,
 }
 
+impl std::fmt::Display for PublishedPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}:{}", self.protocol.name(), self.port, self.host_port)
+    }
+}
+
+impl std::str::FromStr for PublishedPort {
+    type Err = String;
+
+    /// `tcp/9866:19866`; without the host's port it is the same.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let error = || format!("{text:?} is no port such as tcp/9866 or tcp/9866:19866 (inside:at the host)");
+        let (protocol, ports) = text.split_once('/').ok_or_else(error)?;
+        let protocol = Protocol::ALL.into_iter().find(|p| p.name() == protocol).ok_or_else(error)?;
+        let (port, host_port) = ports.split_once(':').unwrap_or((ports, ports));
+        let number = |text: &str| text.parse::<u16>().ok().filter(|n| *n > 0).ok_or_else(error);
+        Ok(Self { protocol, port: number(port)?, host_port: number(host_port)? })
+    }
+}
+
 /// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -55,6 +75,9 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// All of them.
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
     /// As in a service's name (RFC 6335), without the underscore.
     pub fn name(self) -> &'static str {
         match self {
@@ -87,6 +110,24 @@ impl NameSource {
             Self::Manual => "manual",
         }
     }
+}
+
+/// A name that an operator has given to something on a host that the plugin has not connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManualName {
+    /// Relative to the zone.
+    pub name: DnsName,
+    /// Whether others may share it.
+    #[serde(default)]
+    pub group: bool,
+    /// What it stands for.
+    pub addresses: Vec<IpAddr>,
+    /// Ports that its host forwards.
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
+    /// When it was given, in milliseconds since 1970.
+    #[serde(default)]
+    pub since: u64,
 }
 
 /// Values larger than this are refused unread: an endpoint's names take some 200 bytes.
@@ -122,6 +163,16 @@ mod tests {
             source: NameSource::Docker,
         };
         assert_eq!(NameRecord::parse(record.to_json().as_bytes()), Ok(record));
+    }
+
+    #[test]
+    fn ports_are_written_as_they_are_read() {
+        for (text, shown) in [("tcp/9866:19866", "tcp/9866:19866"), ("udp/53", "udp/53:53")] {
+            assert_eq!(text.parse::<PublishedPort>().map(|p| p.to_string()), Ok(shown.to_owned()));
+        }
+        for bad in ["", "80", "icmp/1", "tcp/", "tcp/0", "tcp/80:", "tcp/80:65536", "tcp/80:1:2"] {
+            assert!(bad.parse::<PublishedPort>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns_name::DnsName;
+use crate::name_record::ManualName;
 use crate::{Mac, Subnet};
 
 /// A question to the daemon.
@@ -23,6 +25,36 @@ pub enum Request {
     },
     /// Answered with [`Names`].
     Names,
+    /// Answered with [`ManualNames`].
+    ManualNames,
+    /// Gives a name by hand, in place of what has it; answered with [`NameChange`] as `AwaitNames` is. For root
+    /// and the daemon's own user.
+    AddName(ManualName),
+    /// Takes one back; answered with [`NameChange`]. For the same.
+    RemoveName {
+        /// With or without the zone.
+        name: DnsName,
+    },
+}
+
+/// The names that were given by hand on this host. `loden name list --json` prints it as it is here.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ManualNames {
+    /// The zone; empty where none is served.
+    pub zone: String,
+    /// In order.
+    pub names: Vec<ManualName>,
+}
+
+/// What became of a change of names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NameChange {
+    /// Why nothing was changed.
+    pub error: Option<String>,
+    /// The name, and whether others see the change.
+    pub named: Named,
 }
 
 /// What became of an endpoint's names.
@@ -64,6 +96,12 @@ pub struct NameStatus {
     pub endpoint: String,
     /// `cni`, `docker` or `manual`.
     pub source: String,
+    /// Whether others may share it.
+    #[serde(default)]
+    pub group: bool,
+    /// What clients outside of the overlay are told; nothing where they are not told of it.
+    #[serde(default)]
+    pub outside_addresses: Vec<IpAddr>,
     /// `owner`, `member` of a group, `withdrawn` (a newer endpoint has it) or `local` (not in etcd yet).
     pub state: String,
     /// Since when, in seconds since 1970.

@@ -31,6 +31,8 @@ pub struct SubnetEnv {
     pub port_filter: Option<String>,
     /// How containers' names are served; absent in flannel's files.
     pub dns: Option<DnsEnv>,
+    /// The daemon's folder of lasting state, below which plugins remember addresses; absent in flannel's files.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// What a container's resolver needs to know.
@@ -86,6 +88,7 @@ impl SubnetEnv {
         let (mut mtu, mut masquerade, mut lease) = (None, None, LeaseState::Held);
         let (mut bridge, mut port_filter) = (None, None);
         let (mut dns_addresses, mut dns_zone, mut socket) = (Vec::new(), None, None);
+        let mut state_dir = None;
         for line in text.lines() {
             let line = line.trim();
             let line = line.strip_prefix("export ").unwrap_or(line);
@@ -128,6 +131,10 @@ impl SubnetEnv {
                     dns_zone = Some(value.parse().map_err(|_| error("a zone such as loden.internal"))?);
                 }
                 "LODEN_SOCKET" => socket = Some(PathBuf::from(value)),
+                "LODEN_STATE_DIR" => {
+                    // What is relative would depend on where the runtime runs.
+                    state_dir = Some(PathBuf::from(value)).filter(|path| path.is_absolute());
+                }
                 "LODEN_DOCKER_RANGE" => {
                     docker_ranges = list(value).ok_or_else(|| error("subnets such as 10.5.7.128/25"))?;
                 }
@@ -164,6 +171,7 @@ impl SubnetEnv {
                     docker_ranges,
                     port_filter,
                     dns,
+                    state_dir,
                 })
             }
             _ => Err(SubnetEnvError::Missing(missing)),
@@ -207,6 +215,9 @@ impl SubnetEnv {
             }
             if let Some(table) = &self.port_filter {
                 let _ = writeln!(out, "LODEN_PORT_FILTER={table}");
+            }
+            if let Some(folder) = &self.state_dir {
+                let _ = writeln!(out, "LODEN_STATE_DIR={}", folder.display());
             }
             if let Some(DnsEnv { addresses, zone, socket }) = &self.dns {
                 let addresses = addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
@@ -261,7 +272,7 @@ mod tests {
 
     #[test]
     fn dual_stack_keeps_flannels_order() {
-        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\nLODEN_LEASE=lost\nLODEN_BRIDGE=loden0\nLODEN_DOCKER_RANGE=10.5.52.128/25,fd00:0:0:7:8000::/65\nLODEN_PORT_FILTER=loden\nLODEN_DNS=169.254.53.53,fd00::53\nLODEN_DNS_ZONE=loden.internal\nLODEN_SOCKET=/run/loden/loden.sock\n";
+        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\nLODEN_LEASE=lost\nLODEN_BRIDGE=loden0\nLODEN_DOCKER_RANGE=10.5.52.128/25,fd00:0:0:7:8000::/65\nLODEN_PORT_FILTER=loden\nLODEN_STATE_DIR=/var/lib/loden\nLODEN_DNS=169.254.53.53,fd00::53\nLODEN_DNS_ZONE=loden.internal\nLODEN_SOCKET=/run/loden/loden.sock\n";
         let env = SubnetEnv::parse(text).expect("our file");
         assert_eq!((env.lease, env.bridge.as_deref()), (LeaseState::Lost, Some("loden0")));
         assert_eq!(env.docker_range(Family::V6), env.subnet(Family::V6).and_then(|s| s.upper_half()));

@@ -29,10 +29,12 @@ const MOST: usize = 1000;
 /// Forwards questions.
 pub(super) struct Forwarder {
     upstreams: RefCell<Upstreams>,
-    under_way: RefCell<HashMap<(Transport, Box<[u8]>), watch::Receiver<Option<Answer>>>>,
+    under_way: RefCell<HashMap<Question, watch::Receiver<Option<Answer>>>>,
     clients: RefCell<HashMap<IpAddr, usize>>,
 }
 
+/// Without the id.
+type Question = (Transport, Box<[u8]>);
 /// Without the id; empty when nobody answered.
 type Answer = Rc<[u8]>;
 

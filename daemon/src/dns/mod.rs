@@ -3,7 +3,9 @@
 //!
 //! - `listen`, `turns`: sockets, and how much of them one client can have
 //! - `forward`, `upstreams`: what is for other servers
+//! - `ask`: the other side, a client
 
+pub mod ask;
 mod forward;
 mod listen;
 mod turns;

@@ -3,13 +3,16 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use loden_core::names::Zone;
-use loden_proto::status::{DnsStatus, NameStatus, Named, Names};
+use loden_core::names::{Kind, View, Zone, judge_manual};
+use loden_proto::dns_name::DnsName;
+use loden_proto::name_record::{ManualName, NameRecord, NameSource};
+use loden_proto::status::{DnsStatus, ManualNames, NameChange, NameStatus, Named, Names};
 use tokio::sync::watch;
 
-use super::Standing;
+use super::local::{manual_endpoint, milliseconds};
+use super::{Manual, Standing};
 use crate::dns::SharedZone;
 
 /// Where the answers come from.
@@ -19,21 +22,25 @@ pub struct Answers {
     pub zone: SharedZone,
     /// This host's own names.
     pub standing: watch::Receiver<Standing>,
+    /// Those given by hand.
+    pub manual: Manual,
 }
 
 /// How long etcd may take to have a new name. Less than the plugin waits, so that it is us who tell why.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+const NOT_SERVED: &str =
+    "no names are served: there is no network config yet, or its member DNS is false (loden config show)";
+
 impl Answers {
     /// What became of an endpoint's names, once that is clear: they are in etcd, or etcd is away and they
     /// are served here alone, or it took too long.
     pub async fn named(&self, endpoint: &str) -> Named {
-        let mut standing = self.standing.clone();
-        let settled = |now: &Standing| {
+        let waited = self.settle(|now| {
             let known = now.endpoints.get(endpoint);
             known.is_some_and(|(_, published)| *published || !now.connected)
-        };
-        let waited = tokio::time::timeout(PATIENCE, async { standing.wait_for(settled).await.is_ok() }).await;
+        });
+        let problem = waited.await.err();
         let now = self.standing.borrow().clone();
         let Some((record, published)) = now.endpoints.get(endpoint) else {
             return Named {
@@ -48,14 +55,92 @@ impl Answers {
             let all = record.names.iter().chain(&record.groups);
             all.filter_map(|name| name.below(&zone.settings().dns.zone).ok()).map(|n| n.to_string()).collect()
         };
-        let problem = match waited {
-            Ok(_) => None,
-            Err(_) => Some(format!(
+        Named { names: zone.as_ref().map(full).unwrap_or_default(), problem, published: *published }
+    }
+
+    /// Waits until this host's names stand so.
+    async fn settle(&self, settled: impl FnMut(&Standing) -> bool) -> Result<(), String> {
+        let mut standing = self.standing.clone();
+        let waited = tokio::time::timeout(PATIENCE, standing.wait_for(settled)).await;
+        waited.map(drop).map_err(|_| {
+            format!(
                 "etcd has not taken its names within {} s (loden status says how etcd is)",
                 PATIENCE.as_secs()
-            )),
+            )
+        })
+    }
+
+    /// Names given by hand on this host.
+    pub fn manual(&self) -> ManualNames {
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
+        ManualNames {
+            zone: zone.as_ref().map(|zone| zone.settings().dns.zone.to_string()).unwrap_or_default(),
+            names: self.manual.all().values().cloned().collect(),
+        }
+    }
+
+    /// Gives a name by hand.
+    pub async fn add(&self, wanted: ManualName) -> NameChange {
+        match self.try_add(wanted).await {
+            Ok(named) => NameChange { error: None, named },
+            Err(error) => NameChange { error: Some(error), ..NameChange::default() },
+        }
+    }
+
+    async fn try_add(&self, mut wanted: ManualName) -> Result<Named, String> {
+        let standing = self.standing.borrow().clone();
+        let own = standing.lease.ok_or("this host has no subnet yet (loden status says why)")?;
+        wanted.name = {
+            let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
+            let zone = zone.as_ref().ok_or(NOT_SERVED)?;
+            judge_manual(&wanted, zone.settings(), own)?
         };
-        Named { names: zone.as_ref().map(full).unwrap_or_default(), problem, published: *published }
+        let of_container = standing.endpoints.values().find_map(|(record, _)| {
+            let address = wanted.addresses.iter().find(|a| record.addresses.contains(a))?;
+            let name =
+                record.names.first().filter(|_| record.source != NameSource::Manual && !wanted.group)?;
+            Some((address, name))
+        });
+        if let Some((address, name)) = of_container {
+            return Err(format!(
+                "{address} is that of the container {name}, to which it has to lead back; have its runtime give the \
+                 container another name, or add a name that others may share (--group)"
+            ));
+        }
+        wanted.since = milliseconds(SystemTime::now());
+        let (endpoint, expected) = (manual_endpoint(&wanted.name), wanted.clone());
+        self.manual.change(|names| _ = names.insert(wanted.name.clone(), wanted))?;
+        let taken = |record: &NameRecord| {
+            (&record.addresses, &record.ports) == (&expected.addresses, &expected.ports)
+                && record.since >= expected.since
+        };
+        let waited = self.settle(|now| {
+            let known = now.endpoints.get(&endpoint);
+            known.is_some_and(|(record, published)| taken(record) && (*published || !now.connected))
+        });
+        let problem = waited.await.err();
+        let named = self.named(&endpoint).await;
+        Ok(Named { problem: problem.or(named.problem), ..named })
+    }
+
+    /// Takes back a name that was given by hand.
+    pub async fn remove(&self, name: DnsName) -> NameChange {
+        let zone = self.manual().zone.parse::<DnsName>().ok();
+        let relative = zone.as_ref().and_then(|zone| name.relative_to(zone)).unwrap_or(name);
+        let error = |error| NameChange { error: Some(error), ..NameChange::default() };
+        if !self.manual.all().contains_key(&relative) {
+            return error(format!(
+                "{relative} was not given by hand on this host; loden name list shows those that were, loden names all"
+            ));
+        }
+        if let Err(failure) = self.manual.change(|names| _ = names.remove(&relative)) {
+            return error(failure);
+        }
+        let endpoint = manual_endpoint(&relative);
+        let problem = self.settle(|now| !now.endpoints.contains_key(&endpoint)).await.err();
+        let full = zone.and_then(|zone| relative.below(&zone).ok()).unwrap_or(relative);
+        let published = self.standing.borrow().connected;
+        NameChange { error: None, named: Named { names: vec![full.to_string()], problem, published } }
     }
 
     /// How names stand, for `status`; `addresses`: where they are served.
@@ -89,6 +174,7 @@ impl Answers {
                     () if zone.owner(name).is_some_and(|(owner, _)| owner == key) => "owner",
                     () => "withdrawn",
                 };
+                let outside = |kind| zone.addresses(View::Outside, name, kind);
                 let Ok(full) = name.below(&zone.settings().dns.zone) else { continue };
                 let Some(subnet) = key.lease.subnets().next() else { continue };
                 names.push(NameStatus {
@@ -98,6 +184,8 @@ impl Answers {
                     subnet,
                     endpoint: key.endpoint.to_string(),
                     source: record.source.word().into(),
+                    group: !owned.contains(name),
+                    outside_addresses: [Kind::A, Kind::Aaaa].into_iter().flat_map(outside).collect(),
                     state: state.into(),
                     since_unix_seconds: record.since / 1000,
                 });

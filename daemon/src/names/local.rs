@@ -1,12 +1,13 @@
-//! The endpoints of this host, as those tell who know them: the plugin's allocation files.
+//! The endpoints of this host, as those tell who know them: the plugin's allocation files, and operators.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use loden_core::names::Given;
+use loden_core::names::{Given, Settings, judge_manual};
 use loden_proto::dns_name::DnsName;
-use loden_proto::name_record::{NameRecord, NameSource};
+use loden_proto::lease::LeaseKey;
+use loden_proto::name_record::{ManualName, NameRecord, NameSource};
 
 use crate::endpoints::Found;
 
@@ -39,6 +40,35 @@ pub(super) fn of_allocations(found: &[Found], zone: &DnsName) -> BTreeMap<Arc<st
         all.insert(allocation.host_veth.as_str().into(), Local { record, problems });
     }
     all
+}
+
+/// The id of the endpoint that a name by hand makes.
+pub(super) fn manual_endpoint(name: &DnsName) -> Arc<str> {
+    format!("manual-{name}").into()
+}
+
+/// What operators have named. What cannot be named any more is told: the lease or the config has changed.
+pub(super) fn of_manual(
+    names: &BTreeMap<DnsName, ManualName>,
+    settings: &Settings,
+    own: LeaseKey,
+) -> BTreeMap<Arc<str>, Local> {
+    let local = |manual: &ManualName| {
+        let problem = judge_manual(manual, settings, own).err();
+        let problem = problem.map(|why| format!("the name {} that was given by hand: {why}", manual.name));
+        let (names, groups) =
+            if manual.group { (vec![], vec![&manual.name]) } else { (vec![&manual.name], vec![]) };
+        let record = NameRecord {
+            names: names.into_iter().cloned().collect(),
+            groups: groups.into_iter().cloned().collect(),
+            addresses: manual.addresses.clone(),
+            ports: manual.ports.clone(),
+            since: manual.since,
+            source: NameSource::Manual,
+        };
+        (manual_endpoint(&manual.name), Local { record, problems: problem.into_iter().collect() })
+    };
+    names.values().map(local).collect()
 }
 
 /// Since 1970.

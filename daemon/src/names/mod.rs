@@ -3,12 +3,15 @@
 //!
 //! - `task`: keeps etcd and the zone as the endpoints are
 //! - `local`: what this host says of its own endpoints
+//! - `manual`: what operators say
 //! - `answers`: what is told about names on the local socket
 
 mod answers;
 mod local;
+mod manual;
 mod task;
 
 pub use answers::Answers;
 pub use local::Local;
+pub use manual::Manual;
 pub use task::{Names, Standing};

@@ -12,8 +12,9 @@ use loden_core::backoff::Backoff;
 use loden_core::names::{Hold, NameKey, Settings, Write, Zone, publication};
 use loden_core::options::Listen;
 use loden_proto::config::NetworkConfig;
+use loden_proto::dns_name::DnsName;
 use loden_proto::lease::LeaseKey;
-use loden_proto::name_record::NameRecord;
+use loden_proto::name_record::{ManualName, NameRecord, NameSource};
 use tokio::sync::watch;
 
 use super::local::{self, Local};
@@ -53,6 +54,8 @@ pub struct Names {
     pub facts: watch::Receiver<Option<HostFacts>>,
     /// How long names of hosts stay that vanished all at once, in milliseconds.
     pub hold: Millis,
+    /// Names by hand.
+    pub manual: watch::Receiver<Arc<BTreeMap<DnsName, ManualName>>>,
     /// Which kinds of addresses to answer on.
     pub listen: Vec<Listen>,
     /// What is served.
@@ -79,7 +82,11 @@ impl Ages {
     /// When an endpoint took its names: as etcd has it from a former life; what is new takes them now,
     /// and is newer than who has them, however his clock goes.
     fn assign(&mut self, endpoint: &Arc<str>, record: &NameRecord, written: Option<u64>, zone: &Zone) -> u64 {
-        let known = self.since.get(endpoint).copied();
+        // One that is given by hand once more takes its name anew.
+        let again = record.source == NameSource::Manual
+            && self.since.get(endpoint).copied().or(written).is_some_and(|since| since < record.since);
+        let known = self.since.get(endpoint).copied().filter(|_| !again);
+        let written = written.filter(|_| !again);
         let rival = || {
             let owners = record.names.iter().filter_map(|name| zone.owner(name));
             owners.map(|(_, owner)| owner.since + 1).max().filter(|_| self.settled)
@@ -144,6 +151,7 @@ impl Names {
                 changed = self.configs.changed() => changed?,
                 changed = self.own.changed() => changed?,
                 changed = self.facts.changed() => changed?,
+                changed = self.manual.changed() => changed?,
                 changed = files.changed() => changed?,
                 () = tokio::time::sleep(wait) => {}
             }
@@ -210,8 +218,10 @@ impl Names {
         let found = endpoints::all(&self.folder);
         let mut problems = Vec::new();
         let mut records = BTreeMap::new();
+        let manual = self.manual.borrow_and_update().clone();
+        let manual = local::of_manual(&manual, &settings, key);
         for (endpoint, Local { mut record, problems: of_endpoint }) in
-            local::of_allocations(&found, &settings.dns.zone)
+            local::of_allocations(&found, &settings.dns.zone).into_iter().chain(manual)
         {
             problems.extend(of_endpoint);
             let since = written.get(&endpoint).map(|record| record.since);
@@ -243,7 +253,7 @@ impl Names {
         let now = Standing { endpoints: endpoints.collect(), problems, connected, lease };
         self.standing.send_if_modified(|told| {
             for problem in now.problems.iter().filter(|p| !told.problems.contains(p)) {
-                tracing::warn!("a container has no name: {problem}");
+                tracing::warn!("a name is not served as it should be: {problem}");
             }
             std::mem::replace(told, now.clone()) != now
         });

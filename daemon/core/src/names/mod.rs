@@ -3,6 +3,7 @@
 
 mod given;
 mod hold;
+mod manual;
 mod message;
 mod publish;
 mod table;
@@ -10,6 +11,7 @@ mod zone;
 
 pub use given::Given;
 pub use hold::Hold;
+pub use manual::judge_manual;
 pub use message::{MAX_DATAGRAM, Reply, Transport, failure, reply};
 pub use publish::{Write, publication};
 pub use table::{NameEntry, NameKey, NameTable};

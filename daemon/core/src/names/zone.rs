@@ -326,6 +326,16 @@ impl Zone {
         }
     }
 
+    /// The addresses of a name (relative to the zone) in a view.
+    pub fn addresses(&self, view: View, name: &DnsName, kind: Kind) -> Vec<IpAddr> {
+        let (records, _) = self.lookup(view, name.as_str(), kind).unwrap_or_default();
+        let address = |record: Record| match record.data {
+            Data::Address(address) => Some(address),
+            _ => None,
+        };
+        records.into_iter().filter_map(address).collect()
+    }
+
     fn answer_apex(&self, view: View, kind: Kind) -> Answer {
         let apex = self.settings.dns.zone.clone();
         let (mut answers, mut additional) = (Vec::new(), Vec::new());
