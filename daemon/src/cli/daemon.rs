@@ -229,6 +229,9 @@ struct DnsArgs {
         default_value = "gateway,shared,underlay"
     )]
     dns_listen: Vec<DnsListen>,
+    /// Docker's socket. Its containers in the overlay get names; a path at which nothing is turns that off
+    #[arg(long, value_name = "PATH", default_value = "/var/run/docker.sock")]
+    docker_socket: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -292,6 +295,7 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
         state_dir: args.place.state_dir(),
         subnet_file: args.place.subnet_file(),
         socket_group: Some(args.socket_group).filter(|g| !g.is_empty()),
+        docker_socket: args.dns.docker_socket,
         settings: Settings {
             options: options::Options {
                 network: args.place.network,

@@ -1,6 +1,7 @@
 //! Names of containers and hosts: what stands in etcd for them ([`NameTable`]), and what the DNS says of it
 //! ([`Zone`]).
 
+pub mod docker;
 mod given;
 mod publish;
 mod table;
