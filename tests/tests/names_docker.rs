@@ -179,10 +179,13 @@ fn restarts_of_docker_and_of_the_daemon_keep_the_names(engine: Engine) {
     let dn3 = docker.container("dn3");
     docker.remove(dn3);
     assert_eq!(both_ways(&b.ns(), "dn1", dn1.address()), Ok(()), "etcd has it while the daemon is away");
+    // Docker does not answer just yet.
+    let dockerd = docker.processes()[0].to_string();
+    a.run(&["kill", "-STOP", &dockerd]);
     daemon.start();
-    always(Duration::from_secs(2), "no moment without its name", || {
-        both_ways(&b.ns(), "dn1", dn1.address()).is_ok()
-    });
+    daemon.wait_ready();
+    always(Duration::from_secs(3), "no moment without its name", || both_ways(&b.ns(), "dn1", dn1.address()));
+    a.run(&["kill", "-CONT", &dockerd]);
     eventually(SOON, "what came meanwhile has its name", || {
         both_ways(&b.ns(), "dn2", dn2.address())?;
         both_ways(&a.ns(), "dn1", dn1.address())
@@ -242,4 +245,29 @@ fn a_docker_that_may_not_be_asked_is_told_of() {
         let said = notes.iter().any(|note| words.iter().all(|word| note.contains(word)));
         if said { Ok(()) } else { Err(format!("{notes:?}")) }
     });
+}
+
+/// docker.socket: systemd listens in Docker's place, and starts it for whoever connects.
+#[test]
+fn a_docker_that_was_stopped_is_not_started_by_being_asked() {
+    let lab = Lab::new("names-docker-stopped");
+    lab.etcd().config(&Stack::Four.vxlan());
+    let Some(systemd) = lab.host("a").systemd() else { return };
+    systemd.run(&[
+        "sh",
+        "-ec",
+        "cd /etc/systemd/system
+        printf '[Socket]\\nListenStream=/run/docker.sock\\nSocketMode=0666\\n' > docker.socket
+        printf '[Service]\\nExecStart=/usr/bin/sleep 1000000\\n' > docker.service
+        systemctl daemon-reload
+        systemctl start docker.socket",
+    ]);
+    systemd.restart("loden");
+    let stopped = || {
+        let state = systemd.exec(&["systemctl", "is-active", "docker.service"]).stdout;
+        if state == "inactive\n" { Ok(()) } else { Err(state) }
+    };
+    always(Duration::from_secs(12), "Docker stays as it is", stopped);
+    systemd.run(&["socat", "-u", "OPEN:/dev/null", "UNIX-CONNECT:/run/docker.sock"]);
+    eventually(SOON, "any connection would have started it", || stopped().is_err());
 }
