@@ -89,7 +89,7 @@ test: deps docker podman build ## Unit tests, property tests and lab scenarios (
 	$(TEST_RUNNER) cargo test --locked --workspace
 .PHONY: test-docker29
 test-docker29: deps docker docker29 build ## The scenarios with Docker again, with Docker 29 (needs Go)
-	$(TEST_RUNNER) cargo test --locked -p loden-tests --test docker -- --ignored docker29
+	$(TEST_RUNNER) cargo test --locked -p loden-tests --test docker --test names_docker -- --ignored docker29
 
 .PHONY: test-netavark
 test-netavark: deps netavark build ## The plugin below a real netavark, which is Podman 5's CNI
@@ -222,6 +222,7 @@ install: ## Install what `make release` built (DESTDIR, PREFIX, CNI_BIN)
 	install -d '$(DESTDIR)$(PREFIX)/share/loden/docker'
 	sed 's|/usr/bin/loden|$(PREFIX)/bin/loden|' packaging/docker/loden.conf > '$(DESTDIR)$(PREFIX)/share/loden/docker/loden.conf'
 	install -D -m 644 packaging/loden.service.d/iptables-legacy.conf '$(DESTDIR)$(PREFIX)/share/loden/loden.service.d/iptables-legacy.conf'
+	install -D -m 644 packaging/loden.service.d/docker.conf '$(DESTDIR)$(PREFIX)/share/loden/loden.service.d/docker.conf'
 	install -D -m 644 packaging/10-loden.conflist '$(DESTDIR)$(PREFIX)/share/loden/10-loden.conflist'
 
 .PHONY: clean

@@ -18,8 +18,8 @@
 //!
 //!  allocation files ──┬─► endpoints ──► port filter, bridge
 //!                     └─► names ──► zone ──► DNS (a thread)
-//!                         ▲ │
-//!                    etcd ┘ └► etcd
+//!            Docker ───────►▲ │
+//!                      etcd ┘ └► etcd
 //! ```
 //!
 //! Every arrow is a `watch` channel of whole values, the latest wins; `report` alone is asked for.
@@ -47,7 +47,7 @@ use crate::flanneld;
 use crate::kernel::{Kernel, Ports, Watch};
 use crate::lease::{Keeper, KeeperOptions, LeaseState, OwnLease};
 use crate::lock;
-use crate::names::{Answers, Manual, Names};
+use crate::names::{self, Answers, Manual, Names};
 use crate::network_config;
 use crate::reconcile::{HostFacts, Reconciler, Settings};
 use crate::state::StateDir;
@@ -76,6 +76,8 @@ pub struct Options {
     pub dns_upstreams: Vec<IpAddr>,
     /// Who may ask on the socket.
     pub socket_group: Option<String>,
+    /// Where Docker would be.
+    pub docker_socket: PathBuf,
 }
 
 /// READY at the latest after this, degraded if need be: who orders after us must not wait for ever.
@@ -128,6 +130,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (dns_wanted_sender, dns_wanted) = watch::channel(Vec::new());
     let (listening_sender, listening) = watch::channel(Default::default());
     let (names_sender, own_names) = watch::channel(Default::default());
+    let (docker_sender, docker) = watch::channel(Default::default());
     let writer = Writer::new(&options.etcd.prefix, store.connections.clone());
 
     let remembered = NetworkConfig::parse(&last.config).ok();
@@ -172,10 +175,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         own: own.clone(),
         facts: facts.clone(),
         hold: options.settings.hold,
+        docker: docker.clone(),
         listen: options.settings.options.dns_listen.clone(),
         zone: zone.clone(),
         wanted: dns_wanted_sender,
         standing: names_sender,
+    };
+    let docker_names = names::docker::Follower {
+        socket: options.docker_socket.clone(),
+        configs: configs.clone(),
+        seen: docker_sender,
     };
     let upstreams = options.dns_upstreams.clone();
     dns::Server { zone: zone.clone(), upstreams, wanted: dns_wanted, listening: listening_sender }.start()?;
@@ -189,6 +198,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         own: own.clone(),
         facts: facts.clone(),
         docker_user: standing,
+        docker,
         names: Answers { zone, standing: own_names, manual },
         listening: listening.clone(),
         questions,
@@ -218,6 +228,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(docker_user.run());
     tasks.spawn(endpoints_task.run());
     tasks.spawn(names.run());
+    tasks.spawn(docker_names.run());
     tasks.spawn(async { status::serve(listener, sources, socket).await });
     let known = Known { state, configs, own, facts, in_place, endpoints, listening };
     tasks.spawn(announce(options, known, subnet_sender));

@@ -48,6 +48,8 @@ pub struct Sources {
     pub facts: watch::Receiver<Option<HostFacts>>,
     /// How our rules in Docker's chain stand.
     pub docker_user: watch::Receiver<docker_user::Standing>,
+    /// What Docker tells of its containers.
+    pub docker: watch::Receiver<names::docker::Seen>,
     /// Names.
     pub names: names::Answers,
     /// Where they are served.
@@ -164,6 +166,8 @@ impl Sources {
             let outside = status.underlay.as_ref().is_some_and(|u| u.addresses.contains(address));
             if outside { status.notes.push(text) } else { status.problems.push(text) }
         }
+        // Names alone are missing, and those of containers that may be in no overlay.
+        status.notes.extend(self.docker.borrow().problem.clone());
         if let Some(surroundings) = report.surroundings {
             let found = foreign_rules(&surroundings, &self.judged).await;
             status.problems.extend(found.problems);

@@ -232,6 +232,9 @@ struct DnsArgs {
     /// Servers for all other names, comma-separated [default: those of /etc/resolv.conf]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns_upstream: Vec<IpAddr>,
+    /// Docker's socket. Its containers in the overlay get names; a path at which nothing is turns that off
+    #[arg(long, value_name = "PATH", default_value = "/var/run/docker.sock")]
+    docker_socket: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -296,6 +299,7 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
         subnet_file: args.place.subnet_file(),
         dns_upstreams: args.dns.dns_upstream,
         socket_group: Some(args.socket_group).filter(|g| !g.is_empty()),
+        docker_socket: args.dns.docker_socket,
         settings: Settings {
             options: options::Options {
                 network: args.place.network,

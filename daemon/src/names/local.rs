@@ -1,9 +1,11 @@
-//! The endpoints of this host, as those tell who know them: the plugin's allocation files, and operators.
+//! The endpoints of this host, as those tell who know them: the plugin's allocation files, Docker, and operators.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use loden_core::names::docker::Container;
 use loden_core::names::{Given, Settings, judge_manual};
 use loden_proto::dns_name::DnsName;
 use loden_proto::lease::LeaseKey;
@@ -69,6 +71,24 @@ pub(super) fn of_manual(
         (manual_endpoint(&manual.name), Local { record, problems: problem.into_iter().collect() })
     };
     names.values().map(local).collect()
+}
+
+/// Adds Docker's containers that have addresses of the lease. What shares its bridge with the plugin is
+/// named once.
+pub(super) fn add_containers(
+    all: &mut BTreeMap<Arc<str>, Local>,
+    containers: &[Container],
+    lease: LeaseKey,
+    zone: &DnsName,
+) {
+    let speaks = |local: &&Local| !(local.record.names.is_empty() && local.record.groups.is_empty());
+    let named: BTreeSet<IpAddr> =
+        all.values().filter(speaks).flat_map(|local| local.record.addresses.iter().copied()).collect();
+    for container in containers {
+        if let Some((record, problems)) = container.record(zone, lease, |ip| named.contains(&ip)) {
+            all.insert(container.endpoint().into(), Local { record, problems });
+        }
+    }
 }
 
 /// Since 1970.

@@ -2,11 +2,13 @@
 //! and served with everybody else's.
 //!
 //! - `task`: keeps etcd and the zone as the endpoints are
+//! - `docker`: what Docker says of its containers
 //! - `local`: what this host says of its own endpoints
 //! - `manual`: what operators say
 //! - `answers`: what is told about names on the local socket
 
 mod answers;
+pub mod docker;
 mod local;
 mod manual;
 mod task;

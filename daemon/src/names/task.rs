@@ -17,6 +17,7 @@ use loden_proto::lease::LeaseKey;
 use loden_proto::name_record::{ManualName, NameRecord, NameSource};
 use tokio::sync::watch;
 
+use super::docker;
 use super::local::{self, Local};
 use crate::clock;
 use crate::dns::SharedZone;
@@ -56,6 +57,8 @@ pub struct Names {
     pub hold: Millis,
     /// Names by hand.
     pub manual: watch::Receiver<Arc<BTreeMap<DnsName, ManualName>>>,
+    /// Docker's containers.
+    pub docker: watch::Receiver<docker::Seen>,
     /// Which kinds of addresses to answer on.
     pub listen: Vec<Listen>,
     /// What is served.
@@ -74,8 +77,8 @@ const FULL_LOOK: Duration = Duration::from_secs(30);
 struct Ages {
     /// When each endpoint took its names.
     since: BTreeMap<Arc<str>, u64>,
-    /// Whether there has been a look with etcd's names known: what comes later is new.
-    settled: bool,
+    /// Whose endpoints there has been a look at with etcd's names known: what comes later is new.
+    settled: BTreeSet<NameSource>,
 }
 
 impl Ages {
@@ -89,7 +92,7 @@ impl Ages {
         let written = written.filter(|_| !again);
         let rival = || {
             let owners = record.names.iter().filter_map(|name| zone.owner(name));
-            owners.map(|(_, owner)| owner.since + 1).max().filter(|_| self.settled)
+            owners.map(|(_, owner)| owner.since + 1).max().filter(|_| self.settled.contains(&record.source))
         };
         let since = match (known, written) {
             (Some(known), written) => known.max(written.unwrap_or(0)),
@@ -100,10 +103,16 @@ impl Ages {
         since
     }
 
-    /// Forgets the endpoints that are gone. With etcd's names known, whoever comes next is new.
-    fn retain(&mut self, present: &BTreeMap<Arc<str>, NameRecord>, synced: bool) {
+    /// Forgets the endpoints that are gone. With etcd's names known, whoever comes next is new to those who
+    /// have been `heard`.
+    fn retain(
+        &mut self,
+        present: &BTreeMap<Arc<str>, NameRecord>,
+        heard: impl Iterator<Item = NameSource>,
+        synced: bool,
+    ) {
         self.since.retain(|endpoint, _| present.contains_key(endpoint));
-        self.settled |= synced;
+        self.settled.extend(heard.filter(|_| synced));
     }
 }
 
@@ -152,6 +161,7 @@ impl Names {
                 changed = self.own.changed() => changed?,
                 changed = self.facts.changed() => changed?,
                 changed = self.manual.changed() => changed?,
+                changed = self.docker.changed() => changed?,
                 changed = files.changed() => changed?,
                 () = tokio::time::sleep(wait) => {}
             }
@@ -218,17 +228,31 @@ impl Names {
         let found = endpoints::all(&self.folder);
         let mut problems = Vec::new();
         let mut records = BTreeMap::new();
+        let mut known = local::of_allocations(&found, &settings.dns.zone);
+        let docker = self.docker.borrow_and_update().containers.clone();
+        match &docker {
+            Some(containers) => {
+                local::add_containers(&mut known, containers, key, &settings.dns.zone);
+            }
+            // It may only be late with telling: what it told in our former life stands.
+            None => {
+                let told = written.iter().filter(|(_, record)| record.source == NameSource::Docker);
+                let same = |record: &NameRecord| Local { record: record.clone(), problems: Vec::new() };
+                known.extend(told.map(|(endpoint, record)| (endpoint.clone(), same(record))));
+            }
+        }
+        // A name by hand may be for a container's address as well.
         let manual = self.manual.borrow_and_update().clone();
-        let manual = local::of_manual(&manual, &settings, key);
-        for (endpoint, Local { mut record, problems: of_endpoint }) in
-            local::of_allocations(&found, &settings.dns.zone).into_iter().chain(manual)
-        {
+        known.extend(local::of_manual(&manual, &settings, key));
+        for (endpoint, Local { mut record, problems: of_endpoint }) in known {
             problems.extend(of_endpoint);
             let since = written.get(&endpoint).map(|record| record.since);
             record.since = ages.assign(&endpoint, &record, since, zone);
             records.insert(endpoint, record);
         }
-        ages.retain(&records, view.synced);
+        let heard =
+            [NameSource::Cni, NameSource::Manual].into_iter().chain(docker.map(|_| NameSource::Docker));
+        ages.retain(&records, heard, view.synced);
         zone.set_names(others.with_own(key, records.clone()));
         // Who has lost a name to a newer one elsewhere does not claim it in etcd any more.
         for (endpoint, record) in &mut records {

@@ -1,6 +1,7 @@
 //! Names of containers and hosts: what stands in etcd for them ([`NameTable`]), what the DNS says of it ([`Zone`]), and
 //! how it says so, from bytes to bytes ([`reply`]).
 
+pub mod docker;
 mod given;
 mod hold;
 mod manual;

@@ -546,11 +546,12 @@ impl Zone {
             let entries = self
                 .entries(keys)
                 .filter(|(key, record)| self.sound_addresses(key, record).any(|a| a == address));
-            if let Some((key, record)) = entries.max_by_key(|(key, record)| (record.since, *key)) {
-                // A name that a newer container has taken is not this one's any more.
+            // A name that a newer container has taken is not this one's any more.
+            let named = entries.filter_map(|(key, record)| {
                 let own = |name: &&DnsName| self.owner(name).is_some_and(|(owner, _)| owner == key);
-                return record.names.iter().find(own).map(|name| self.full(name.as_str()));
-            }
+                Some((record.since, key, record.names.iter().find(own)?))
+            });
+            return named.max().map(|(_, _, name)| self.full(name.as_str()));
         }
         let lease = self.leases.overlapping(&Subnet::new(address, Family::of(address).bits()).ok()?)?;
         let subnet = lease.subnets().find(|s| s.contains(address))?;

@@ -302,6 +302,16 @@ fn a_host_speaks_for_its_own_addresses_alone() {
     assert_eq!(zone.name_of(ip("10.5.8.2")), Some(dns_name("nn.loden.internal")));
 }
 
+#[test]
+fn a_shared_name_by_hand_takes_no_containers_own() {
+    let zone = zone(&[
+        (key(A, "c1"), record(&["dn1"], &[], &["10.5.7.9"], 1)),
+        (key(A, "manual-all"), record(&[], &["all"], &["10.5.7.9"], 2)),
+    ]);
+    assert_eq!(zone.name_of(ip("10.5.7.9")), Some(dns_name("dn1.loden.internal")));
+    assert_eq!(inside(&zone, "all.loden.internal", Kind::A), "10.5.7.9");
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Put(usize, usize, usize, u64),
