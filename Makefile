@@ -20,7 +20,7 @@ PERF_PACKAGES := valgrind
 FUZZ_PACKAGES := gcc g++ libc6-dev
 TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 socat tcpdump strace \
 	conntrack openssl procps util-linux kmod ethtool iptables libdevmapper1.02.1 \
-	containernetworking-plugins dbus firewalld ufw network-manager
+	containernetworking-plugins dbus firewalld ufw network-manager bind9-dnsutils dnsmasq-base
 # A namespace and an etcd are all that a simulated fleet needs.
 SIM_PACKAGES := etcd-server etcd-client iproute2
 # Unpacked for the lab, not installed.
@@ -89,7 +89,7 @@ test: deps docker podman build ## Unit tests, property tests and lab scenarios (
 	$(TEST_RUNNER) cargo test --locked --workspace
 .PHONY: test-docker29
 test-docker29: deps docker docker29 build ## The scenarios with Docker again, with Docker 29 (needs Go)
-	$(TEST_RUNNER) cargo test --locked -p loden-tests --test docker -- --ignored docker29
+	$(TEST_RUNNER) cargo test --locked -p loden-tests --test docker --test names_docker -- --ignored docker29
 
 .PHONY: test-netavark
 test-netavark: deps netavark build ## The plugin below a real netavark, which is Podman 5's CNI
@@ -139,7 +139,7 @@ check-perf: build-deps ## Count the core's instructions and allocations; fails a
 FUZZ_SECONDS ?= 60
 .PHONY: fuzz
 # Without a sanitizer: the code is safe Rust, and a sanitizer would need a nightly compiler.
-fuzz: $(TOOLS)/bin/cargo-fuzz ## Fuzz what the CNI plugin reads, each target for FUZZ_SECONDS
+fuzz: $(TOOLS)/bin/cargo-fuzz ## Fuzz what CNI plugin and DNS server read, each target for FUZZ_SECONDS
 	@scripts/install-deps $(FUZZ_PACKAGES)
 	for target in $(patsubst fuzz/targets/%.rs,%,$(wildcard fuzz/targets/*.rs)); do \
 		mkdir -p fuzz/corpus/$$target fuzz/seeds/$$target; \
@@ -222,6 +222,7 @@ install: ## Install what `make release` built (DESTDIR, PREFIX, CNI_BIN)
 	install -d '$(DESTDIR)$(PREFIX)/share/loden/docker'
 	sed 's|/usr/bin/loden|$(PREFIX)/bin/loden|' packaging/docker/loden.conf > '$(DESTDIR)$(PREFIX)/share/loden/docker/loden.conf'
 	install -D -m 644 packaging/loden.service.d/iptables-legacy.conf '$(DESTDIR)$(PREFIX)/share/loden/loden.service.d/iptables-legacy.conf'
+	install -D -m 644 packaging/loden.service.d/docker.conf '$(DESTDIR)$(PREFIX)/share/loden/loden.service.d/docker.conf'
 	install -D -m 644 packaging/10-loden.conflist '$(DESTDIR)$(PREFIX)/share/loden/10-loden.conflist'
 
 .PHONY: clean

@@ -12,6 +12,7 @@ use loden_netlink::Socket;
 use loden_proto::allocation::{Allocation, Port};
 use loden_proto::subnet_env::{LeaseState, SubnetEnv};
 use loden_proto::{DEFAULT_BRIDGE, Subnet};
+use serde_json::{Value, json};
 
 use crate::allocations::{Claim, Rest, Store};
 use crate::bridge::{self, Plan};
@@ -20,6 +21,7 @@ use crate::error::Error;
 use crate::ifname::IfName;
 use crate::ipam::{self, Pool};
 use crate::links;
+use crate::names;
 use crate::naming;
 use crate::netns::Netns;
 use crate::options::{Guard, Options, Routes};
@@ -27,6 +29,9 @@ use crate::port_filter;
 use crate::request::{Attachment, Request};
 use crate::result::{AddResult, Address, Interface, Route};
 use crate::wishes::{self, Wishes};
+
+/// A name with a dot is looked up as it stands before the zone is tried (resolv.conf(5)).
+const DNS_OPTIONS: [&str; 1] = ["ndots:1"];
 
 /// Connects the container.
 pub fn add(request: &Request) -> Result<AddResult, Error> {
@@ -52,8 +57,18 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let plan = Plan { name: &bridge_name, subnets: &env.subnets, networks: &env.networks, mtu: env.mtu };
     let bridge = bridge::ensure(&mut host, plan, |subnet| store.uses(subnet))?;
 
-    let Wishes { addresses: wanted, mac, name, .. } = &request.wishes;
-    let claim = Claim { pools: &pools, wanted, mac: *mac, name: name.as_deref(), port: Some(&port) };
+    let Wishes { addresses: wanted, mac, name, aliases, published, .. } = &request.wishes;
+    let claim = Claim {
+        pools: &pools,
+        wanted,
+        mac: *mac,
+        name: name.as_deref(),
+        aliases,
+        published,
+        port: Some(&port),
+        state_dir: env.state_dir.as_deref(),
+        sticky: config.options.sticky,
+    };
     let claimed = store.claim(who, claim)?;
     let host_end = naming::host_end(who);
     let addresses = addresses(&claimed.allocations, &env);
@@ -70,7 +85,8 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         routes: &routes(&addresses, &env, config.options.routes),
     };
     let made = guard(&port, &claimed.allocations, &config.options)
-        .and_then(|()| connect(&mut host, &mut inside, wiring, plan));
+        .and_then(|()| connect(&mut host, &mut inside, wiring, plan))
+        .and_then(|()| served(&env, request, &host_end.name));
     if let Err(error) = made {
         // While the pair may be there the address stays taken; DEL frees it then.
         if container::delete_pair(&mut host, &host_end.name).is_ok() {
@@ -85,7 +101,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         Interface { sandbox: Some(who.netns.clone()), ..interface(who.ifname.as_str(), mac, mtu) },
     ];
     let routes = wiring.routes.to_vec();
-    Ok(AddResult { interfaces, addresses, routes, dns: config.dns.clone() })
+    Ok(AddResult { interfaces, addresses, routes, dns: dns(&config.dns, &env) })
 }
 
 /// Refuses what this host cannot give.
@@ -123,6 +139,24 @@ fn guard(port: &Port, allocations: &[Allocation], options: &Options) -> Result<(
         return Err(Error::NoPortFilter(table.clone()));
     }
     Ok(())
+}
+
+/// Its names resolve everywhere, as far as that can be known here.
+fn served(env: &SubnetEnv, request: &Request, host_veth: &str) -> Result<(), Error> {
+    let has_name = request.wishes.name.is_some() || !request.wishes.aliases.is_empty();
+    match env.dns.as_ref().filter(|_| has_name) {
+        Some(dns) => names::wait(&dns.socket, host_veth),
+        None => Ok(()),
+    }
+}
+
+/// `dns` as the configuration and the runtime have it; without any, our own server, if it answers.
+fn dns(config: &Value, env: &SubnetEnv) -> Value {
+    let given = config.as_object().is_some_and(|dns| !dns.is_empty());
+    match env.dns.as_ref().filter(|dns| !given && !dns.addresses.is_empty()) {
+        Some(dns) => json!({ "nameservers": dns.addresses, "search": [dns.zone], "options": DNS_OPTIONS }),
+        None => config.clone(),
+    }
 }
 
 fn connect(host: &mut Socket, inside: &mut Socket, wiring: Wiring<'_>, plan: Plan<'_>) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! Allocation files: the only state of the plugin, `<dataDir>/<network>/`. `add.rs` claims,
+//! Allocation files: the only state of the plugin (but for `hints.rs`, which can be lost), `<dataDir>/<network>/`. `add.rs` claims,
 //! `del.rs` and `gc.rs` release, `check.rs`, `status.rs` and `bridge.rs` look. Networks below one
 //! `dataDir` draw from the same subnet: what one has given no other gives.
 //!
@@ -28,11 +28,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use loden_proto::allocation::{Allocation, FREED_DIR, LOCK_FILE, Port};
+use loden_proto::name_record::PublishedPort;
 use loden_proto::{Family, Mac, Subnet};
 use rustix::fs::OFlags;
 
 use crate::error::{Error, Exhaustion};
 use crate::folder::{self, Folder};
+use crate::hints::{Hints, Key, Known};
 use crate::ipam::{self, Pool, Usage};
 use crate::naming;
 use crate::request::Attachment;
@@ -74,8 +76,16 @@ pub struct Claim<'a> {
     pub mac: Option<Mac>,
     /// The container's name.
     pub name: Option<&'a str>,
+    /// Further names of it.
+    pub aliases: &'a [String],
+    /// Its published ports.
+    pub published: &'a [PublishedPort],
     /// The port that its pair will be.
     pub port: Option<&'a Port>,
+    /// The daemon's folder of lasting state, where hints are.
+    pub state_dir: Option<&'a Path>,
+    /// Whether it is to have the address that its name had before.
+    pub sticky: bool,
 }
 
 /// What an attachment has been given.
@@ -126,6 +136,10 @@ impl Store {
         let host_veth = naming::host_end(who).name;
         let held = open.indexed(who, &host_veth);
         let mut taken = open.addresses()?;
+        let hints = Hints::read(claim.state_dir);
+        let known = hints.known();
+        let key = claim.name.filter(|_| claim.sticky);
+        let key = key.map(|name| Key { network: &self.network, ifname: who.ifname.as_str(), name });
         let mut addresses = Vec::with_capacity(claim.pools.len());
         for pool in claim.pools {
             let address = match claim.wanted.iter().find(|a| pool.contains(**a)) {
@@ -135,7 +149,7 @@ impl Store {
                 }
                 None => match held.iter().find(|a| pool.contains(a.address)) {
                     Some(allocation) => allocation.address,
-                    None => self.choose(&open, *pool, &taken, &lock)?,
+                    None => self.choose(&open, *pool, &taken, &lock, (&known, key))?,
                 },
             };
             taken.insert(address);
@@ -159,6 +173,8 @@ impl Store {
                 host_veth: host_veth.clone(),
                 mac,
                 name: claim.name.map(str::to_owned),
+                aliases: claim.aliases.to_vec(),
+                published: claim.published.to_vec(),
                 port: claim.port.cloned(),
             };
             let written = open.write(&allocation);
@@ -174,6 +190,10 @@ impl Store {
                     return Err(error);
                 }
             }
+        }
+        if let Some(key) = key {
+            let room = claim.pools.iter().map(Pool::usable).max().unwrap_or_default();
+            hints.note(key, &addresses, room, &taken);
         }
         Ok(claimed)
     }
@@ -309,6 +329,7 @@ impl Store {
         pool: Pool,
         taken: &BTreeSet<IpAddr>,
         lock: &File,
+        (known, key): (&Known<'_>, Option<Key<'_>>),
     ) -> Result<IpAddr, Error> {
         let foreign = self.foreign(Some(open), pool, taken);
         let now = SystemTime::now();
@@ -316,6 +337,8 @@ impl Store {
             taken: taken.iter().filter(|a| pool.contains(**a)).copied().collect(),
             last: read_cursor(lock, pool.subnet().family()),
             freed: open.marks(now),
+            own: key.and_then(|key| known.of(key).iter().copied().find(|a| pool.contains(*a))),
+            hinted: known.of_others(key).filter(|a| pool.contains(*a)).collect(),
         };
         let own = usage.taken.len();
         usage.taken.extend(&foreign);

@@ -25,7 +25,7 @@ impl Fixture {
 
     fn claim(&self, id: &str, subnet: &str) -> Result<Vec<String>, Error> {
         let pools: Vec<Pool> = subnet.split(' ').map(|s| Pool::new(s.parse().expect("subnet"))).collect();
-        let claim = Claim { pools: &pools, wanted: &[], mac: None, name: None, port: None };
+        let claim = Claim { pools: &pools, ..NO_HINTS };
         let claimed = self.store.claim(&who(id), claim)?;
         Ok(claimed.allocations.iter().map(|a| a.address.to_string()).collect())
     }
@@ -47,6 +47,18 @@ fn who(id: &str) -> Attachment {
 }
 
 const SMALL: &str = "10.5.7.0/29";
+
+const NO_HINTS: Claim<'static> = Claim {
+    pools: &[],
+    wanted: &[],
+    mac: None,
+    name: None,
+    aliases: &[],
+    published: &[],
+    port: None,
+    state_dir: None,
+    sticky: true,
+};
 
 #[test]
 fn a_claim_is_one_file_named_like_its_address() {
@@ -232,7 +244,16 @@ fn two_networks_of_one_folder_never_give_the_same_address() {
     other.host_local = f.root.path().join("host-local");
     assert_eq!(f.claim("a", SMALL).expect("free"), ["10.5.7.2"]);
     let subnet: Subnet = SMALL.parse().expect("subnet");
-    let claim = Claim { pools: &[Pool::new(subnet)], wanted: &[], mac: None, name: None, port: None };
+    let claim = Claim {
+        pools: &[Pool::new(subnet)],
+        wanted: &[],
+        mac: None,
+        name: None,
+        aliases: &[],
+        published: &[],
+        port: None,
+        ..NO_HINTS
+    };
     let theirs = other.claim(&who("b"), claim).expect("free").allocations;
     assert_eq!(theirs[0].address.to_string(), "10.5.7.3");
     assert_eq!(f.claim("c", SMALL).expect("free"), ["10.5.7.4"]);
@@ -286,7 +307,16 @@ fn ask(f: &Fixture, id: &str, wanted: &str, mac: Option<&str>) -> Result<Vec<All
     let pools = [Pool::new("10.5.7.0/24".parse().expect("subnet"))];
     let wanted: Vec<IpAddr> = wanted.split_whitespace().map(|a| a.parse().expect("address")).collect();
     let mac = mac.map(|m| m.parse().expect("MAC"));
-    let claim = Claim { pools: &pools, wanted: &wanted, mac, name: Some("shop/web"), port: None };
+    let claim = Claim {
+        pools: &pools,
+        wanted: &wanted,
+        mac,
+        name: Some("shop/web"),
+        aliases: &[],
+        published: &[],
+        port: None,
+        ..NO_HINTS
+    };
     Ok(f.store.claim(&who(id), claim)?.allocations)
 }
 
@@ -342,7 +372,7 @@ fn a_requested_mac_belongs_to_one_container() {
 fn what_an_add_works_on_is_not_idle() {
     let f = Fixture::new();
     let pools = [Pool::new(SMALL.parse().expect("subnet"))];
-    let claim = Claim { pools: &pools, wanted: &[], mac: None, name: None, port: None };
+    let claim = Claim { pools: &pools, ..NO_HINTS };
     let working = f.store.claim(&who("a"), claim).expect("free");
     assert!(f.store.idle().expect("listed").0.is_empty());
     drop(working);
@@ -417,4 +447,37 @@ fn what_killed_commands_left_is_tidied() {
     let ours = naming::host_end(&who("a")).name;
     assert_eq!(entries(), BTreeSet::from([format!("{ours}.ipv4"), format!("{ours}.ipv6")]));
     assert!(!f.path(".new").exists() && f.path("10.5.7.2").exists());
+}
+
+#[test]
+fn a_name_finds_its_address_again() {
+    let f = Fixture::new();
+    let state = f.root.path().join("state");
+    fs::create_dir(&state).expect("folder");
+    let pools = [Pool::new(SMALL.parse().expect("subnet"))];
+    let claim = |id: &str, name, sticky| {
+        let claim = Claim { pools: &pools, name, state_dir: Some(&state), sticky, ..NO_HINTS };
+        Ok::<_, Error>(f.store.claim(&who(id), claim)?.allocations[0].address.to_string())
+    };
+    let release = |id: &str| f.store.release(&who(id), Rest::CoolDown).expect("released");
+    assert_eq!(claim("a", Some("db"), true).expect("free"), "10.5.7.2");
+    release("a");
+    assert_eq!(claim("b", Some("web"), true).expect("free"), "10.5.7.3");
+    // The next in turn, then round: 10.5.7.2 stays db's.
+    for (id, address) in [("c", "10.5.7.4"), ("d", "10.5.7.5"), ("e", "10.5.7.6")] {
+        assert_eq!(claim(id, None, true).expect("free"), address);
+    }
+    release("d");
+    assert_eq!(claim("f", Some("job"), true).expect("free"), "10.5.7.5", "cooling, but nobody's");
+    assert_eq!(claim("g", Some("db"), true).expect("free"), "10.5.7.2", "its own");
+    release("g");
+    // As after a reboot.
+    fs::remove_dir_all(f.path("..")).expect("removed");
+    assert_eq!(claim("h", None, true).expect("free"), "10.5.7.4", "neither db's nor web's");
+    assert_eq!(claim("i", Some("db"), false).expect("free"), "10.5.7.6", "it does not want its own");
+    assert_eq!(claim("j", Some("db"), true).expect("free"), "10.5.7.2");
+    // A folder that cannot be written to costs the hint alone.
+    fs::remove_dir_all(&state).expect("removed");
+    fs::write(&state, "no folder").expect("written");
+    claim("k", Some("other"), true).expect("free");
 }

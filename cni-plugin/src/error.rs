@@ -12,7 +12,7 @@
 //! | 6 | the configuration is no JSON of the expected form |
 //! | 7 | the configuration has a value that cannot be right |
 //! | 8 | `CNI_NETNS` is no namespace, or the plugin's own |
-//! | 11 | not now: no subnet yet, lease lost, no address free, or the requested one taken |
+//! | 11 | not now: no subnet yet, lease lost, no address free, the requested one taken, or names not served |
 //! | 50 | STATUS: ADD would fail |
 //! | 51 | STATUS: ADD would fail, and containers may be cut off: the lease is lost |
 //! | 100 | the kernel refused an operation |
@@ -185,6 +185,17 @@ pub enum Error {
     /// The pair has no carrier.
     #[error("{0} did not come up within the time the kernel has for it; see ip link show {0}")]
     NotUp(String),
+    /// The container's names are not served in time.
+    #[error(
+        "the names of the container are not known to the overlay: {reason} ({}); the runtime may try again, or \
+         \"DNS\": false in the network config turns names off", .socket.display()
+    )]
+    Names {
+        /// The daemon's socket.
+        socket: PathBuf,
+        /// What it says.
+        reason: String,
+    },
     /// CHECK found a difference.
     #[error("{0}")]
     Check(String),
@@ -259,7 +270,7 @@ impl Error {
             Self::Config(_) => 7,
             Self::OwnNamespace | Self::Namespace { .. } => 8,
             Self::NoSubnet(_) | Self::LeaseLost(_) | Self::SubnetFile { .. } => 11,
-            Self::Exhausted(_) | Self::Taken { .. } | Self::NoPortFilter(_) => 11,
+            Self::Exhausted(_) | Self::Taken { .. } | Self::NoPortFilter(_) | Self::Names { .. } => 11,
             Self::NotReady(error) if matches!(**error, Self::LeaseLost(_)) => 51,
             Self::NotReady(_) => 50,
             Self::Kernel { .. } => 100,

@@ -5,6 +5,10 @@
 //! passed over, so that a stale ARP entry or a half-closed connection of its former holder
 //! does not reach the next one. When all free addresses are cooling, the one that was freed
 //! longest ago is given.
+//!
+//! A name gets the address that it had before, if that is free: also when it is cooling down, since whatever
+//! still comes for its former holder is meant for it. So others are kept off such addresses for as long as
+//! there is any other.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -129,6 +133,10 @@ pub struct Usage {
     pub freed: BTreeSet<IpAddr>,
     /// The last address given.
     pub last: Option<IpAddr>,
+    /// What the one who asks had before.
+    pub own: Option<IpAddr>,
+    /// What others had before.
+    pub hinted: BTreeSet<IpAddr>,
 }
 
 /// The address to give next; `None` when all are taken. `freed_at` tells when an address of
@@ -143,18 +151,29 @@ pub fn choose(
     if usable == 0 {
         return None;
     }
+    if let Some(own) = usage.own.filter(|own| pool.contains(*own) && !usage.taken.contains(own)) {
+        return Some(own);
+    }
     let start = usage.last.and_then(|last| pool.position(last)).map_or(0, |p| (p + 1) % usable);
     let rested = |a: &IpAddr| !usage.freed.contains(a) || freed_at(*a).is_none_or(|at| has_rested(at, now));
     // At most this many addresses can be passed over, also in a subnet of 2^64.
-    let steps = (usage.taken.len() + usage.freed.len() + 1) as u128;
+    let steps = (usage.taken.len() + usage.freed.len() + usage.hinted.len() + 1) as u128;
     let in_turn = (0..steps.min(usable)).map(|i| pool.at((start + i) % usable));
-    in_turn.filter(|a| !usage.taken.contains(a)).find(rested).or_else(|| {
-        let cooling = usage.freed.iter().filter(|a| !usage.taken.contains(*a));
-        cooling
-            .filter_map(|a| Some((freed_at(*a)?, (pool.position(*a)? + usable - start) % usable, *a)))
-            .min()
-            .map(|(_, _, address)| address)
-    })
+    let unhinted = |a: &IpAddr| !usage.hinted.contains(a);
+    // Longest free first; of what has no mark nobody knows a time, so it is longest free.
+    let longest_free = |of: &BTreeSet<IpAddr>, wanted: &dyn Fn(&IpAddr) -> bool| {
+        let free = of.iter().filter(|a| !usage.taken.contains(*a) && wanted(a));
+        let ranked = free.filter_map(|a| {
+            let place = (pool.position(*a)? + usable - start) % usable;
+            Some((usage.freed.contains(a).then(|| freed_at(*a)).flatten(), place, *a))
+        });
+        ranked.min().map(|(_, _, address)| address)
+    };
+    in_turn
+        .filter(|a| !usage.taken.contains(a) && unhinted(a))
+        .find(rested)
+        .or_else(|| longest_free(&usage.freed, &unhinted))
+        .or_else(|| longest_free(&usage.hinted, &|_| true))
 }
 
 /// Whether the cool-down is over. A time in the future (the clock was set back) counts as now.
@@ -266,9 +285,33 @@ mod tests {
         assert_eq!(next(pool("fd00::/64"), &usage, &BTreeMap::new(), at(0)), Some(ip("fd00::1388")));
     }
 
+    #[test]
+    fn a_name_gets_its_own_address_and_others_are_kept_off_it() {
+        let small = pool("10.5.7.0/29");
+        let mut usage = Usage { own: Some(ip("10.5.7.4")), ..Usage::default() };
+        let mut freed = BTreeMap::from([(ip("10.5.7.4"), at(0))]);
+        assert_eq!(next(small, &usage, &freed, at(1)), Some(ip("10.5.7.4")), "cooling, but its own");
+        usage.taken.insert(ip("10.5.7.4"));
+        assert_eq!(next(small, &usage, &freed, at(1)), Some(ip("10.5.7.2")), "taken");
+        usage.own = Some(ip("10.5.8.4"));
+        assert_eq!(next(small, &usage, &freed, at(1)), Some(ip("10.5.7.2")), "of another subnet");
+        usage.hinted = ["10.5.7.2", "10.5.7.3", "10.5.7.6", "10.5.8.2"].map(ip).into();
+        assert_eq!(next(small, &usage, &freed, at(1)), Some(ip("10.5.7.5")), "others' hints are passed over");
+        freed.insert(ip("10.5.7.5"), at(0));
+        assert_eq!(next(small, &usage, &freed, at(1)), Some(ip("10.5.7.5")), "cooling, but nobody's");
+        usage.taken.insert(ip("10.5.7.5"));
+        freed.insert(ip("10.5.7.2"), at(0));
+        assert_eq!(next(small, &usage, &freed, at(1)), Some(ip("10.5.7.3")), "better another's than none");
+        usage.taken.extend(["10.5.7.3", "10.5.7.6"].map(ip));
+        assert_eq!(next(small, &usage, &freed, at(1)), Some(ip("10.5.7.2")), "even one that cools");
+        usage.taken.insert(ip("10.5.7.2"));
+        assert_eq!(next(small, &usage, &freed, at(1)), None);
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
-        Give,
+        /// To somebody with one of these names, or with none.
+        Give(Option<u8>),
         Free(prop::sample::Index),
         Wait(u64),
         /// The cursor file is lost.
@@ -277,7 +320,8 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            5 => Just(Step::Give),
+            3 => Just(Step::Give(None)),
+            5 => (0..6u8).prop_map(|name| Step::Give(Some(name))),
             4 => any::<prop::sample::Index>().prop_map(Step::Free),
             1 => (1..90u64).prop_map(Step::Wait),
             1 => Just(Step::Forget),
@@ -285,23 +329,40 @@ mod tests {
     }
 
     /// The plain statement of the rule: a list of all usable addresses, each free since some
-    /// time or taken, searched from front to back.
+    /// time or taken, and each with the name that had it last, searched from front to back.
     struct Model {
         addresses: Vec<(IpAddr, Option<SystemTime>)>,
         taken: Vec<bool>,
+        hints: Vec<Option<u8>>,
         next: usize,
     }
 
     impl Model {
-        fn give(&mut self, now: SystemTime) -> Option<IpAddr> {
+        fn give(&mut self, name: Option<u8>, now: SystemTime) -> Option<IpAddr> {
             let n = self.addresses.len();
             let order: Vec<usize> = (0..n).map(|i| (self.next + i) % n).collect();
             let free = || order.iter().copied().filter(|i| !self.taken[*i]);
+            let own = |i: &usize| name.is_some() && self.hints[*i] == name;
+            let others = |i: &usize| self.hints[*i].is_some() && !own(i);
             let warm = |i: &usize| self.addresses[*i].1.is_none_or(|t| now >= t + COOL_DOWN);
-            let found = free().find(warm).or_else(|| free().min_by_key(|i| self.addresses[*i].1))?;
+            let longest =
+                |of: Vec<usize>| of.into_iter().min_by_key(|i| self.addresses[*i].1.filter(|_| !warm(i)));
+            let found = free().find(own);
+            let found = found.or_else(|| free().find(|i| !others(i) && warm(i)));
+            let found = found.or_else(|| longest(free().filter(|i| !others(i)).collect()));
+            let found = found.or_else(|| longest(free().collect()))?;
             self.taken[found] = true;
+            self.remember(found, name);
             self.next = (found + 1) % n;
             Some(self.addresses[found].0)
+        }
+
+        /// A name has one address, an address one name.
+        fn remember(&mut self, given: usize, name: Option<u8>) {
+            if name.is_some() {
+                self.hints.iter_mut().filter(|hint| **hint == name).for_each(|hint| *hint = None);
+                self.hints[given] = name;
+            }
         }
     }
 
@@ -317,17 +378,26 @@ mod tests {
             let mut model = Model {
                 addresses: (0..usable).map(|i| (subnet.nth(i as u128 + 2), None)).collect(),
                 taken: vec![false; usable],
+                hints: vec![None; usable],
                 next: 0,
             };
             let mut usage = Usage::default();
             let mut freed = BTreeMap::new();
+            let mut hints: BTreeMap<u8, IpAddr> = BTreeMap::new();
             let mut now = at(0);
             for step in steps {
                 match step {
-                    Step::Give => {
+                    Step::Give(name) => {
+                        usage.own = name.and_then(|name| hints.get(&name).copied());
+                        let others = hints.iter().filter(|(other, _)| Some(**other) != name);
+                        usage.hinted = others.map(|(_, address)| *address).collect();
                         let given = next(pool, &usage, &freed, now);
-                        prop_assert_eq!(given, model.give(now));
+                        prop_assert_eq!(given, model.give(name, now));
                         if let Some(address) = given {
+                            if let Some(name) = name {
+                                hints.retain(|_, other| *other != address);
+                                hints.insert(name, address);
+                            }
                             prop_assert!(pool.contains(address));
                             prop_assert!(usage.taken.insert(address), "{} was given twice", address);
                             freed.remove(&address);

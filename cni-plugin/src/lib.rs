@@ -5,14 +5,15 @@
 //! ```text
 //! environment, stdin ─► request ─► add ─► netns, bridge ─► links ─► kernel
 //!                                   │
-//!                                   ├──► allocations ─► folder, ipam (pure)
+//!                                   ├──► allocations ─► folder, ipam (pure), hints
 //!                                   ├──► port_filter ─► kernel
+//!                                   ├──► names ─► daemon
 //!                                   └──► result ─► stdout
 //! ```
 //!
 //! Synchronous throughout, without child processes and sleeps. It enters the container's
 //! namespace with the calling thread and returns; give it a thread of its own in a program
-//! that has several. It needs neither the daemon nor etcd, only `subnet.env` (ADD and STATUS)
+//! that has several. It needs neither the daemon nor etcd (where the daemon runs, it waits for the container's names), only `subnet.env` (ADD and STATUS)
 //! and its own allocation files.
 
 pub mod add;
@@ -27,10 +28,12 @@ pub mod error;
 mod events;
 mod folder;
 pub mod gc;
+mod hints;
 pub mod ifname;
 pub mod ipam;
 mod json;
 pub mod links;
+mod names;
 pub mod naming;
 pub mod netavark;
 mod netavark_config;

@@ -30,8 +30,16 @@ pub(crate) enum Purpose {
 
 /// Options of a container's connection, by the network (`podman network create --opt`) or for one
 /// container (`podman run --network NAME:KEY=VALUE`): those of the CNI configuration.
-const WIRING: [&str; 7] =
-    ["mtu", "hairpinMode", "portIsolation", "isDefaultGateway", "isGateway", "ipMasq", "portFilter"];
+const WIRING: [&str; 8] = [
+    "mtu",
+    "hairpinMode",
+    "portIsolation",
+    "isDefaultGateway",
+    "isGateway",
+    "ipMasq",
+    "portFilter",
+    "sticky",
+];
 /// Where the plugin's files are: options of the network alone.
 const FILES: [&str; 2] = ["subnetFile", "dataDir"];
 /// Nobody forwards published ports to a network of a plugin: netavark leaves it to the plugin,
@@ -213,7 +221,8 @@ fn wishes(input: &Map<String, Value>, container: &Map<String, Value>) -> Result<
     }
     let name = json::string(input, "container_name").map_err(undecodable)?.map(str::to_owned);
     let aliases = json::strings(container, "aliases").map_err(undecodable)?.unwrap_or_default();
-    wishes.name = name.into_iter().chain(aliases).find(|name| wishes::is_name(name));
+    wishes.aliases = aliases.into_iter().filter(|alias| wishes::is_name(alias)).collect();
+    wishes.name = name.filter(|name| wishes::is_name(name)).or_else(|| wishes.aliases.first().cloned());
     Ok(wishes)
 }
 

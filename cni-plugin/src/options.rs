@@ -12,7 +12,7 @@ use crate::json;
 use crate::request::undecodable;
 
 /// The options.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Options {
     /// `hairpinMode`: the port sends back what came from it, so that a container reaches
@@ -28,6 +28,22 @@ pub struct Options {
     pub masquerade: bool,
     /// `portFilter`.
     pub port_filter: Guard,
+    /// `sticky`: a container gets the address again that one of its name had before.
+    pub sticky: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            hairpin: false,
+            isolated: false,
+            routes: Routes::default(),
+            mtu: None,
+            masquerade: false,
+            port_filter: Guard::default(),
+            sticky: true,
+        }
+    }
 }
 
 /// Whether a container is held to its own MAC and addresses.
@@ -96,6 +112,7 @@ impl Options {
             routes,
             mtu: Some(mtu).filter(|mtu| *mtu > 0),
             masquerade: boolean("ipMasq")?.unwrap_or_default(),
+            sticky: boolean("sticky")?.unwrap_or(true),
             // The bridge plugin's check of the MAC is a part of ours.
             port_filter: match (boolean("portFilter")?, boolean("macspoofchk")?.unwrap_or_default()) {
                 (Some(false), true) => {
@@ -243,10 +260,17 @@ mod tests {
     }
 
     #[test]
+    fn addresses_stay_with_their_names_unless_told_otherwise() {
+        assert!(parse(json!({})).expect("valid").sticky);
+        assert!(!parse(json!({"sticky": false})).expect("valid").sticky);
+    }
+
+    #[test]
     fn wrong_kinds_are_refused_by_name() {
         for (key, value, code) in [
             ("hairpinMode", json!("true"), 6),
             ("isGateway", json!(1), 6),
+            ("sticky", json!("no"), 6),
             ("ipam", json!("loden"), 6),
             ("mtu", json!(-1), 7),
             ("mtu", json!(1.5), 7),

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use loden_proto::Mac;
+use loden_proto::name_record::{Protocol, PublishedPort};
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
@@ -28,6 +29,11 @@ pub struct Wishes {
     pub dns: Option<Map<String, Value>>,
     /// The container's name.
     pub name: Option<String>,
+    /// Further names of it.
+    pub aliases: Vec<String>,
+    /// Its published ports (`portMappings`), for whoever asks for its services by DNS. Another plugin of
+    /// the chain forwards them, and judges what is malformed.
+    pub published: Vec<PublishedPort>,
 }
 
 /// Longer than any name of Kubernetes' with its namespace.
@@ -68,7 +74,9 @@ impl Wishes {
             mac: mac(runtime, cni, args)?,
             gateways: gateways.collect::<Result<_, _>>()?,
             dns: dns(member(runtime, "dns")?).map_err(undecodable)?,
-            name: name(args, &labels(cni)?, aliases),
+            name: name(args, &labels(cni)?, &aliases),
+            aliases: aliases.into_iter().filter(|alias| is_name(alias)).collect(),
+            published: published(runtime),
         })
     }
 }
@@ -135,6 +143,29 @@ fn dns(dns: &Map<String, Value>) -> Result<Option<Map<String, Value>>, String> {
     Ok(Some(out).filter(|out| !out.is_empty()))
 }
 
+/// `portMappings` (CONVENTIONS.md of CNI), those that outsiders can reach.
+pub(crate) fn published(runtime: &Map<String, Value>) -> Vec<PublishedPort> {
+    let number = |mapping: &Map<String, Value>, name| {
+        json::member(mapping, name)?.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0)
+    };
+    let one = |mapping: &Value| {
+        let mapping = mapping.as_object()?;
+        let text = |name| json::string(mapping, name).ok().flatten().unwrap_or_default();
+        let protocol = match text("protocol").to_ascii_lowercase().as_str() {
+            "" | "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
+            _ => return None,
+        };
+        let loopback = text("hostIP").parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let port = number(mapping, "containerPort")?;
+        let host_port = number(mapping, "hostPort")?;
+        (!loopback).then_some(PublishedPort { protocol, port, host_port })
+    };
+    let list = json::member(runtime, "portMappings").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(one).collect()
+}
+
 /// A list of names; Podman sends one per network.
 fn aliases(runtime: &Map<String, Value>, network: &str) -> Result<Vec<String>, Error> {
     let aliases = match json::member(runtime, "aliases") {
@@ -151,7 +182,7 @@ fn labels(cni: &Map<String, Value>) -> Result<Vec<(&str, &str)>, Error> {
 }
 
 /// The first name that somebody gave. It is for people only, so one that is no name is none.
-fn name(args: Args<'_>, labels: &[(&str, &str)], aliases: Vec<String>) -> Option<String> {
+fn name(args: Args<'_>, labels: &[(&str, &str)], aliases: &[String]) -> Option<String> {
     let label = |key: &str| labels.iter().find(|(k, v)| *k == key && !v.is_empty()).map(|(_, v)| *v);
     let within = |outer: Option<&str>, name: &str| match outer {
         Some(outer) => format!("{outer}/{name}"),
@@ -163,7 +194,7 @@ fn name(args: Args<'_>, labels: &[(&str, &str)], aliases: Vec<String>) -> Option
     let pod = || Some(within(label("io.kubernetes.pod.namespace"), label("io.kubernetes.pod.name")?));
     let plain = || label("name").map(str::to_owned);
     let name = kubernetes().or_else(nomad).or_else(nerdctl).or_else(pod).or_else(plain);
-    let name = name.or_else(|| aliases.into_iter().next());
+    let name = name.or_else(|| aliases.first().cloned());
     name.filter(|n| is_name(n))
 }
 

@@ -16,13 +16,17 @@
 //!                               └────────────┘         ▼
 //!                                               DOCKER-USER
 //!
-//!  allocation files ──► endpoints ──► port filter, bridge
+//!  allocation files ──┬─► endpoints ──► port filter, bridge
+//!                     └─► names ──► zone ──► DNS (a thread)
+//!            Docker ───────►▲ │
+//!                      etcd ┘ └► etcd
 //! ```
 //!
 //! Every arrow is a `watch` channel of whole values, the latest wins; `report` alone is asked for.
 //! The first task that ends brings the process down: systemd restarts it, and the data plane stays
 //! as it is meanwhile.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +34,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use loden_core::underlay;
 use loden_proto::config::NetworkConfig;
-use loden_proto::subnet_env::SubnetEnv;
+use loden_proto::subnet_env::{DnsEnv, SubnetEnv};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::dns::{self, SharedZone};
 use crate::docker_user::DockerUser;
 use crate::endpoints::{self, Endpoints};
 use crate::files::make_folder;
@@ -42,6 +47,7 @@ use crate::flanneld;
 use crate::kernel::{Kernel, Ports, Watch};
 use crate::lease::{Keeper, KeeperOptions, LeaseState, OwnLease};
 use crate::lock;
+use crate::names::{self, Answers, Manual, Names};
 use crate::network_config;
 use crate::reconcile::{HostFacts, Reconciler, Settings};
 use crate::state::StateDir;
@@ -66,8 +72,12 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// `subnet.env`
     pub subnet_file: PathBuf,
+    /// Who is asked for names that are not ours.
+    pub dns_upstreams: Vec<IpAddr>,
     /// Who may ask on the socket.
     pub socket_group: Option<String>,
+    /// Where Docker would be.
+    pub docker_socket: PathBuf,
 }
 
 /// READY at the latest after this, degraded if need be: who orders after us must not wait for ever.
@@ -101,7 +111,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let listener = status::bind(&socket.0, socket.1.as_deref())?;
 
     let moved = Arc::new(Notify::new());
-    let (sync, views, connections) = Sync::new(options.etcd.clone(), Arc::clone(&moved));
+    let (sync, store) = Sync::new(options.etcd.clone(), Arc::clone(&moved));
+    let views = store.views.clone();
     let (config_sender, configs) = watch::channel(None);
     let (news_sender, news) = watch::channel(Default::default());
     let (own_sender, own) = watch::channel(Default::default());
@@ -115,6 +126,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (endpoints_sender, endpoints) = watch::channel(Default::default());
     let (ports_changed, port_filter_changed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
 
+    let zone = SharedZone::default();
+    let (dns_wanted_sender, dns_wanted) = watch::channel(Vec::new());
+    let (listening_sender, listening) = watch::channel(Default::default());
+    let (names_sender, own_names) = watch::channel(Default::default());
+    let (docker_sender, docker) = watch::channel(Default::default());
+    let writer = Writer::new(&options.etcd.prefix, store.connections.clone());
+
     let remembered = NetworkConfig::parse(&last.config).ok();
     let keeper = Keeper {
         options: KeeperOptions {
@@ -124,7 +142,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             allocations: options.run_dir.join("ipam"),
         },
         state: state.clone(),
-        writer: Writer::new(&options.etcd.prefix, connections),
+        writer: writer.clone(),
         views: views.clone(),
         configs: configs.clone(),
         facts: facts.clone(),
@@ -147,6 +165,29 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         questions: asked,
         state: state.clone(),
     };
+    let manual = Manual::open(state.clone());
+    let names = Names {
+        manual: manual.watch(),
+        folder: options.run_dir.join("ipam"),
+        store,
+        writer,
+        configs: configs.clone(),
+        own: own.clone(),
+        facts: facts.clone(),
+        hold: options.settings.hold,
+        docker: docker.clone(),
+        listen: options.settings.options.dns_listen.clone(),
+        zone: zone.clone(),
+        wanted: dns_wanted_sender,
+        standing: names_sender,
+    };
+    let docker_names = names::docker::Follower {
+        socket: options.docker_socket.clone(),
+        configs: configs.clone(),
+        seen: docker_sender,
+    };
+    let upstreams = options.dns_upstreams.clone();
+    dns::Server { zone: zone.clone(), upstreams, wanted: dns_wanted, listening: listening_sender }.start()?;
     let sources = Sources {
         network: options.settings.options.network.clone(),
         etcd: (options.etcd.endpoints.clone(), options.etcd.prefix.clone()),
@@ -157,6 +198,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         own: own.clone(),
         facts: facts.clone(),
         docker_user: standing,
+        docker,
+        names: Answers { zone, standing: own_names, manual },
+        listening: listening.clone(),
         questions,
         judged: Default::default(),
     };
@@ -183,8 +227,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(reconciler.run());
     tasks.spawn(docker_user.run());
     tasks.spawn(endpoints_task.run());
+    tasks.spawn(names.run());
+    tasks.spawn(docker_names.run());
     tasks.spawn(async { status::serve(listener, sources, socket).await });
-    let known = Known { state, configs, own, facts, in_place, endpoints };
+    let known = Known { state, configs, own, facts, in_place, endpoints, listening };
     tasks.spawn(announce(options, known, subnet_sender));
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -221,6 +267,7 @@ struct Known {
     facts: watch::Receiver<Option<HostFacts>>,
     in_place: watch::Receiver<bool>,
     endpoints: watch::Receiver<endpoints::Standing>,
+    listening: watch::Receiver<dns::Listening>,
 }
 
 /// Tells the world: subnet.env, systemd.
@@ -229,7 +276,7 @@ async fn announce(
     known: Known,
     subnet: watch::Sender<Option<SubnetEnv>>,
 ) -> anyhow::Result<()> {
-    let Known { state, mut configs, mut own, mut facts, mut in_place, mut endpoints } = known;
+    let Known { state, mut configs, mut own, mut facts, mut in_place, mut endpoints, mut listening } = known;
     let started = tokio::time::Instant::now();
     let mut ready = false;
     let mut written = None;
@@ -241,7 +288,12 @@ async fn announce(
         let lease = own.borrow_and_update().clone();
         let underlay = facts.borrow_and_update().as_ref().and_then(|f| f.underlay.clone().ok());
         if let (Some(config), Some(underlay)) = (config, underlay) {
-            let env = subnet_file::contents(&config, &lease, &underlay, kernel, state.docker_shares());
+            let dns = config.dns.as_ref().filter(|_| !kernel.dns_listen.is_empty()).map(|dns| {
+                let served = &listening.borrow_and_update().addresses;
+                let addresses = subnet_file::resolvers(dns, lease.key, served);
+                DnsEnv { addresses, zone: dns.zone.clone(), socket: options.run_dir.join("loden.sock") }
+            });
+            let env = subnet_file::contents(&config, &lease, &underlay, kernel, &state, dns);
             subnet.send_if_modified(|told| std::mem::replace(told, env.clone()) != env);
             let stands = |env: &SubnetEnv| subnet_file::stands(&options.subnet_file, env);
             if let Some(env) = env.filter(|env| written.as_ref() != Some(env) || !stands(env)) {
@@ -277,6 +329,7 @@ async fn announce(
             _ = configs.changed() => {}
             _ = own.changed() => {}
             _ = facts.changed() => {}
+            _ = listening.changed() => {}
             _ = in_place.changed(), if !ready => {}
             _ = endpoints.changed(), if !ready => {}
             // Somebody may have deleted or overwritten the file.

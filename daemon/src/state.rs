@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use loden_core::peers::Peer;
+use loden_proto::name_record::ManualName;
 use loden_proto::{Family, Mac};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,11 @@ impl StateDir {
         Ok(Self { folder: folder.to_owned() })
     }
 
+    /// Its path.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The host's id. Drawn anew when there is none, or when the machine id is another than that
     /// it was drawn for: then the state was copied, and the original may live.
     pub fn host_id(&self) -> io::Result<String> {
@@ -74,9 +80,9 @@ impl StateDir {
         Ok(host_id)
     }
 
-    /// Forgets subnet, MACs and peers.
+    /// Forgets subnet, MACs, peers and names by hand.
     pub fn forget(&self) {
-        for name in ["last.json", "peers.json"] {
+        for name in ["last.json", "peers.json", "names.json"] {
             let _ = std::fs::remove_file(self.folder.join(name));
         }
     }
@@ -104,6 +110,16 @@ impl StateDir {
     /// Remembers them.
     pub fn save_peers<'a>(&self, peers: impl Iterator<Item = &'a Peer>) -> io::Result<()> {
         self.write("peers.json", &peers.collect::<Vec<_>>())
+    }
+
+    /// The names that were given by hand.
+    pub fn names(&self) -> Vec<ManualName> {
+        self.read("names.json").unwrap_or_default()
+    }
+
+    /// Remembers them.
+    pub fn save_names<'a>(&self, names: impl Iterator<Item = &'a ManualName>) -> io::Result<()> {
+        self.write("names.json", &names.collect::<Vec<_>>())
     }
 
     fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Option<T> {

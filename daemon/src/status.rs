@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Context;
 use loden_core::firewall::{Findings, Surroundings};
 use loden_proto::status::{
-    ConfigStatus, DeviceStatus, Endpoints, EtcdStatus, LeaseStatus, PeerStatus, RejectedStatus, Request,
-    Status, UnderlayStatus,
+    ConfigStatus, DeviceStatus, Endpoints, EtcdStatus, LeaseStatus, NameChange, PeerStatus, RejectedStatus,
+    Request, Status, UnderlayStatus,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -16,11 +16,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock;
+use crate::dns;
 use crate::docker_user;
 use crate::endpoints;
 use crate::flanneld;
 use crate::kernel;
 use crate::lease::{LeaseState, OwnLease};
+use crate::names;
 use crate::network_config::ConfigNews;
 use crate::reconcile::{HostFacts, Report};
 use crate::store::View;
@@ -46,6 +48,12 @@ pub struct Sources {
     pub facts: watch::Receiver<Option<HostFacts>>,
     /// How our rules in Docker's chain stand.
     pub docker_user: watch::Receiver<docker_user::Standing>,
+    /// What Docker tells of its containers.
+    pub docker: watch::Receiver<names::docker::Seen>,
+    /// Names.
+    pub names: names::Answers,
+    /// Where they are served.
+    pub listening: watch::Receiver<dns::Listening>,
     /// Where the reconciler is asked.
     pub questions: mpsc::Sender<oneshot::Sender<Report>>,
     /// When other people's rules were judged last, and how.
@@ -100,6 +108,8 @@ impl Sources {
             endpoints: endpoints::count(&self.allocations),
             ..Status::default()
         };
+        let listening = self.listening.borrow().clone();
+        status.dns = self.names.summary(&listening.addresses);
         status.config = news.in_force.as_ref().map(|config| ConfigStatus {
             networks: config.pools().map(|p| p.network).collect(),
             backend: config.backend.name().into(),
@@ -150,6 +160,14 @@ impl Sources {
         status.problems.extend(endpoints.problems);
         status.repairs.extend(endpoints.repairs);
         status.notes = notes(&news, &report, &status);
+        for (address, problem) in &listening.problems {
+            let text = format!("names are not served on {address}: {problem}");
+            // Those outside can ask another host.
+            let outside = status.underlay.as_ref().is_some_and(|u| u.addresses.contains(address));
+            if outside { status.notes.push(text) } else { status.problems.push(text) }
+        }
+        // Names alone are missing, and those of containers that may be in no overlay.
+        status.notes.extend(self.docker.borrow().problem.clone());
         if let Some(surroundings) = report.surroundings {
             let found = foreign_rules(&surroundings, &self.judged).await;
             status.problems.extend(found.problems);
@@ -349,13 +367,30 @@ pub async fn serve(
     }
 }
 
+/// Who is in the socket's group may ask; names lead traffic elsewhere.
+fn may_change(user: u32) -> bool {
+    user == 0 || user == rustix::process::geteuid().as_raw()
+}
+
 async fn answer(stream: UnixStream, sources: &Sources) -> anyhow::Result<()> {
+    let caller = stream.peer_cred()?.uid();
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     BufReader::new(read.take(REQUEST_LIMIT)).read_line(&mut line).await?;
     let text = match serde_json::from_str::<Request>(&line) {
         Ok(Request::Status) => serde_json::to_string(&sources.status().await)?,
         Ok(Request::Endpoints) => serde_json::to_string(&sources.endpoints().await?)?,
+        Ok(Request::AwaitNames { endpoint }) => serde_json::to_string(&sources.names.named(&endpoint).await)?,
+        Ok(Request::Names) => serde_json::to_string(&sources.names.names())?,
+        Ok(Request::ManualNames) => serde_json::to_string(&sources.names.manual())?,
+        Ok(Request::AddName(_) | Request::RemoveName { .. }) if !may_change(caller) => {
+            let error = format!(
+                "user {caller} may ask, but not change names; only root and the daemon's own user may (sudo loden name …)"
+            );
+            serde_json::to_string(&NameChange { error: Some(error), ..NameChange::default() })?
+        }
+        Ok(Request::AddName(wanted)) => serde_json::to_string(&sources.names.add(wanted).await)?,
+        Ok(Request::RemoveName { name }) => serde_json::to_string(&sources.names.remove(name).await)?,
         Err(error) => serde_json::json!({ "error": format!("not a request: {error}") }).to_string(),
     };
     write.write_all(text.as_bytes()).await?;

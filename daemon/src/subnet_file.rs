@@ -1,16 +1,19 @@
 //! `subnet.env`, kept true: written when the lease, the MTU or the config changes.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use loden_core::options::Options;
 use loden_core::plan::container_mtu;
 use loden_core::underlay::Underlay;
-use loden_proto::config::NetworkConfig;
+use loden_proto::Family;
+use loden_proto::config::{Dns, NetworkConfig};
 use loden_proto::lease::LeaseKey;
-use loden_proto::subnet_env::{LeaseState as FileState, SubnetEnv};
+use loden_proto::subnet_env::{DnsEnv, LeaseState as FileState, SubnetEnv};
 
 use crate::files::write_atomically;
 use crate::lease::{LeaseState, OwnLease};
+use crate::state::StateDir;
 
 /// flannel's file: read for the former subnet, and kept current where it exists.
 pub const FLANNEL_FILE: &str = "/run/flannel/subnet.env";
@@ -21,10 +24,11 @@ pub fn contents(
     own: &OwnLease,
     underlay: &Underlay,
     options: &Options,
-    docker_shares: bool,
+    state: &StateDir,
+    dns: Option<DnsEnv>,
 ) -> Option<SubnetEnv> {
     let key = own.key?;
-    let shared = key.subnets().filter(|_| docker_shares);
+    let shared = key.subnets().filter(|_| state.docker_shares());
     let lease = match own.state {
         LeaseState::None(_) => return None,
         LeaseState::Held | LeaseState::Unconfirmed => FileState::Held,
@@ -39,7 +43,22 @@ pub fn contents(
         bridge: Some(options.bridge()),
         docker_ranges: shared.filter_map(|s| s.upper_half()).collect(),
         port_filter: Some(options.network.clone()),
+        dns,
+        // A plugin may run in another folder.
+        state_dir: std::path::absolute(state.folder()).ok(),
     })
+}
+
+/// Who containers of this host ask: of each family the address that every host has, where we answer on it,
+/// else the gateway.
+pub fn resolvers(dns: &Dns, own: Option<LeaseKey>, served: &[IpAddr]) -> Vec<IpAddr> {
+    let gateways = own.iter().flat_map(LeaseKey::subnets).map(|s| s.gateway());
+    let candidates: Vec<IpAddr> = dns.addresses.iter().copied().chain(gateways).collect();
+    let of_family = |family| {
+        let mut fitting = candidates.iter().copied().filter(move |a| Family::of(*a) == family);
+        fitting.find(|a| served.contains(a))
+    };
+    Family::ALL.into_iter().filter_map(of_family).collect()
 }
 
 /// Whether the file holds just this.
@@ -65,9 +84,7 @@ pub fn former(path: &Path) -> Vec<LeaseKey> {
     let read = |path: PathBuf| {
         let text = std::fs::read_to_string(&path).ok()?;
         match SubnetEnv::parse(&text) {
-            Ok(env) => {
-                LeaseKey::new(env.subnet(loden_proto::Family::V4), env.subnet(loden_proto::Family::V6))
-            }
+            Ok(env) => LeaseKey::new(env.subnet(Family::V4), env.subnet(Family::V6)),
             Err(error) => {
                 tracing::warn!("ignored {}: it {error}", path.display());
                 None

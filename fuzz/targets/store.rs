@@ -163,6 +163,8 @@ fn put(root: &Path, entry: &Entry) {
                 netns: attachment.netns,
                 mac: naming::mac_of(address(*a)),
                 name: None,
+                aliases: Vec::new(),
+                published: Vec::new(),
                 port: None,
             };
             create(&path, allocation.to_json().as_bytes())
@@ -236,9 +238,18 @@ fn claim(top: &Path, who: &Attachment, wanted: Option<IpAddr>, mac: bool, famili
     let wanted: Vec<IpAddr> = wanted.into_iter().collect();
     let mac = mac.then_some(Mac([2, 0, 0, 0, 0, 1]));
     let port = Port { bridge: "loden0".into(), filter: Some("loden".into()), ..Port::default() };
-    let claimed = match store
-        .claim(who, Claim { pools: &pools, wanted: &wanted, mac, name: None, port: Some(&port) })
-    {
+    let claimed = match store.claim(
+        who,
+        Claim {
+            pools: &pools,
+            wanted: &wanted,
+            mac,
+            name: None,
+            aliases: &[],
+            published: &[],
+            port: Some(&port),
+        },
+    ) {
         Ok(claimed) => claimed,
         Err(error) => return assert_error(&error, &CODES),
     };

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::Mac;
+use crate::name_record::PublishedPort;
 use crate::port_filter::{self, Element};
 
 /// What an allocation file holds. Keyed by (`container_id`, `ifname`); everything DEL needs is here.
@@ -26,6 +27,12 @@ pub struct Allocation {
     /// The container's name, where the runtime told it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Further names of it, which it may share with others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// Its ports that the runtime publishes at the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<PublishedPort>,
     /// The port that the host's end is; absent in files of the first release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<Port>,

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 
+use crate::dns_name::DnsName;
 use crate::json::{shown, take};
 use crate::{Family, Subnet};
 
@@ -16,6 +17,8 @@ use crate::{Family, Subnet};
 pub const DEFAULT_VXLAN_PORT: u16 = 8472;
 /// flannel's default VNI.
 pub const DEFAULT_VNI: u32 = 1;
+/// Leaves room for a name of two labels before it.
+const LONGEST_ZONE: usize = 125;
 /// Backend types that this version runs.
 pub const BACKENDS: [&str; 3] = ["vxlan", "host-gw", "alloc"];
 
@@ -28,6 +31,8 @@ pub struct NetworkConfig {
     pub v6: Option<Pool>,
     /// How packets cross the underlay.
     pub backend: Backend,
+    /// The names of containers and hosts, unless `DNS` is false.
+    pub dns: Option<Dns>,
     /// Whether the config has no `Backend` member, which flannel's code takes as udp.
     pub backend_implied: bool,
     /// What an operator should know: accepted but without effect.
@@ -46,6 +51,57 @@ pub struct Pool {
     /// Last subnet to lease.
     pub max: Subnet,
 }
+
+/// The member `DNS`, which flannel passes over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    /// `Zone`: below which all names are.
+    pub zone: DnsName,
+    /// `TTL` of answers in seconds.
+    pub ttl: u32,
+    /// `NegativeTTL`: how long it may be remembered that there is no such name, in seconds.
+    pub negative_ttl: u32,
+    /// `Address`: where every host answers, the same on all of them, at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// `Outside`
+    pub outside: Outside,
+}
+
+/// Which names those outside of the overlay see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outside {
+    /// `all`
+    All,
+    /// `published`: of containers with a published port.
+    Published,
+}
+
+impl Outside {
+    /// As in the config.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Published => "published",
+        }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            zone: DnsName::default_zone(),
+            // The JVM remembers longer in any case; others should see a moved container soon.
+            ttl: 5,
+            // Who starts before its peers asks again.
+            negative_ttl: 2,
+            addresses: vec![DEFAULT_DNS_ADDRESS],
+            outside: Outside::All,
+        }
+    }
+}
+
+/// Link-local (RFC 3927), so no network routes it and the same can be on every host.
+pub const DEFAULT_DNS_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 53, 53));
 
 /// A backend with its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,12 +208,23 @@ impl NetworkConfig {
         let backend = take(&mut object, "Backend");
         let backend_implied = backend.is_none();
         let backend = parse_backend(backend, &mut notes)?;
+        let dns = parse_dns(take(&mut object, "DNS"), &mut notes)?;
+        let pools = || v4.iter().chain(&v6);
+        if let Some(inside) =
+            dns.iter().flat_map(|d| &d.addresses).find(|a| pools().any(|p| p.network.contains(**a)))
+        {
+            return Err(bad(
+                "DNS.Address",
+                inside,
+                "outside of the network: containers have the addresses there",
+            ));
+        }
         for key in object.keys() {
             let reason =
                 if key.to_ascii_lowercase().starts_with("ipv6") { " without EnableIPv6" } else { "" };
             notes.push(format!("{key} has no effect{reason}"));
         }
-        Ok(Self { v4, v6, backend, backend_implied, notes })
+        Ok(Self { v4, v6, backend, dns, backend_implied, notes })
     }
 
     /// The pools in the order IPv4, IPv6.
@@ -211,7 +278,20 @@ impl NetworkConfig {
             }
         }
         out.insert("Backend".into(), Value::Object(backend));
+        out.insert("DNS".into(), self.dns.as_ref().map_or(json!(false), Dns::to_json));
         Value::Object(out)
+    }
+}
+
+impl Dns {
+    fn to_json(&self) -> Value {
+        json!({
+            "Zone": self.zone,
+            "TTL": self.ttl,
+            "NegativeTTL": self.negative_ttl,
+            "Address": self.addresses,
+            "Outside": self.outside.word(),
+        })
     }
 }
 
@@ -400,6 +480,64 @@ fn parse_backend(value: Option<Value>, notes: &mut Vec<String>) -> Result<Backen
         notes.push(format!("Backend.{key} has no effect with {kind}"));
     }
     Ok(backend)
+}
+
+fn parse_dns(value: Option<Value>, notes: &mut Vec<String>) -> Result<Option<Dns>, ConfigError> {
+    let mut object = match value {
+        None | Some(Value::Bool(true)) => return Ok(Some(Dns::default())),
+        Some(Value::Bool(false)) => return Ok(None),
+        Some(Value::Object(object)) => object,
+        Some(other) => {
+            return Err(bad(
+                "DNS",
+                &shown(&other),
+                "false, or an object such as {\"Zone\":\"loden.internal\"}",
+            ));
+        }
+    };
+    contradictions(&object)?;
+    let mut dns = Dns::default();
+    if let Some(value) = take(&mut object, "Zone") {
+        let expected = "the name of a zone such as loden.internal";
+        let zone = value.as_str().ok_or_else(|| bad("DNS.Zone", &shown(&value), expected))?;
+        dns.zone = zone.parse().map_err(|e| bad("DNS.Zone", &shown(&value), format!("{expected} ({e})")))?;
+        if dns.zone.labels().next_back() == Some("arpa") {
+            return Err(bad("DNS.Zone", &shown(&value), "no zone of addresses"));
+        }
+        // The longest label below it must fit.
+        if dns.zone.as_str().len() > LONGEST_ZONE {
+            return Err(bad("DNS.Zone", &shown(&value), format!("at most {LONGEST_ZONE} characters long")));
+        }
+    }
+    // RFC 2181 §8: a TTL has 31 bits. More than a day is a mistake.
+    const DAY: u64 = 86_400;
+    dns.ttl = number(&mut object, "TTL", DAY)?.map_or(dns.ttl, |n| n as u32);
+    dns.negative_ttl = number(&mut object, "NegativeTTL", DAY)?.map_or(dns.negative_ttl, |n| n as u32);
+    if let Some(value) = take(&mut object, "Address") {
+        let texts = match &value {
+            Value::Array(list) => list.iter().map(Value::as_str).collect(),
+            other => vec![other.as_str()],
+        };
+        let expected =
+            "an address that every host can have, such as 169.254.53.53, or a list with one of each family";
+        let addresses: Option<Vec<IpAddr>> = texts.into_iter().map(|t| t?.parse().ok()).collect();
+        let usable = |a: &IpAddr| !(a.is_unspecified() || a.is_multicast() || a.is_loopback());
+        dns.addresses = addresses
+            .filter(|all| all.iter().all(usable))
+            .filter(|all| {
+                Family::ALL.iter().all(|f| all.iter().filter(|a| Family::of(**a) == *f).count() <= 1)
+            })
+            .ok_or_else(|| bad("DNS.Address", &shown(&value), expected))?;
+    }
+    if let Some(value) = take(&mut object, "Outside") {
+        dns.outside = match value.as_str() {
+            Some("all") => Outside::All,
+            Some("published") => Outside::Published,
+            _ => return Err(bad("DNS.Outside", &shown(&value), "all or published")),
+        };
+    }
+    notes.extend(object.keys().map(|key| format!("DNS.{key} has no effect")));
+    Ok(Some(dns))
 }
 
 fn boolean(object: &mut Map<String, Value>, key: &'static str, default: bool) -> Result<bool, ConfigError> {

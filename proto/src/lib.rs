@@ -1,5 +1,5 @@
 //! Every byte of Loden that crosses a process boundary, and nothing else: what stands in
-//! etcd ([`config`], [`lease`]), in files ([`subnet_env`], [`allocation`]) and on the local
+//! etcd ([`config`], [`lease`], [`name_record`]), in files ([`subnet_env`], [`allocation`]) and on the local
 //! socket ([`status`]). No I/O here: text in, typed values out, and back.
 //!
 //! Types cannot hold what is wrong: a [`Subnet`] has no host bits, a [`Mac`] has six bytes, a
@@ -9,9 +9,11 @@
 
 pub mod allocation;
 pub mod config;
+pub mod dns_name;
 mod json;
 pub mod lease;
 mod mac;
+pub mod name_record;
 pub mod port_filter;
 mod small;
 pub mod status;

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns_name::DnsName;
+use crate::name_record::ManualName;
 use crate::{Mac, Subnet};
 
 /// A question to the daemon.
@@ -16,6 +18,94 @@ pub enum Request {
     Status,
     /// Answered with [`Endpoints`].
     Endpoints,
+    /// Answered with [`Named`] as soon as the names of this endpoint are served and in etcd.
+    AwaitNames {
+        /// The endpoint's id: of a container that the plugin has connected the host's end of its pair.
+        endpoint: String,
+    },
+    /// Answered with [`Names`].
+    Names,
+    /// Answered with [`ManualNames`].
+    ManualNames,
+    /// Gives a name by hand, in place of what has it; answered with [`NameChange`] as `AwaitNames` is. For root
+    /// and the daemon's own user.
+    AddName(ManualName),
+    /// Takes one back; answered with [`NameChange`]. For the same.
+    RemoveName {
+        /// With or without the zone.
+        name: DnsName,
+    },
+}
+
+/// The names that were given by hand on this host. `loden name list --json` prints it as it is here.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ManualNames {
+    /// The zone; empty where none is served.
+    pub zone: String,
+    /// In order.
+    pub names: Vec<ManualName>,
+}
+
+/// What became of a change of names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NameChange {
+    /// Why nothing was changed.
+    pub error: Option<String>,
+    /// The name, and whether others see the change.
+    pub named: Named,
+}
+
+/// What became of an endpoint's names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Named {
+    /// In full; none where it has no name, or the daemon serves none.
+    pub names: Vec<String>,
+    /// Why they are not what they should be.
+    pub problem: Option<String>,
+    /// Whether every host can see them; else this one alone does until etcd is back.
+    pub published: bool,
+}
+
+/// The names of the overlay. `loden names --json` prints it as it is here.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Names {
+    /// The zone; empty where none is served.
+    pub zone: String,
+    /// In order of the names.
+    pub names: Vec<NameStatus>,
+    /// What is wrong with names, worst first.
+    pub problems: Vec<String>,
+}
+
+/// One name and who has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameStatus {
+    /// In full.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The host of its endpoint.
+    pub host: String,
+    /// That host's subnet.
+    pub subnet: Subnet,
+    /// The endpoint's id on that host.
+    pub endpoint: String,
+    /// `cni`, `docker` or `manual`.
+    pub source: String,
+    /// Whether others may share it.
+    #[serde(default)]
+    pub group: bool,
+    /// What clients outside of the overlay are told; nothing where they are not told of it.
+    #[serde(default)]
+    pub outside_addresses: Vec<IpAddr>,
+    /// `owner`, `member` of a group, `withdrawn` (a newer endpoint has it) or `local` (not in etcd yet).
+    pub state: String,
+    /// Since when, in seconds since 1970.
+    pub since_unix_seconds: u64,
 }
 
 /// The endpoint table. `loden endpoints --json` prints it as it is here.
@@ -126,6 +216,22 @@ pub struct Status {
     pub rejected_vxlan: BTreeMap<IpAddr, u64>,
     /// Containers that hold an address of our subnet.
     pub endpoints: usize,
+    /// Names, where they are served.
+    pub dns: Option<DnsStatus>,
+}
+
+/// The DNS server.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DnsStatus {
+    /// Below which all names are.
+    pub zone: String,
+    /// Addresses on which it answers.
+    pub addresses: Vec<IpAddr>,
+    /// Endpoints with names, on all hosts.
+    pub endpoints: usize,
+    /// Those of this host that etcd does not have yet.
+    pub unpublished: usize,
 }
 
 /// The network config in force.

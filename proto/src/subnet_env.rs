@@ -3,7 +3,9 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
+use crate::dns_name::DnsName;
 use crate::{Family, Subnet};
 
 /// The contents of `subnet.env`.
@@ -27,6 +29,21 @@ pub struct SubnetEnv {
     /// The nftables table of family `bridge` in which containers' ports are guarded; absent in
     /// flannel's files.
     pub port_filter: Option<String>,
+    /// How containers' names are served; absent in flannel's files.
+    pub dns: Option<DnsEnv>,
+    /// The daemon's folder of lasting state, below which plugins remember addresses; absent in flannel's files.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// What a container's resolver needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsEnv {
+    /// Who to ask.
+    pub addresses: Vec<IpAddr>,
+    /// The zone of all names.
+    pub zone: DnsName,
+    /// The daemon's socket, on which it tells what became of a name.
+    pub socket: PathBuf,
 }
 
 /// Whether new containers may be given addresses.
@@ -70,6 +87,8 @@ impl SubnetEnv {
         let mut docker_ranges = Vec::new();
         let (mut mtu, mut masquerade, mut lease) = (None, None, LeaseState::Held);
         let (mut bridge, mut port_filter) = (None, None);
+        let (mut dns_addresses, mut dns_zone, mut socket) = (Vec::new(), None, None);
+        let mut state_dir = None;
         for line in text.lines() {
             let line = line.trim();
             let line = line.strip_prefix("export ").unwrap_or(line);
@@ -104,6 +123,18 @@ impl SubnetEnv {
                 }
                 "LODEN_BRIDGE" => bridge = Some(value.to_owned()).filter(|b| !b.is_empty()),
                 "LODEN_PORT_FILTER" => port_filter = Some(value.to_owned()).filter(|t| !t.is_empty()),
+                "LODEN_DNS" => {
+                    let addresses: Option<Vec<IpAddr>> = value.split(',').map(|a| a.parse().ok()).collect();
+                    dns_addresses = addresses.ok_or_else(|| error("addresses such as 169.254.53.53"))?;
+                }
+                "LODEN_DNS_ZONE" => {
+                    dns_zone = Some(value.parse().map_err(|_| error("a zone such as loden.internal"))?);
+                }
+                "LODEN_SOCKET" => socket = Some(PathBuf::from(value)),
+                "LODEN_STATE_DIR" => {
+                    // What is relative would depend on where the runtime runs.
+                    state_dir = Some(PathBuf::from(value)).filter(|path| path.is_absolute());
+                }
                 "LODEN_DOCKER_RANGE" => {
                     docker_ranges = list(value).ok_or_else(|| error("subnets such as 10.5.7.128/25"))?;
                 }
@@ -125,7 +156,23 @@ impl SubnetEnv {
         }
         match (mtu, masquerade) {
             (Some(mtu), Some(masquerade)) if missing.is_empty() => {
-                Ok(Self { networks, subnets, mtu, masquerade, lease, bridge, docker_ranges, port_filter })
+                let dns = dns_zone.zip(socket).map(|(zone, socket)| DnsEnv {
+                    addresses: dns_addresses,
+                    zone,
+                    socket,
+                });
+                Ok(Self {
+                    networks,
+                    subnets,
+                    mtu,
+                    masquerade,
+                    lease,
+                    bridge,
+                    docker_ranges,
+                    port_filter,
+                    dns,
+                    state_dir,
+                })
             }
             _ => Err(SubnetEnvError::Missing(missing)),
         }
@@ -168,6 +215,16 @@ impl SubnetEnv {
             }
             if let Some(table) = &self.port_filter {
                 let _ = writeln!(out, "LODEN_PORT_FILTER={table}");
+            }
+            if let Some(folder) = &self.state_dir {
+                let _ = writeln!(out, "LODEN_STATE_DIR={}", folder.display());
+            }
+            if let Some(DnsEnv { addresses, zone, socket }) = &self.dns {
+                let addresses = addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+                if !addresses.is_empty() {
+                    let _ = writeln!(out, "LODEN_DNS={addresses}");
+                }
+                let _ = writeln!(out, "LODEN_DNS_ZONE={zone}\nLODEN_SOCKET={}", socket.display());
             }
         }
         out
@@ -215,7 +272,7 @@ mod tests {
 
     #[test]
     fn dual_stack_keeps_flannels_order() {
-        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\nLODEN_LEASE=lost\nLODEN_BRIDGE=loden0\nLODEN_DOCKER_RANGE=10.5.52.128/25,fd00:0:0:7:8000::/65\nLODEN_PORT_FILTER=loden\n";
+        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\nLODEN_LEASE=lost\nLODEN_BRIDGE=loden0\nLODEN_DOCKER_RANGE=10.5.52.128/25,fd00:0:0:7:8000::/65\nLODEN_PORT_FILTER=loden\nLODEN_STATE_DIR=/var/lib/loden\nLODEN_DNS=169.254.53.53,fd00::53\nLODEN_DNS_ZONE=loden.internal\nLODEN_SOCKET=/run/loden/loden.sock\n";
         let env = SubnetEnv::parse(text).expect("our file");
         assert_eq!((env.lease, env.bridge.as_deref()), (LeaseState::Lost, Some("loden0")));
         assert_eq!(env.docker_range(Family::V6), env.subnet(Family::V6).and_then(|s| s.upper_half()));

@@ -231,6 +231,8 @@ fn subnet_env(path: &str, subnet: &str, ours: bool) -> Result<()> {
         bridge: None,
         docker_ranges: Vec::new(),
         port_filter: ours.then(|| TABLE.into()),
+        dns: None,
+        state_dir: None,
     };
     let path = Path::new(path);
     let folder = path.parent().context("a path with a folder")?;

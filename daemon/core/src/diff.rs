@@ -11,6 +11,8 @@ mod operation;
 mod peers;
 mod removal;
 
+use std::net::IpAddr;
+
 use imbl::OrdMap;
 use loden_proto::{Family, Subnet};
 
@@ -67,12 +69,21 @@ pub fn base(desired: &Desired, observed: &Observed) -> (Vec<Operation>, Vec<Conf
         }
     }
     operations.extend(former_gateways(desired, observed));
+    operations.extend(shared_addresses(desired, observed));
     for (family, name) in &desired.forwarding {
         if observed.link(name).is_some() && !observed.forwarding.contains(&(*family, name.clone())) {
             operations.push(Operation::Forward(*family, name.clone()));
         }
     }
     (operations, conflicts)
+}
+
+/// What the loopback lacks. A former one stays until `loden cleanup`: another network of this host may use it.
+fn shared_addresses(desired: &Desired, observed: &Observed) -> Vec<Operation> {
+    let Some(loopback) = observed.links.values().find(|l| l.loopback) else { return Vec::new() };
+    let has = |address: &IpAddr| observed.addresses.values().flatten().any(|a| a.address == *address);
+    let lacking = desired.shared.iter().filter(|address| !has(address));
+    lacking.map(|a| Operation::AddAddress { device: loopback.index, address: *a }).collect()
 }
 
 /// Gateway addresses of former subnets on our bridge, once no container hangs on it: they would keep

@@ -18,7 +18,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use loden_proto::Family;
-use loden_proto::subnet_env::SubnetEnv;
+use loden_proto::subnet_env::{DnsEnv, SubnetEnv};
 use serde_json::{Map, Value, json};
 
 /// A version of the Docker Engine.
@@ -114,7 +114,7 @@ pub struct DaemonOptions {
 
 #[derive(Debug, Clone, PartialEq)]
 struct DaemonOption {
-    /// Of the flag and of the key in daemon.json.
+    /// Of the flag, and of the key in daemon.json.
     name: &'static str,
     /// Of the variable in the EnvironmentFile, after `DOCKER_OPT_`; the first three are flannel's
     /// (`dist/mk-docker-opts.sh`).
@@ -168,6 +168,14 @@ impl DaemonOptions {
                 "Docker {version} drops what comes from the overlay for its default bridge, and has no option against it; update it to 28.0.2 or later, or use a network of its own (loden docker-opts --network NAME)"
             ));
         }
+        if let Some(DnsEnv { addresses, zone, .. }) = env.dns.as_ref().filter(|dns| !dns.addresses.is_empty())
+        {
+            // Docker's own servers would be asked as well otherwise, and know no name of the overlay.
+            add("dns", "DNS", json!(addresses));
+            add("dns-search", "DNS_SEARCH", json!([zone]));
+            // Names of more than one label are complete.
+            add("dns-opt", "DNS_OPT", json!(["ndots:1"]));
+        }
         Self { version, options, variable: opening == Opening::RawVariable, unsaid }
     }
 
@@ -176,9 +184,12 @@ impl DaemonOptions {
         let mut text = String::new();
         let mut all = String::new();
         for option in &self.options {
-            let flag = format!("--{}={}", option.name, plain(&option.value));
-            text.push_str(&format!("DOCKER_OPT_{}=\"{flag}\"\n", option.variable));
-            all.push_str(&format!(" {flag}"));
+            let values = option.value.as_array().map_or(std::slice::from_ref(&option.value), Vec::as_slice);
+            let flags: Vec<String> =
+                values.iter().map(|v| format!("--{}={}", option.name, plain(v))).collect();
+            let flags = flags.join(" ");
+            text.push_str(&format!("DOCKER_OPT_{}=\"{flags}\"\n", option.variable));
+            all.push_str(&format!(" {flags}"));
         }
         text.push_str(&format!("DOCKER_OPTS=\"{all}\"\n"));
         if self.variable {
@@ -189,8 +200,12 @@ impl DaemonOptions {
 
     /// As daemon.json.
     pub fn json(&self) -> Told {
-        let members: Map<String, Value> =
-            self.options.iter().map(|o| (o.name.to_owned(), o.value.clone())).collect();
+        let key = |option: &DaemonOption| match option.name {
+            // This one has another name there.
+            "dns-opt" => "dns-opts".to_owned(),
+            name => name.to_owned(),
+        };
+        let members: Map<String, Value> = self.options.iter().map(|o| (key(o), o.value.clone())).collect();
         let mut unsaid = self.unsaid.clone();
         if self.variable {
             unsaid.push(format!(

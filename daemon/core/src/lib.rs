@@ -25,6 +25,7 @@ pub mod firewall;
 pub mod held;
 pub mod leases;
 pub mod mac;
+pub mod names;
 pub mod observed;
 pub mod options;
 pub mod ownership;

@@ -97,6 +97,8 @@ pub struct Address {
     pub permanent: bool,
     /// Temporary, deprecated or not yet proven unique.
     pub unusable: bool,
+    /// Whether Loden made it, by its protocol number (`IFA_PROTO`, Linux 5.18).
+    pub ours: bool,
 }
 
 impl Address {

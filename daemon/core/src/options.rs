@@ -20,6 +20,24 @@ pub struct Options {
     pub fwmark: (u32, u32),
     /// `--vtep-source-check`: accept VXLAN from current peers only.
     pub check_sources: bool,
+    /// `--dns-listen`
+    pub dns_listen: Vec<Listen>,
+}
+
+/// Addresses on which the daemon answers DNS requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Listen {
+    /// The gateway of this host's containers.
+    Gateway,
+    /// The one that is the same on every host (`DNS.Address` of the network config).
+    Shared,
+    /// Those that carry the overlay, for clients outside of it.
+    Underlay,
+}
+
+impl Listen {
+    /// All of them.
+    pub const ALL: [Listen; 3] = [Listen::Gateway, Listen::Shared, Listen::Underlay];
 }
 
 impl Options {
@@ -33,6 +51,7 @@ impl Options {
             fully_random: true,
             fwmark: (loden_proto::DEFAULT_FWMARK, loden_proto::DEFAULT_FWMARK),
             check_sources: true,
+            dns_listen: Listen::ALL.to_vec(),
         }
     }
 

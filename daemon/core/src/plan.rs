@@ -13,7 +13,7 @@ use loden_proto::{Family, Mac, Subnet};
 
 use crate::docker::user_chain;
 use crate::filters::{self, Filters};
-use crate::options::Options;
+use crate::options::{Listen, Options};
 use crate::peers::{Path, Peer};
 use crate::underlay::Underlay;
 
@@ -67,6 +67,8 @@ pub struct Desired {
     pub own: LeaseKey,
     /// Index of the underlay interface, for direct routes.
     pub underlay: u32,
+    /// Addresses that every host has, on its loopback.
+    pub shared: Vec<IpAddr>,
     /// Network name, for the names of our devices.
     pub options: Options,
 }
@@ -176,6 +178,7 @@ pub fn plan(inputs: Inputs<'_>) -> Desired {
             Some((family, user_chain::rules(pool.network, own, options, dockers)))
         })
         .collect();
+    let shared = config.dns.as_ref().filter(|_| options.dns_listen.contains(&Listen::Shared));
     Desired {
         filters: filters::filters(
             config,
@@ -190,6 +193,7 @@ pub fn plan(inputs: Inputs<'_>) -> Desired {
         networks: config.pools().map(|p| (p.network, p.subnet_length)).collect(),
         own,
         underlay: underlay.index,
+        shared: shared.map(|dns| dns.addresses.clone()).unwrap_or_default(),
         options: options.clone(),
     }
 }

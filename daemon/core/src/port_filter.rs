@@ -200,6 +200,8 @@ mod tests {
             host_veth: format!("veth{last}"),
             mac: Mac([0x0a, 0x58, 10, 5, 7, last]),
             name: None,
+            aliases: Vec::new(),
+            published: Vec::new(),
             port: Some(Port {
                 bridge: "loden0".into(),
                 filter: filter.map(str::to_owned),

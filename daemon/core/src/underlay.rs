@@ -272,6 +272,7 @@ mod tests {
             length,
             permanent: true,
             unusable: false,
+            ours: false,
         };
         observed.addresses.insert(1, vec![address("127.0.0.1", 8)]);
         observed.addresses.insert(2, vec![address("192.168.0.1", 24)]);
@@ -329,7 +330,8 @@ mod tests {
     fn an_ipv6_address_of_one_link_is_waited_out() {
         let mut observed = host();
         let add = |observed: &mut Observed, text: &str| {
-            let address = Address { address: ip(text), length: 64, permanent: true, unusable: false };
+            let address =
+                Address { address: ip(text), length: 64, permanent: true, unusable: false, ours: false };
             observed.addresses.entry(2).or_default().push(address);
         };
         let options = UnderlayOptions { interfaces: vec!["eth0".into()], ..Default::default() };

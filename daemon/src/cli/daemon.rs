@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgAction, Args, CommandFactory, ValueEnum};
-use loden_core::options;
+use loden_core::options::{self, Listen};
 use loden_core::underlay::UnderlayOptions;
 use loden_proto::{DEFAULT_FWMARK, DEFAULT_NETWORK, Subnet};
 use regex_lite::Regex;
@@ -121,6 +121,8 @@ pub(super) struct DaemonArgs {
     lease: LeaseArgs,
     #[command(flatten)]
     filters: FilterArgs,
+    #[command(flatten)]
+    dns: DnsArgs,
     /// Group whose members may ask on the local socket <run-dir>/loden.sock (mode 0660)
     #[arg(long, value_name = "GROUP", default_value = "loden")]
     socket_group: String,
@@ -213,6 +215,47 @@ impl MarkArgs {
     }
 }
 
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Names")]
+struct DnsArgs {
+    /// Where to answer DNS requests, comma-separated: gateway (of this host's containers), shared (the address
+    /// that every host has, DNS.Address of the network config), underlay (for clients outside of the overlay,
+    /// who are told the hosts' addresses), none
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHERE",
+        value_delimiter = ',',
+        default_value = "gateway,shared,underlay"
+    )]
+    dns_listen: Vec<DnsListen>,
+    /// Servers for all other names, comma-separated [default: those of /etc/resolv.conf]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    dns_upstream: Vec<IpAddr>,
+    /// Docker's socket. Its containers in the overlay get names; a path at which nothing is turns that off
+    #[arg(long, value_name = "PATH", default_value = "/var/run/docker.sock")]
+    docker_socket: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DnsListen {
+    Gateway,
+    Shared,
+    Underlay,
+    None,
+}
+
+impl DnsListen {
+    fn option(self) -> Option<Listen> {
+        match self {
+            Self::Gateway => Some(Listen::Gateway),
+            Self::Shared => Some(Listen::Shared),
+            Self::Underlay => Some(Listen::Underlay),
+            Self::None => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum SourceCheck {
     Auto,
@@ -254,7 +297,9 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
         run_dir: args.place.run_dir(),
         state_dir: args.place.state_dir(),
         subnet_file: args.place.subnet_file(),
+        dns_upstreams: args.dns.dns_upstream,
         socket_group: Some(args.socket_group).filter(|g| !g.is_empty()),
+        docker_socket: args.dns.docker_socket,
         settings: Settings {
             options: options::Options {
                 network: args.place.network,
@@ -264,6 +309,7 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
                 fully_random: !args.filters.ip_masq_fully_random_disable,
                 fwmark: mark,
                 check_sources: args.filters.vtep_source_check == SourceCheck::Auto,
+                dns_listen: args.dns.dns_listen.into_iter().filter_map(DnsListen::option).collect(),
             },
             underlay: UnderlayOptions {
                 interfaces: args.underlay.iface,

@@ -82,7 +82,10 @@ pub(super) async fn run(args: DockerOptsArgs) -> anyhow::Result<()> {
     let env = subnet_env(&subnet_file, args.wait, false).await?;
     warn_of_no_masquerade(&env);
     let told = match &args.network {
-        Some(name) => docker::network_line(&env, version, name),
+        Some(name) => {
+            tell_of_names(&env);
+            docker::network_line(&env, version, name)
+        }
         None => {
             let options = DaemonOptions::new(&env, version, mark, false);
             if args.json { options.json() } else { options.environment_file() }
@@ -119,6 +122,18 @@ fn warn_of_no_masquerade(env: &SubnetEnv) {
     if !env.masquerade {
         eprintln!(
             "loden: neither the daemon (--ip-masq=false) nor Docker masquerades: containers reach the outside only where it has a route back"
+        );
+    }
+}
+
+/// A network of Docker's has no servers of its own: Docker's resolver there asks those of dockerd.
+fn tell_of_names(env: &SubnetEnv) {
+    if let Some(dns) = env.dns.as_ref().filter(|dns| !dns.addresses.is_empty()) {
+        let servers: Vec<String> = dns.addresses.iter().map(|ip| format!("--dns={ip}")).collect();
+        eprintln!(
+            "loden: for names of other hosts' containers give dockerd, or docker run, also {} --dns-search={} --dns-opt=ndots:1",
+            servers.join(" "),
+            dns.zone
         );
     }
 }
@@ -163,6 +178,11 @@ async fn subnet_env(path: &Path, wait: Duration, shared: bool) -> anyhow::Result
                 ),
                 wait.max(NOTICED),
             ),
+            // At boot the daemon knows its subnet some moments before it answers for names.
+            Ok(env) if names_are_late(&env) && started.elapsed() < wait.min(NOTICED) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
             Ok(env) => return Ok(env),
             Err(reason) => (reason, wait),
         };
@@ -175,6 +195,10 @@ async fn subnet_env(path: &Path, wait: Duration, shared: bool) -> anyhow::Result
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+fn names_are_late(env: &SubnetEnv) -> bool {
+    env.dns.as_ref().is_some_and(|dns| dns.addresses.is_empty())
 }
 
 fn read(path: &Path) -> anyhow::Result<SubnetEnv> {

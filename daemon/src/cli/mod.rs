@@ -9,9 +9,13 @@ mod config;
 mod daemon;
 mod detach;
 mod docker_opts;
+mod doctor;
 mod endpoints;
+mod export;
 mod judge_rules;
 mod lease;
+mod name;
+mod names;
 mod output;
 mod question;
 mod settings;
@@ -45,6 +49,17 @@ enum Command {
     Status(status::StatusArgs),
     /// List this host's containers with their addresses
     Endpoints(endpoints::EndpointsArgs),
+    /// List the names of containers, on all hosts
+    Names(names::NamesArgs),
+    /// Give names by hand, to what no container runtime names
+    #[command(subcommand)]
+    Name(name::NameCommand),
+    /// Compare what different parts of the overlay say of the same thing
+    #[command(subcommand)]
+    Doctor(doctor::DoctorCommand),
+    /// Print what the overlay knows in other programs' formats
+    #[command(subcommand)]
+    Export(export::ExportCommand),
     /// Read and write the network config in etcd
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -112,6 +127,10 @@ async fn run(command: Command, sources: &settings::Sources) -> anyhow::Result<()
         Command::Daemon(args) => daemon::run(*args, sources).await,
         Command::Status(args) => status::run(args).await,
         Command::Endpoints(args) => endpoints::run(args),
+        Command::Names(args) => names::run(args),
+        Command::Name(command) => name::run(command),
+        Command::Doctor(command) => doctor::run(command).await,
+        Command::Export(command) => export::run(command),
         Command::Config(command) => config::run(command).await,
         Command::Lease(command) => lease::run(command).await,
         Command::Attach(args) => attach::run(args).await,

@@ -167,6 +167,18 @@ fn text(status: &Status) -> String {
     };
     rows.push(("etcd", format!("{etcd} ({}{})", join(&status.etcd.endpoints), status.etcd.prefix)));
     rows.push(("containers", status.endpoints.to_string()));
+    if let Some(dns) = &status.dns {
+        let unpublished = match dns.unpublished {
+            0 => String::new(),
+            count => format!(", {count} of this host not in etcd yet"),
+        };
+        let addresses: Vec<String> = dns.addresses.iter().map(ToString::to_string).collect();
+        let at = if addresses.is_empty() { "nowhere".into() } else { addresses.join(" ") };
+        rows.push((
+            "names",
+            format!("{} endpoints in {}{unpublished}, served on {at}", dns.endpoints, dns.zone),
+        ));
+    }
     let repairs: Vec<String> = status.repairs.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
     rows.push(("repairs", if repairs.is_empty() { "none".into() } else { join(&repairs) }));
     let mut out: String = rows.iter().map(|(name, value)| format!("{name:11} {value}\n")).collect();

@@ -24,6 +24,7 @@ use rustix::fs::OFlags;
 use crate::kernel;
 
 pub use task::{Endpoints, Standing};
+pub(crate) use watch::FolderWatch;
 
 /// An allocation file.
 #[derive(Debug, Clone)]
@@ -201,6 +202,8 @@ mod tests {
             host_veth: port.into(),
             mac: loden_proto::Mac([2, 0, 0, 0, 0, 1]),
             name: None,
+            aliases: Vec::new(),
+            published: Vec::new(),
             port: None,
         };
         std::fs::write(dir.join(address), allocation.to_json()).expect("file");

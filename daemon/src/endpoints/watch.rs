@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 
 /// Watches a folder of allocations and the folders in it.
 #[derive(Debug)]
-pub(super) struct FolderWatch {
+pub(crate) struct FolderWatch {
     inotify: AsyncFd<Inotify>,
 }
 
@@ -31,7 +31,7 @@ impl AsFd for Inotify {
 
 impl FolderWatch {
     /// Watches nothing yet.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let fd = Inotify(inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?);
         // SAFETY: it owns its descriptor, shows the same one for its whole life, and closes it only
         // when it is dropped, which is after AsyncFd has taken it out of epoll.
@@ -40,7 +40,7 @@ impl FolderWatch {
 
     /// Watches the folder, the one above it, in which it comes and goes, and the networks' in it. To be
     /// called before each look, for folders that are new; those watched already cost nothing.
-    pub(super) fn cover(&self, folder: &Path) {
+    pub(crate) fn cover(&self, folder: &Path) {
         use inotify::WatchFlags as F;
         let mask = F::CREATE | F::DELETE | F::MOVED_TO | F::MOVED_FROM | F::ONLYDIR;
         let networks = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
@@ -52,7 +52,7 @@ impl FolderWatch {
     }
 
     /// Returns when something has come or gone.
-    pub(super) async fn changed(&self) -> io::Result<()> {
+    pub(crate) async fn changed(&self) -> io::Result<()> {
         let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
         loop {
             let mut ready = self.inotify.readable().await?;

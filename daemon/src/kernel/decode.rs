@@ -10,7 +10,7 @@ use loden_netlink::route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
 use loden_netlink::{address, attributes, word};
-use loden_proto::{Family, Mac, Subnet};
+use loden_proto::{Family, Mac, ROUTE_PROTOCOL, Subnet};
 
 // include/uapi/linux/rtnetlink.h
 const RTA_DST: u16 = 1;
@@ -118,13 +118,14 @@ fn vxlan(data: &[InfoVxlan]) -> VxlanLink {
 /// One address and the index of its interface.
 pub(super) fn interface_address(message: &AddressMessage) -> Option<(u32, Address)> {
     let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
-    let (mut local, mut any) = (None, None);
+    let (mut local, mut any, mut protocol) = (None, None, 0);
     for attribute in &message.attributes {
         match attribute {
             // On a point-to-point link `Address` is the other end.
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Address(ip) => any = Some(*ip),
             AddressAttribute::Flags(all) => flags = *all,
+            AddressAttribute::Protocol(number) => protocol = u8::from(*number),
             _ => {}
         }
     }
@@ -137,6 +138,7 @@ pub(super) fn interface_address(message: &AddressMessage) -> Option<(u32, Addres
         length: message.header.prefix_len,
         permanent: flags.contains(AddressFlags::Permanent),
         unusable: temporary || flags.intersects(unproven),
+        ours: protocol == ROUTE_PROTOCOL,
     };
     Some((message.header.index, decoded))
 }

@@ -164,7 +164,11 @@ fn address(device: u32, address: IpAddr, length: u8) -> AddressMessage {
     message.header.family = address_family(Family::of(address));
     message.header.index = device;
     message.header.prefix_len = length;
-    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+        AddressAttribute::Protocol(ROUTE_PROTOCOL.into()),
+    ];
     if address.is_ipv6() {
         // Our subnet is ours alone; duplicate detection would delay its use by a second.
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));

@@ -9,10 +9,11 @@ mod writer;
 
 use loden_core::Millis;
 use loden_core::leases::LeaseTable;
+use loden_core::names::NameKey;
 use loden_proto::lease::LeaseKey;
 
 pub use connection::{Connection, EtcdOptions, Secret};
-pub use sync::{Sync, read_once};
+pub use sync::{Feeds, Sync, read_once};
 pub use writer::{Outcome, Writer};
 
 /// All that we know of etcd at one moment.
@@ -103,6 +104,19 @@ fn innermost(error: &etcd_client::Error) -> Option<String> {
     Some(cause.to_string())
 }
 
+/// What a key below the prefix stands for.
+#[derive(Debug, PartialEq)]
+enum Subject<'a> {
+    /// The network config.
+    Config,
+    /// A lease of this name.
+    Lease(&'a str),
+    /// The names of an endpoint.
+    Names(NameKey),
+    /// Nothing that we know.
+    Other,
+}
+
 /// Where things stand below the prefix.
 #[derive(Debug, Clone)]
 pub struct Keys {
@@ -132,6 +146,27 @@ impl Keys {
             Some(_) => format!("{}/subnets/{key}", self.prefix),
             None => format!("{}/loden/subnets/{key}", self.prefix),
         }
+    }
+
+    /// The names of one endpoint.
+    pub fn names(&self, key: &NameKey) -> String {
+        format!("{}/loden/names/{}/{}", self.prefix, key.lease, key.endpoint)
+    }
+
+    /// What a key stands for.
+    fn subject<'a>(&self, key: &'a str) -> Subject<'a> {
+        if key == self.config() {
+            return Subject::Config;
+        }
+        if let Some(name) = self.lease_name(key) {
+            return Subject::Lease(name);
+        }
+        let names = || {
+            let rest = key.strip_prefix(&self.prefix)?.strip_prefix("/loden/names/")?;
+            let (lease, endpoint) = rest.split_once('/')?;
+            Some(NameKey { lease: LeaseKey::parse(lease).ok()?, endpoint: endpoint.into() })
+        };
+        names().map_or(Subject::Other, Subject::Names)
     }
 
     /// The lease's name in a key, if it is one. In the other folder it is none: with its folder's name

@@ -12,10 +12,12 @@ use std::time::Duration;
 use etcd_client::{Client, EventType, GetOptions, KeyValue, WatchOptions};
 use loden_core::backoff::Backoff;
 use loden_core::leases::{LeaseRecord, LeaseTable};
+use loden_core::names::{NameEntry, NameTable};
 use loden_proto::lease::LeaseValue;
+use loden_proto::name_record::NameRecord;
 use tokio::sync::{Notify, watch};
 
-use super::{Connection, EtcdOptions, Keys, StoreError, View};
+use super::{Connection, EtcdOptions, Keys, StoreError, Subject, View};
 use crate::clock;
 
 /// Keys per page. 2,000 leases take some 400 kB, a tenth of the client's limit.
@@ -24,11 +26,33 @@ const RELIST: Duration = Duration::from_secs(6 * 3600);
 /// How often certificate and password files are looked at.
 const FILE_CHECK: Duration = Duration::from_secs(5);
 
+/// What the reading task publishes.
+#[derive(Clone)]
+pub struct Feeds {
+    /// Config and leases.
+    pub views: watch::Receiver<View>,
+    /// The names of endpoints.
+    pub names: watch::Receiver<NameTable>,
+    /// How to talk to etcd at the moment.
+    pub connections: watch::Receiver<Option<Connection>>,
+}
+
+/// What stands below the prefix.
+#[derive(Default)]
+struct Contents {
+    table: LeaseTable,
+    config: Option<String>,
+    names: NameTable,
+}
+
 /// The reading task.
 pub struct Sync {
     options: EtcdOptions,
     keys: Keys,
     view: watch::Sender<View>,
+    /// Apart from the view: containers come and go more often than hosts, and no peer's route is to wait
+    /// for their names.
+    names: watch::Sender<NameTable>,
     connections: watch::Sender<Option<Connection>>,
     cluster: Option<u64>,
     /// Revision from which a watch goes on.
@@ -38,15 +62,14 @@ pub struct Sync {
 }
 
 impl Sync {
-    /// The task, and where it publishes views and connections.
-    pub fn new(
-        options: EtcdOptions,
-        moved: Arc<Notify>,
-    ) -> (Self, watch::Receiver<View>, watch::Receiver<Option<Connection>>) {
+    /// The task, and what it publishes.
+    pub fn new(options: EtcdOptions, moved: Arc<Notify>) -> (Self, Feeds) {
         let (view, views) = watch::channel(View { away_since: Some(clock::now()), ..View::default() });
+        let (names, all_names) = watch::channel(NameTable::default());
         let (connections, connection) = watch::channel(None);
         let keys = Keys::new(&options.prefix);
-        (Self { options, keys, view, connections, cluster: None, resume: 0, moved }, views, connection)
+        let published = Feeds { views, names: all_names, connections: connection };
+        (Self { options, keys, view, names, connections, cluster: None, resume: 0, moved }, published)
     }
 
     /// Runs for ever.
@@ -98,10 +121,9 @@ impl Sync {
 
     /// Everything at one revision.
     async fn list(&mut self, client: &mut Client) -> Result<(), StoreError> {
-        let mut table = LeaseTable::default();
+        let Contents { mut table, mut config, mut names } = Contents::default();
         let mut cluster = None;
         let mut limit = PAGE;
-        let mut config = None;
         let mut from = self.keys.all();
         let end = prefix_end(&from);
         loop {
@@ -127,7 +149,13 @@ impl Sync {
                 from = String::from_utf8_lossy(last.key()).into_owned() + "\0";
             }
             for kv in &kvs {
-                self.put(&mut table, &mut config, kv);
+                let key = String::from_utf8_lossy(kv.key());
+                match self.keys.subject(&key) {
+                    Subject::Config => config = Some(text(kv)),
+                    Subject::Lease(name) => table.put(name, record(kv)),
+                    Subject::Names(key) => names.put(key, name_entry(kv)),
+                    Subject::Other => {}
+                }
             }
             if !more || kvs.is_empty() {
                 break;
@@ -142,6 +170,7 @@ impl Sync {
             view.table = table;
             view.config = config;
         });
+        self.names.send_if_modified(|told| std::mem::replace(told, names.clone()) != names);
         self.cluster = cluster;
         self.resume = self.view.borrow().table.revision + 1;
         Ok(())
@@ -202,8 +231,9 @@ impl Sync {
             if !response.created() {
                 self.resume = self.resume.max(seen.unwrap_or(header + 1));
             }
+            let mut names = None;
             self.view.send_if_modified(|view| {
-                let news = !view.connected || !events.is_empty();
+                let mut news = !view.connected;
                 if !view.connected {
                     tracing::info!(
                         revision = view.table.revision,
@@ -216,9 +246,19 @@ impl Sync {
                 }
                 for event in events {
                     let Some(kv) = event.kv() else { continue };
-                    match event.event_type() {
-                        EventType::Put => self.put(&mut view.table, &mut view.config, kv),
-                        EventType::Delete => self.delete(&mut view.table, &mut view.config, kv),
+                    let put = event.event_type() == EventType::Put;
+                    let key = String::from_utf8_lossy(kv.key());
+                    let subject = self.keys.subject(&key);
+                    news |= matches!(subject, Subject::Config | Subject::Lease(_));
+                    match subject {
+                        Subject::Config => view.config = put.then(|| text(kv)),
+                        Subject::Lease(name) if put => view.table.put(name, record(kv)),
+                        Subject::Lease(name) => view.table.delete(name),
+                        Subject::Names(key) => {
+                            let names = names.get_or_insert_with(|| self.names.borrow().clone());
+                            if put { names.put(key, name_entry(kv)) } else { names.delete(&key) }
+                        }
+                        Subject::Other => {}
                     }
                 }
                 if !response.created() {
@@ -226,27 +266,12 @@ impl Sync {
                 }
                 news
             });
+            if let Some(names) = names {
+                self.names.send_replace(names);
+            }
             if !response.created() {
                 backoff.reset();
             }
-        }
-    }
-
-    fn put(&self, table: &mut LeaseTable, config: &mut Option<String>, kv: &KeyValue) {
-        let key = String::from_utf8_lossy(kv.key());
-        if *key == self.keys.config() {
-            *config = Some(String::from_utf8_lossy(kv.value()).into_owned());
-        } else if let Some(name) = self.keys.lease_name(&key) {
-            table.put(name, record(kv));
-        }
-    }
-
-    fn delete(&self, table: &mut LeaseTable, config: &mut Option<String>, kv: &KeyValue) {
-        let key = String::from_utf8_lossy(kv.key());
-        if *key == self.keys.config() {
-            *config = None;
-        } else if let Some(name) = self.keys.lease_name(&key) {
-            table.delete(name);
         }
     }
 }
@@ -266,6 +291,15 @@ pub(super) fn record(kv: &KeyValue) -> LeaseRecord {
         create_revision: kv.create_revision(),
         mod_revision: kv.mod_revision(),
     }
+}
+
+fn text(kv: &KeyValue) -> String {
+    String::from_utf8_lossy(kv.value()).into_owned()
+}
+
+/// A key-value pair as an endpoint's names.
+fn name_entry(kv: &KeyValue) -> NameEntry {
+    NameEntry { record: NameRecord::parse(kv.value()), etcd_lease: kv.lease() }
 }
 
 /// gRPC status OUT_OF_RANGE, with which the client refuses an answer of more than 4 MiB.
@@ -289,9 +323,9 @@ fn jittered(duration: Duration) -> Duration {
 
 /// Reads everything once, for the command line.
 pub async fn read_once(options: &EtcdOptions) -> Result<(View, Connection), StoreError> {
-    let (mut sync, views, _) = Sync::new(options.clone(), Arc::default());
+    let (mut sync, published) = Sync::new(options.clone(), Arc::default());
     let connection = options.connect().await?;
     sync.list(&mut connection.client.clone()).await?;
-    let view = views.borrow().clone();
+    let view = published.views.borrow().clone();
     Ok((view, connection))
 }

@@ -3,11 +3,15 @@
 
 use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
 use loden_core::leases::LeaseRecord;
+use loden_core::names::{NameKey, Write};
 use loden_proto::lease::{LeaseKey, LeaseValue};
 use tokio::sync::watch;
 
 use super::sync::record;
 use super::{Connection, Keys, StoreError};
+
+/// etcd takes 128 operations in a transaction, unless told otherwise (`--max-txn-ops`).
+const WRITES_AT_ONCE: usize = 100;
 
 /// What became of a transaction.
 #[derive(Debug)]
@@ -85,6 +89,33 @@ impl Writer {
             _ => None,
         });
         Ok(Outcome::Conflict(found.map(Box::new)))
+    }
+
+    /// Carries out writes of our own names, as long as the lease is ours: its key hangs on our etcd lease.
+    /// `false`: it does not.
+    pub async fn publish(
+        &self,
+        key: LeaseKey,
+        etcd_lease: i64,
+        writes: &[Write],
+    ) -> Result<bool, StoreError> {
+        for part in writes.chunks(WRITES_AT_ONCE) {
+            let write = |write: &Write| match write {
+                Write::Put(endpoint, record) => {
+                    let name = self.keys.names(&NameKey { lease: key, endpoint: endpoint.clone() });
+                    TxnOp::put(name, record.to_json(), Some(PutOptions::new().with_lease(etcd_lease)))
+                }
+                Write::Delete(endpoint) => {
+                    TxnOp::delete(self.keys.names(&NameKey { lease: key, endpoint: endpoint.clone() }), None)
+                }
+            };
+            let ours = Compare::lease(self.keys.lease(&key), CompareOp::Equal, etcd_lease);
+            let txn = Txn::new().when([ours]).and_then(part.iter().map(write).collect::<Vec<_>>());
+            if !self.client()?.txn(txn).await?.succeeded() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Writes the network config, unconditionally: an operator's word.

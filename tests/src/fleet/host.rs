@@ -13,7 +13,7 @@ use loden_daemon::lease::{Keeper, KeeperOptions, LeaseState, OwnLease};
 use loden_daemon::network_config;
 use loden_daemon::reconcile::{self, Reconciler};
 use loden_daemon::state::StateDir;
-use loden_daemon::store::{EtcdOptions, Sync, View, Writer};
+use loden_daemon::store::{EtcdOptions, Feeds, Sync, View, Writer};
 use loden_proto::Family;
 use loden_proto::config::NetworkConfig;
 use tokio::sync::{Notify, mpsc, watch};
@@ -96,7 +96,7 @@ impl SimulatedHost {
         let host_id = self.state.host_id()?;
         let remembered = NetworkConfig::parse(&self.state.last().config).ok();
         let moved = Arc::new(Notify::new());
-        let (sync, views, connections) = Sync::new(settings.etcd.clone(), Arc::clone(&moved));
+        let (sync, Feeds { views, connections, .. }) = Sync::new(settings.etcd.clone(), Arc::clone(&moved));
         let (config_sender, configs) = watch::channel(None);
         let (own_sender, own) = watch::channel(OwnLease::default());
         let (facts_sender, facts) = watch::channel(None);

@@ -34,7 +34,8 @@ impl ModelledKernel {
     pub fn new(address: Ipv4Addr) -> Self {
         let mut observed = Observed { has_nexthops: true, ..Observed::default() };
         observed.links.insert(UNDERLAY, link(UNDERLAY, "eth0", 1500));
-        let address = Address { address: address.into(), length: 12, permanent: true, unusable: false };
+        let address =
+            Address { address: address.into(), length: 12, permanent: true, unusable: false, ours: false };
         observed.addresses.insert(UNDERLAY, vec![address]);
         observed.default_routes.insert(Family::V4, UNDERLAY);
         Self {

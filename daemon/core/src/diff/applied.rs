@@ -40,6 +40,7 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
             length: Family::of(*address).bits(),
             permanent: true,
             unusable: false,
+            ours: true,
         }),
         O::DeleteAddress { device, address, length } => {
             if let Some(all) = observed.addresses.get_mut(device) {

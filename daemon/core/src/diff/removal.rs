@@ -20,6 +20,12 @@ pub fn removal(observed: &Observed, options: &Options, networks: &[Subnet]) -> V
         .values()
         .filter(|l| our_device(l, options) || l.bridge && l.name == options.bridge() && !has_ports(l.index));
     operations.extend(devices.map(|l| Operation::DeleteDevice { index: l.index, name: l.name.clone() }));
+    let loopbacks = observed.links.values().filter(|l| l.loopback).map(|l| l.index);
+    let ours = loopbacks.flat_map(|index| {
+        let of_link = observed.addresses.get(&index).into_iter().flatten().filter(|a| a.ours);
+        of_link.map(move |a| Operation::DeleteAddress { device: index, address: a.address, length: a.length })
+    });
+    operations.extend(ours);
     operations
 }
 

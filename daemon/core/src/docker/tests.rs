@@ -79,6 +79,27 @@ fn json_has_the_same_members_and_says_what_it_cannot() {
 }
 
 #[test]
+fn names_are_looked_up_where_they_are_served() {
+    let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.7.1/24\nLODEN_DNS_ZONE=loden.internal\nLODEN_SOCKET=/run/loden/loden.sock";
+    let served = env(&format!("{text}\nLODEN_DNS=169.254.53.53,10.5.7.1"));
+    let file = options(&served, "20.10").environment_file().text;
+    let dns = "--dns=169.254.53.53 --dns=10.5.7.1";
+    let (search, option) = ("--dns-search=loden.internal", "--dns-opt=ndots:1");
+    assert!(
+        file.contains(&format!(
+            "DOCKER_OPT_DNS=\"{dns}\"\nDOCKER_OPT_DNS_SEARCH=\"{search}\"\nDOCKER_OPT_DNS_OPT=\"{option}\"\n"
+        )),
+        "{file}"
+    );
+    assert!(file.contains(&format!(" --mtu=1450 {dns} {search} {option}\"\n")), "{file}");
+    let value: Value = serde_json::from_str(&options(&served, "29").json().text).expect("JSON");
+    assert_eq!(value["dns"], json!(["169.254.53.53", "10.5.7.1"]));
+    assert_eq!((&value["dns-search"], &value["dns-opts"]), (&json!(["loden.internal"]), &json!(["ndots:1"])));
+    // For the outside alone, or not yet.
+    assert!(!options(&env(text), "20.10").environment_file().text.contains("dns"));
+}
+
+#[test]
 fn a_shared_bridge_has_dockers_half_and_no_address_of_its_own() {
     let mut env = both();
     env.docker_ranges = env.subnets.iter().filter_map(|s| s.upper_half()).collect();

@@ -1,0 +1,19 @@
+//! Names of containers and hosts: what stands in etcd for them ([`NameTable`]), what the DNS says of it ([`Zone`]), and
+//! how it says so, from bytes to bytes ([`reply`]).
+
+pub mod docker;
+mod given;
+mod hold;
+mod manual;
+mod message;
+mod publish;
+mod table;
+mod zone;
+
+pub use given::Given;
+pub use hold::Hold;
+pub use manual::judge_manual;
+pub use message::{MAX_DATAGRAM, Reply, Transport, failure, reply};
+pub use publish::{Write, publication};
+pub use table::{NameEntry, NameKey, NameTable};
+pub use zone::{Answer, Data, Kind, Record, Settings, View, Zone};

@@ -1,0 +1,216 @@
+//! What is not ours to answer goes to the host's own servers, as it came, and their answer back. Equal
+//! questions at one time are asked once: so a server that asks us in its turn waits for itself, and a
+//! question never runs in circles.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use loden_core::names::Transport;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::upstreams::Upstreams;
+use crate::clock;
+
+/// How long one server has to answer, and how many are asked. Docker's and glibc's resolvers wait for 4 and
+/// 5 s.
+const PATIENCE: Duration = Duration::from_secs(2);
+const SERVERS: usize = 2;
+/// Questions under way, of one client and altogether. Who asks for more is told so at once.
+const MOST_OF_CLIENT: usize = 100;
+const MOST: usize = 1000;
+
+/// Forwards questions.
+pub(super) struct Forwarder {
+    upstreams: RefCell<Upstreams>,
+    under_way: RefCell<HashMap<Question, watch::Receiver<Option<Answer>>>>,
+    clients: RefCell<HashMap<IpAddr, usize>>,
+}
+
+/// Without the id.
+type Question = (Transport, Box<[u8]>);
+/// Without the id; empty when nobody answered.
+type Answer = Rc<[u8]>;
+
+/// The two bytes that tell an answer's question (RFC 1035 §4.1.1), different for each client.
+const ID: usize = 2;
+
+impl Forwarder {
+    /// Forwards to the host's servers.
+    pub(super) fn new(upstreams: Upstreams) -> Self {
+        Self {
+            upstreams: RefCell::new(upstreams),
+            under_way: Default::default(),
+            clients: Default::default(),
+        }
+    }
+
+    /// The answer of another server; `None` if there is none in time, or too many are asked for. `avoid`
+    /// are our own addresses.
+    pub(super) async fn ask(
+        &self,
+        request: &[u8],
+        client: IpAddr,
+        transport: Transport,
+        avoid: &[IpAddr],
+    ) -> Option<Vec<u8>> {
+        let (id, question) = request.split_at_checked(ID)?;
+        let _place = self.place(client)?;
+        let key = (transport, Box::from(question));
+        let known = self.under_way.borrow().get(&key).cloned();
+        let answer = match known {
+            Some(mut other) => other.wait_for(Option::is_some).await.ok()?.clone()?,
+            None => {
+                let (sender, receiver) = watch::channel(None);
+                self.under_way.borrow_mut().insert(key.clone(), receiver);
+                let _done = OnDrop(|| _ = self.under_way.borrow_mut().remove(&key));
+                let answer = self.ask_servers(question, transport, avoid).await;
+                let answer: Answer = answer.unwrap_or_default().into();
+                sender.send_replace(Some(answer.clone()));
+                answer
+            }
+        };
+        (!answer.is_empty()).then(|| [id, &answer].concat())
+    }
+
+    /// A place among those under way, given back when it is dropped.
+    fn place(&self, client: IpAddr) -> Option<impl Drop + '_> {
+        let mut clients = self.clients.borrow_mut();
+        let all: usize = clients.values().sum();
+        let of_client = clients.get(&client).copied().unwrap_or_default();
+        if all >= MOST || of_client >= MOST_OF_CLIENT {
+            return None;
+        }
+        clients.insert(client, of_client + 1);
+        Some(OnDrop(move || {
+            let mut clients = self.clients.borrow_mut();
+            match clients.get_mut(&client) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => _ = clients.remove(&client),
+            }
+        }))
+    }
+
+    async fn ask_servers(&self, question: &[u8], transport: Transport, avoid: &[IpAddr]) -> Option<Vec<u8>> {
+        let servers: Vec<SocketAddr> = self.upstreams.borrow_mut().servers().to_vec();
+        // Who names us in its resolv.conf gets no answer twice.
+        let others = servers.into_iter().filter(|server| !avoid.contains(&server.ip()));
+        for server in others.take(SERVERS) {
+            let asked = async {
+                match transport {
+                    Transport::Udp => ask_by_datagram(question, server).await,
+                    Transport::Tcp => ask_by_connection(question, server).await,
+                }
+            };
+            match timeout(PATIENCE, asked).await {
+                Ok(Ok(answer)) => return Some(answer),
+                Ok(Err(error)) => tracing::debug!(%server, %error, "a server cannot be asked"),
+                Err(_) => tracing::debug!(%server, "a server does not answer"),
+            }
+        }
+        None
+    }
+}
+
+/// Runs its function at the end, also when the task is dropped.
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Under an id and from a port that nobody can foresee: else anybody could answer (RFC 5452).
+async fn ask_by_datagram(question: &[u8], server: SocketAddr) -> io::Result<Vec<u8>> {
+    let any: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    let id = (clock::chance() as u16).to_be_bytes();
+    socket.send(&[&id, question].concat()).await?;
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        let answer = &buffer[..length];
+        if answer.starts_with(&id) && answers(&answer[ID..], question) {
+            return Ok(answer[ID..].to_vec());
+        }
+    }
+}
+
+async fn ask_by_connection(question: &[u8], server: SocketAddr) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    let id = (clock::chance() as u16).to_be_bytes();
+    let length = ((ID + question.len()) as u16).to_be_bytes();
+    stream.write_all(&[&length, &id, question].concat()).await?;
+    let length = stream.read_u16().await?;
+    let mut answer = vec![0; length.into()];
+    stream.read_exact(&mut answer).await?;
+    match answer.starts_with(&id) && answers(&answer[ID..], question) {
+        true => Ok(answer.split_off(ID)),
+        false => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Whether these bytes, both without their ids, are an answer to the question: the same name, kind and
+/// class in them. They follow ten more bytes of the head.
+fn answers(answer: &[u8], question: &[u8]) -> bool {
+    let asked = |bytes: &[u8]| -> Option<usize> {
+        let mut at = 10;
+        // Labels, each after its length, until one of none (RFC 1035 §3.1).
+        while let Some(length @ 1..) = bytes.get(at).copied() {
+            at += 1 + usize::from(length);
+        }
+        (at + 5 <= bytes.len()).then_some(at + 5)
+    };
+    let Some(end) = asked(question) else { return false };
+    answer.len() >= end && answer[10..end].eq_ignore_ascii_case(&question[10..end]) && answer[0] & 0x80 != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Head without id, and one question.
+    fn question(name: &str, answer: bool) -> Vec<u8> {
+        let mut bytes = vec![if answer { 0x80 } else { 0x01 }, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name.split('.') {
+            bytes.push(label.len() as u8);
+            bytes.extend(label.bytes());
+        }
+        bytes.extend([0, 0, 1, 0, 1]);
+        bytes
+    }
+
+    #[test]
+    fn only_an_answer_to_the_question_is_one() {
+        let asked = question("example.com", false);
+        assert!(answers(&question("example.com", true), &asked));
+        assert!(answers(&question("EXAMPLE.com", true), &asked));
+        assert!(!answers(&question("example.org", true), &asked));
+        assert!(!answers(&question("example.com", false), &asked));
+        assert!(!answers(&[0x80, 0], &asked));
+        for end in 0..asked.len() {
+            assert!(!answers(&question("example.com", true), &asked[..end]), "{end}");
+        }
+    }
+
+    #[test]
+    fn nobody_has_more_than_his_places() {
+        let forwarder = Forwarder::new(Upstreams::of_the_host());
+        let (a, b) = ("10.5.7.2".parse().expect("ip"), "10.5.7.3".parse().expect("ip"));
+        let mut places: Vec<_> = (0..MOST_OF_CLIENT).map(|_| forwarder.place(a)).collect();
+        assert!(places.iter().all(Option::is_some));
+        assert!(forwarder.place(a).is_none());
+        assert!(forwarder.place(b).is_some());
+        places.pop();
+        assert!(forwarder.place(a).is_some());
+    }
+}

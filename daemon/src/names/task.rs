@@ -1,0 +1,285 @@
+//! Keeps etcd and the zone as this host's endpoints are. Level-triggered like all else: whatever has
+//! happened, it looks at what there is and writes the difference.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use loden_core::Millis;
+use loden_core::backoff::Backoff;
+use loden_core::names::{Hold, NameKey, Settings, Write, Zone, publication};
+use loden_core::options::Listen;
+use loden_proto::config::NetworkConfig;
+use loden_proto::dns_name::DnsName;
+use loden_proto::lease::LeaseKey;
+use loden_proto::name_record::{ManualName, NameRecord, NameSource};
+use tokio::sync::watch;
+
+use super::docker;
+use super::local::{self, Local};
+use crate::clock;
+use crate::dns::SharedZone;
+use crate::endpoints::{self, FolderWatch};
+use crate::lease::{LeaseState, OwnLease};
+use crate::reconcile::HostFacts;
+use crate::store::{Feeds, Writer};
+
+/// How things stand with this host's own names.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Standing {
+    /// Each endpoint's record, and whether etcd has it.
+    pub endpoints: BTreeMap<Arc<str>, (NameRecord, bool)>,
+    /// Names that are none, and whose, in order.
+    pub problems: Vec<String>,
+    /// Whether etcd can be written at the moment.
+    pub connected: bool,
+    /// Our lease.
+    pub lease: Option<LeaseKey>,
+}
+
+/// The task and what it hears.
+pub struct Names {
+    /// Folder of the allocation files.
+    pub folder: PathBuf,
+    /// etcd.
+    pub store: Feeds,
+    /// Writes to it.
+    pub writer: Writer,
+    /// The network config.
+    pub configs: watch::Receiver<Option<Arc<NetworkConfig>>>,
+    /// Our own lease.
+    pub own: watch::Receiver<OwnLease>,
+    /// The underlay.
+    pub facts: watch::Receiver<Option<HostFacts>>,
+    /// How long names of hosts stay that vanished all at once, in milliseconds.
+    pub hold: Millis,
+    /// Names by hand.
+    pub manual: watch::Receiver<Arc<BTreeMap<DnsName, ManualName>>>,
+    /// Docker's containers.
+    pub docker: watch::Receiver<docker::Seen>,
+    /// Which kinds of addresses to answer on.
+    pub listen: Vec<Listen>,
+    /// What is served.
+    pub zone: SharedZone,
+    /// Where it is told where to answer.
+    pub wanted: watch::Sender<Vec<IpAddr>>,
+    /// Where it is told how things stand.
+    pub standing: watch::Sender<Standing>,
+}
+
+/// In case a notice was lost.
+const FULL_LOOK: Duration = Duration::from_secs(30);
+
+/// What an own name's age is judged by.
+#[derive(Default)]
+struct Ages {
+    /// When each endpoint took its names.
+    since: BTreeMap<Arc<str>, u64>,
+    /// Whose endpoints there has been a look at with etcd's names known: what comes later is new.
+    settled: BTreeSet<NameSource>,
+}
+
+impl Ages {
+    /// When an endpoint took its names: as etcd has it from a former life; what is new takes them now,
+    /// and is newer than who has them, however his clock goes.
+    fn assign(&mut self, endpoint: &Arc<str>, record: &NameRecord, written: Option<u64>, zone: &Zone) -> u64 {
+        // One that is given by hand once more takes its name anew.
+        let again = record.source == NameSource::Manual
+            && self.since.get(endpoint).copied().or(written).is_some_and(|since| since < record.since);
+        let known = self.since.get(endpoint).copied().filter(|_| !again);
+        let written = written.filter(|_| !again);
+        let rival = || {
+            let owners = record.names.iter().filter_map(|name| zone.owner(name));
+            owners.map(|(_, owner)| owner.since + 1).max().filter(|_| self.settled.contains(&record.source))
+        };
+        let since = match (known, written) {
+            (Some(known), written) => known.max(written.unwrap_or(0)),
+            (None, Some(written)) => written,
+            (None, None) => record.since.max(rival().unwrap_or(0)),
+        };
+        self.since.insert(endpoint.clone(), since);
+        since
+    }
+
+    /// Forgets the endpoints that are gone. With etcd's names known, whoever comes next is new to those who
+    /// have been `heard`.
+    fn retain(
+        &mut self,
+        present: &BTreeMap<Arc<str>, NameRecord>,
+        heard: impl Iterator<Item = NameSource>,
+        synced: bool,
+    ) {
+        self.since.retain(|endpoint, _| present.contains_key(endpoint));
+        self.settled.extend(heard.filter(|_| synced));
+    }
+}
+
+/// What is to be written of our names, and where.
+struct Own {
+    key: LeaseKey,
+    /// The etcd lease of our key; absent while it is not in etcd as ours.
+    etcd_lease: Option<i64>,
+    records: BTreeMap<Arc<str>, NameRecord>,
+}
+
+impl Names {
+    /// Runs for ever.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let files = FolderWatch::open()?;
+        let mut ages = Ages::default();
+        let mut hold = Hold::default();
+        let mut backoff = Backoff::new(100, 5000);
+        loop {
+            files.cover(&self.folder);
+            let (own, problems) = self.look(&mut ages, &mut hold);
+            let mut wait = FULL_LOOK;
+            if let Some(at) = hold.next_deadline() {
+                wait = wait.min(Duration::from_millis(at.saturating_sub(clock::now()) + 1));
+            }
+            let mut unwritten = BTreeSet::new();
+            if let Some(own) = &own {
+                let table = self.store.names.borrow().clone();
+                let writes = publication(&table, own.key, own.etcd_lease.unwrap_or_default(), &own.records);
+                if !writes.is_empty() {
+                    match self.write(own, &writes).await {
+                        Ok(()) => backoff.reset(),
+                        Err(reason) => {
+                            tracing::debug!(%reason, "names are not published");
+                            unwritten.extend(writes.iter().map(|write| write.endpoint().clone()));
+                            wait = wait.min(Duration::from_millis(backoff.wait(clock::chance())));
+                        }
+                    }
+                }
+            }
+            self.tell(own, unwritten, problems);
+            tokio::select! {
+                changed = self.store.names.changed() => changed?,
+                changed = self.store.views.changed() => changed?,
+                changed = self.configs.changed() => changed?,
+                changed = self.own.changed() => changed?,
+                changed = self.facts.changed() => changed?,
+                changed = self.manual.changed() => changed?,
+                changed = self.docker.changed() => changed?,
+                changed = files.changed() => changed?,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn write(&self, own: &Own, writes: &[Write]) -> Result<(), String> {
+        let Some(etcd_lease) = own.etcd_lease else { return Err("our lease is not in etcd".into()) };
+        match self.writer.publish(own.key, etcd_lease, writes).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("our lease has just changed".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Brings the zone to what there is; returns what etcd should have of us, and what can be no name.
+    fn look(&mut self, ages: &mut Ages, hold: &mut Hold) -> (Option<Own>, Vec<String>) {
+        let names = self.store.names.borrow_and_update().clone();
+        let view = self.store.views.borrow_and_update().clone();
+        let config = self.configs.borrow_and_update().clone();
+        let lease = self.own.borrow_and_update().clone();
+        let underlay = self.facts.borrow_and_update().as_ref().and_then(|f| f.underlay.clone().ok());
+        let others = hold.keep(names.clone(), &view.table, self.hold, clock::now());
+        let mut zone = self.zone.write().unwrap_or_else(PoisonError::into_inner);
+        let Some((config, dns)) = config.as_ref().and_then(|c| Some((c, c.dns.clone()?))) else {
+            *zone = None;
+            self.wanted.send_if_modified(|told| !std::mem::take(told).is_empty());
+            return (None, Vec::new());
+        };
+        let endpoints = underlay.iter().flat_map(|u| &u.endpoints);
+        let gateways = || lease.key.iter().flat_map(LeaseKey::subnets).map(|s| s.gateway());
+        let settings = Settings {
+            networks: config.pools().map(|pool| pool.network).collect(),
+            own_addresses: endpoints
+                .clone()
+                .flat_map(|e| [e.local, e.public])
+                .chain(dns.addresses.clone())
+                .collect(),
+            public_addresses: endpoints.clone().map(|e| e.public).collect(),
+            dns,
+        };
+        let wanted: Vec<IpAddr> = (self.listen.iter())
+            .flat_map(|kind| match kind {
+                Listen::Gateway => gateways().collect::<Vec<_>>(),
+                Listen::Shared => settings.dns.addresses.clone(),
+                Listen::Underlay => endpoints.clone().map(|e| e.local).collect(),
+            })
+            .collect();
+        self.wanted.send_if_modified(|told| std::mem::replace(told, wanted.clone()) != wanted);
+        let zone = zone.get_or_insert_with(|| Zone::new(settings.clone()));
+        if *zone.settings() != settings {
+            zone.set(settings.clone());
+        }
+        zone.set_leases(view.table.clone());
+        let Some(key) = lease.key else {
+            zone.set_names(others);
+            return (None, Vec::new());
+        };
+        // Others' first, so that who is new here knows whom it follows.
+        let mine =
+            names.of(key).filter_map(|(key, entry)| Some((key.endpoint.clone(), entry.record.clone().ok()?)));
+        let written: BTreeMap<Arc<str>, NameRecord> = mine.collect();
+        zone.set_names(others.with_own(key, written.clone()));
+        let found = endpoints::all(&self.folder);
+        let mut problems = Vec::new();
+        let mut records = BTreeMap::new();
+        let mut known = local::of_allocations(&found, &settings.dns.zone);
+        let docker = self.docker.borrow_and_update().containers.clone();
+        match &docker {
+            Some(containers) => {
+                local::add_containers(&mut known, containers, key, &settings.dns.zone);
+            }
+            // It may only be late with telling: what it told in our former life stands.
+            None => {
+                let told = written.iter().filter(|(_, record)| record.source == NameSource::Docker);
+                let same = |record: &NameRecord| Local { record: record.clone(), problems: Vec::new() };
+                known.extend(told.map(|(endpoint, record)| (endpoint.clone(), same(record))));
+            }
+        }
+        // A name by hand may be for a container's address as well.
+        let manual = self.manual.borrow_and_update().clone();
+        known.extend(local::of_manual(&manual, &settings, key));
+        for (endpoint, Local { mut record, problems: of_endpoint }) in known {
+            problems.extend(of_endpoint);
+            let since = written.get(&endpoint).map(|record| record.since);
+            record.since = ages.assign(&endpoint, &record, since, zone);
+            records.insert(endpoint, record);
+        }
+        let heard =
+            [NameSource::Cni, NameSource::Manual].into_iter().chain(docker.map(|_| NameSource::Docker));
+        ages.retain(&records, heard, view.synced);
+        zone.set_names(others.with_own(key, records.clone()));
+        // Who has lost a name to a newer one elsewhere does not claim it in etcd any more.
+        for (endpoint, record) in &mut records {
+            let us = NameKey { lease: key, endpoint: endpoint.clone() };
+            record.names.retain(|name| zone.owner(name).is_some_and(|(owner, _)| *owner == us));
+        }
+        let etcd_lease = match lease.state {
+            LeaseState::Held => view.table.get(&key).map(|record| record.etcd_lease),
+            _ => None,
+        };
+        (Some(Own { key, etcd_lease, records }), problems)
+    }
+
+    fn tell(&self, own: Option<Own>, unwritten: BTreeSet<Arc<str>>, problems: Vec<String>) {
+        let lease = own.as_ref().map(|own| own.key);
+        let records = own.map(|own| own.records).unwrap_or_default().into_iter();
+        let endpoints = records.map(|(endpoint, record)| {
+            let published = !unwritten.contains(&endpoint);
+            (endpoint, (record, published))
+        });
+        let connected = self.store.views.borrow().connected;
+        let now = Standing { endpoints: endpoints.collect(), problems, connected, lease };
+        self.standing.send_if_modified(|told| {
+            for problem in now.problems.iter().filter(|p| !told.problems.contains(p)) {
+                tracing::warn!("a name is not served as it should be: {problem}");
+            }
+            std::mem::replace(told, now.clone()) != now
+        });
+    }
+}
