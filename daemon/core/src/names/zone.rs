@@ -586,8 +586,8 @@ fn public_addresses(value: &LeaseValue) -> impl Iterator<Item = IpAddr> + use<> 
 
 /// The label of a host: the first of its name, else (flannel's have none) the number of its subnet.
 fn host_label(key: &LeaseKey, value: &LeaseValue) -> String {
-    let name = value.loden.as_ref().and_then(|m| m.host_name.split('.').next());
-    match name.and_then(|name| name.parse::<DnsName>().ok()) {
+    let name = value.loden.as_ref().map(|m| m.host_name.to_str());
+    match name.and_then(|name| name.split('.').next()?.parse::<DnsName>().ok()) {
         Some(label) if !matches!(label.as_str(), "ns" | "gw" | "vtep") => label.to_string(),
         _ => numbered(key),
     }
