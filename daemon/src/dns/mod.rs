@@ -51,8 +51,9 @@ pub struct Server {
     pub listening: watch::Sender<Listening>,
 }
 
-/// How long until an address that somebody else holds is tried again.
+/// How long until an address that somebody else holds is tried again, and until all are looked after that serve.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
+const LOOK_AFTER: Duration = Duration::from_secs(60);
 
 impl Server {
     /// Starts the thread. It ends with the process.
@@ -96,6 +97,7 @@ impl Server {
                     Err(error) => _ = problems.insert(address, error.to_string()),
                 }
             }
+            let wait = if problems.is_empty() { LOOK_AFTER } else { TRY_AGAIN };
             let now = Listening { addresses: open.keys().copied().collect(), problems };
             self.listening.send_if_modified(|told| {
                 for (address, problem) in now.problems.iter().filter(|(a, p)| told.problems.get(a) != Some(p))
@@ -106,7 +108,7 @@ impl Server {
             });
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(TRY_AGAIN) => {}
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }
