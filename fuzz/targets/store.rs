@@ -248,6 +248,8 @@ fn claim(top: &Path, who: &Attachment, wanted: Option<IpAddr>, mac: bool, famili
             aliases: &[],
             published: &[],
             port: Some(&port),
+            state_dir: None,
+            sticky: false,
         },
     ) {
         Ok(claimed) => claimed,

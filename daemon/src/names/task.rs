@@ -24,7 +24,7 @@ use crate::dns::SharedZone;
 use crate::endpoints::{self, FolderWatch};
 use crate::lease::{LeaseState, OwnLease};
 use crate::reconcile::HostFacts;
-use crate::store::{Feeds, Writer};
+use crate::store::{Feeds, View, Writer};
 
 /// How things stand with this host's own names.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -69,6 +69,11 @@ pub struct Names {
     pub standing: watch::Sender<Standing>,
 }
 
+/// How long etcd may take for a write. Meanwhile new containers have no name, and their ADD waits.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Leases that change within this time are looked at together: they tell where hosts are, which few ask for,
+/// and ten thousand can come at once.
+const LEASES: Duration = Duration::from_millis(250);
 /// In case a notice was lost.
 const FULL_LOOK: Duration = Duration::from_secs(30);
 
@@ -116,6 +121,13 @@ impl Ages {
     }
 }
 
+/// Returns a while after etcd's view has changed.
+async fn at_leisure(views: &mut watch::Receiver<View>) -> Result<(), watch::error::RecvError> {
+    views.changed().await?;
+    tokio::time::sleep(LEASES).await;
+    Ok(())
+}
+
 /// What is to be written of our names, and where.
 struct Own {
     key: LeaseKey,
@@ -156,7 +168,7 @@ impl Names {
             self.tell(own, unwritten, problems);
             tokio::select! {
                 changed = self.store.names.changed() => changed?,
-                changed = self.store.views.changed() => changed?,
+                changed = at_leisure(&mut self.store.views) => changed?,
                 changed = self.configs.changed() => changed?,
                 changed = self.own.changed() => changed?,
                 changed = self.facts.changed() => changed?,
@@ -170,10 +182,12 @@ impl Names {
 
     async fn write(&self, own: &Own, writes: &[Write]) -> Result<(), String> {
         let Some(etcd_lease) = own.etcd_lease else { return Err("our lease is not in etcd".into()) };
-        match self.writer.publish(own.key, etcd_lease, writes).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err("our lease has just changed".into()),
-            Err(error) => Err(error.to_string()),
+        let written = self.writer.publish(own.key, etcd_lease, writes);
+        match tokio::time::timeout(PATIENCE, written).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err("our lease has just changed".into()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("etcd does not answer".into()),
         }
     }
 
