@@ -314,7 +314,7 @@ fn an_interface_that_has_just_come_is_no_repair() {
 fn what_the_kernel_refuses_is_said_once_and_shown_for_as_long() {
     let lab = Lab::new("refused");
     let etcd = lab.etcd();
-    etcd.config(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#);
+    etcd.config(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.90.0","Backend":{"Type":"host-gw"}}"#);
     let a = lab.host("a");
     let daemon = a.daemon(&["--iface=eth0"]).ready();
     let lease = |address: &str| format!(r#"{{"PublicIP":"{address}","BackendType":"host-gw"}}"#);
