@@ -86,7 +86,7 @@ TEST_RUNNER := CARGO_TARGET_$(HOST_TRIPLE)_RUNNER='sudo -E'
 endif
 .PHONY: test
 test: deps docker podman build ## Unit tests, property tests and lab scenarios (the lab needs root)
-	$(TEST_RUNNER) cargo test --locked --workspace
+	$(TEST_RUNNER) cargo test --locked --workspace --no-fail-fast
 .PHONY: test-docker29
 test-docker29: deps docker docker29 build ## The scenarios with Docker again, with Docker 29 (needs Go)
 	$(TEST_RUNNER) cargo test --locked -p loden-tests --test docker --test names_docker -- --ignored docker29

@@ -267,7 +267,11 @@ impl Endpoints {
         let in_use = |subnet: Subnet| found.iter().any(|f| subnet.contains(f.allocation.address));
         let brought = self.ports.bring_bridge(&name, env, in_use);
         let bridge = look.note("", brought)?;
-        if bridge.mended {
+        // Before a container's ADD is done with it, the bridge is not broken but half made.
+        let stood = found.iter().any(|f| {
+            !f.in_work && f.allocation.port.as_ref().is_some_and(|port| port.bridge == name.as_str())
+        });
+        if bridge.mended && stood {
             look.repaired.push(("bridge", format!("set up {name}")));
         }
         Some(bridge)
