@@ -12,6 +12,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::OnceLock;
 
 use loden_proto::config::{Dns, Outside};
 use loden_proto::dns_name::DnsName;
@@ -126,10 +127,39 @@ pub struct Zone {
     addresses: HashMap<IpAddr, BTreeSet<NameKey>>,
     /// Names with something below them, and how much.
     above: HashMap<DnsName, usize>,
-    /// Leases by the hash of their hosts' labels.
-    hosts: BTreeSet<(u32, LeaseKey)>,
-    /// Leases by public addresses.
-    publics: BTreeSet<(IpAddr, LeaseKey)>,
+    /// Made when somebody first asks for a host: it takes a mebibyte for ten thousand.
+    hosts: OnceLock<Hosts>,
+}
+
+/// Leases by what else their hosts go by, of which only hashes are kept: the leases have the rest.
+#[derive(Debug, Default)]
+struct Hosts {
+    by_label: BTreeSet<(u32, LeaseKey)>,
+    by_public_address: BTreeSet<(u32, LeaseKey)>,
+}
+
+impl Hosts {
+    fn of(leases: &LeaseTable) -> Self {
+        let mut hosts = Self::default();
+        for (key, record) in leases.iter() {
+            hosts.enter(key, record);
+        }
+        hosts
+    }
+
+    fn enter(&mut self, key: &LeaseKey, record: &LeaseRecord) {
+        let Some(value) = value(record) else { return };
+        self.by_label.insert((hash(host_label(key, value).as_str()), *key));
+        self.by_public_address.extend(public_addresses(value).map(|address| (hash(&address), *key)));
+    }
+
+    fn leave(&mut self, key: &LeaseKey, record: &LeaseRecord) {
+        let Some(value) = value(record) else { return };
+        self.by_label.remove(&(hash(host_label(key, value).as_str()), *key));
+        for address in public_addresses(value) {
+            self.by_public_address.remove(&(hash(&address), *key));
+        }
+    }
 }
 
 impl Zone {
@@ -143,8 +173,7 @@ impl Zone {
             claims: HashMap::new(),
             addresses: HashMap::new(),
             above: HashMap::new(),
-            hosts: BTreeSet::new(),
-            publics: BTreeSet::new(),
+            hosts: OnceLock::new(),
         }
     }
 
@@ -180,16 +209,14 @@ impl Zone {
 
     /// Takes in the leases, in the time of what has changed.
     pub fn set_leases(&mut self, leases: LeaseTable) {
-        for key in self.leases.changed_keys(&leases) {
-            if let Some(value) = self.leases.get(&key).and_then(value) {
-                self.hosts.remove(&(hash(&host_label(&key, value)), key));
-                for address in public_addresses(value) {
-                    self.publics.remove(&(address, key));
+        if let Some(hosts) = self.hosts.get_mut() {
+            for key in self.leases.changed_keys(&leases) {
+                if let Some(record) = self.leases.get(&key) {
+                    hosts.leave(&key, record);
                 }
-            }
-            if let Some(value) = leases.get(&key).and_then(value) {
-                self.hosts.insert((hash(&host_label(&key, value)), key));
-                self.publics.extend(public_addresses(value).map(|address| (address, key)));
+                if let Some(record) = leases.get(&key) {
+                    hosts.enter(&key, record);
+                }
             }
         }
         self.leases = leases;
@@ -240,7 +267,7 @@ impl Zone {
         let inside = client.is_loopback()
             || self.in_networks(client)
             || self.settings.own_addresses.contains(&client)
-            || self.publics.range((client, least_key())..).next().is_some_and(|(a, _)| *a == client);
+            || self.lease_of_public(client).is_some();
         if inside { View::Overlay } else { View::Outside }
     }
 
@@ -477,9 +504,8 @@ impl Zone {
 
     /// The lease of a host by its label; of several, the oldest.
     fn host(&self, label: &str) -> Option<LeaseKey> {
-        let hash = hash(label);
-        let hashed = self.hosts.range((hash, least_key())..).take_while(|(h, _)| *h == hash);
-        let named = hashed.filter_map(|(_, key)| {
+        let hosts = self.hosts.get_or_init(|| Hosts::of(&self.leases));
+        let named = hashed(&hosts.by_label, label).filter_map(|key| {
             let record = self.leases.get(key)?;
             (host_label(key, value(record)?) == label).then_some((record.create_revision, *key))
         });
@@ -495,7 +521,7 @@ impl Zone {
     fn answer_reverse(&self, view: View, name: &str, kind: Kind) -> Answer {
         let elsewhere = if view == View::Overlay { Answer::Elsewhere } else { Answer::Refused };
         let Some(asked) = reverse(name) else { return elsewhere };
-        let ours = asked.length() == asked.family().bits() && self.is_public(asked.address());
+        let ours = asked.length() == asked.family().bits() && self.lease_of_public(asked.address()).is_some();
         let network = self.settings.networks.iter().find(|n| n.contains_subnet(&asked));
         let apex = match network {
             // Of hosts' own addresses we know those we know, and nobody else's.
@@ -526,13 +552,14 @@ impl Zone {
         }
     }
 
-    fn is_public(&self, address: IpAddr) -> bool {
-        self.lease_of_public(address).is_some()
-    }
-
+    /// The lease of the host that has this public address.
     fn lease_of_public(&self, address: IpAddr) -> Option<LeaseKey> {
-        let (found, key) = self.publics.range((address, least_key())..).next()?;
-        (*found == address).then_some(*key)
+        let hosts = self.hosts.get_or_init(|| Hosts::of(&self.leases));
+        let has = |key: &&LeaseKey| {
+            let value = self.leases.get(key).and_then(value);
+            value.is_some_and(|value| public_addresses(value).any(|public| public == address))
+        };
+        hashed(&hosts.by_public_address, &address).find(has).copied()
     }
 
     /// The full name of an address: a container's first name, or that of a part of a host.
@@ -599,10 +626,19 @@ fn numbered(key: &LeaseKey) -> String {
     format!("host-{}", address.replace(['.', ':'], "-").trim_end_matches('-'))
 }
 
-fn hash(label: &str) -> u32 {
+fn hash<T: Hash + ?Sized>(what: &T) -> u32 {
     let mut hasher = DefaultHasher::new();
-    label.hash(&mut hasher);
+    what.hash(&mut hasher);
     hasher.finish() as u32
+}
+
+/// What has the hash of this.
+fn hashed<'a, T: Hash + ?Sized>(
+    index: &'a BTreeSet<(u32, LeaseKey)>,
+    what: &T,
+) -> impl Iterator<Item = &'a LeaseKey> + use<'a, T> {
+    let hash = hash(what);
+    index.range((hash, least_key())..).take_while(move |(h, _)| *h == hash).map(|(_, key)| key)
 }
 
 /// The names above a name, within the zone.

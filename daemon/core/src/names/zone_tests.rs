@@ -187,6 +187,22 @@ fn hosts_gateways_and_vxlan_devices_have_names_both_ways() {
 }
 
 #[test]
+fn hosts_that_have_been_asked_for_are_followed() {
+    let mut zone = zone(&[]);
+    assert_eq!(inside(&zone, "r2.host.loden.internal", Kind::A), "192.0.2.2");
+    let mut leases = LeaseTable::default();
+    leases.insert(lease(A), host("r1.example.com", "192.0.2.9", 1));
+    leases.insert(lease(FLANNEL), host("r4", "192.0.2.3", 3));
+    zone.set_leases(leases);
+    for (name, address) in [("r1", "192.0.2.9"), ("r2", NO_NAME), ("r4", "192.0.2.3")] {
+        assert_eq!(inside(&zone, &format!("{name}.host.loden.internal"), Kind::A), address, "{name}");
+    }
+    for (address, view) in [("192.0.2.9", View::Overlay), ("192.0.2.2", View::Outside)] {
+        assert_eq!(zone.view(ip(address)), view, "{address}");
+    }
+}
+
+#[test]
 fn of_two_hosts_with_one_name_the_older_has_it() {
     let mut zone = zone(&[]);
     let mut leases = zone.leases.clone();
