@@ -7,12 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bollard::errors::Error;
-use bollard::models::{
-    ContainerInspectResponse, ContainerSummaryNetworkSettings, EventMessage, NetworkSettings, PortMap,
-};
-use bollard::query_parameters::{EventsOptions, InspectContainerOptions, ListContainersOptions};
-use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::{FutureExt, StreamExt, stream};
 use loden_core::backoff::Backoff;
 use loden_core::names::docker::{Attachment, Container};
@@ -23,6 +17,7 @@ use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::docker_api::{ApiError, Binding, Docker, Event, Inspected, Summary};
 use super::local::milliseconds;
 use crate::clock;
 
@@ -51,8 +46,6 @@ const COALESCE: Duration = Duration::from_millis(100);
 const FULL_LOOK: Duration = Duration::from_secs(60);
 /// When a container could not be looked at, for being started or stopped just then.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
-/// For one answer of Docker's. A container that is at work keeps who asks for it waiting.
-const PATIENCE_SECONDS: u64 = 5;
 /// How many containers are asked for at once.
 const AT_ONCE: usize = 8;
 /// Between tries to find Docker, in milliseconds.
@@ -117,20 +110,15 @@ impl Follower {
         (followed, ended.err().map_or_else(|| "it has hung up".into(), |error| error.to_string()))
     }
 
-    async fn follow_on(&self, known: &mut HashMap<String, Known>, followed: &mut bool) -> Result<(), Error> {
-        let path = self.socket.to_string_lossy();
+    async fn follow_on(
+        &self,
+        known: &mut HashMap<String, Known>,
+        followed: &mut bool,
+    ) -> Result<(), ApiError> {
         // From before the first look: what happens meanwhile is told again.
         let since = milliseconds(SystemTime::now()) / 1000;
-        let docker = Docker::connect_with_unix(&path, PATIENCE_SECONDS, API_DEFAULT_VERSION)?;
-        let docker = docker.negotiate_version().await?;
-        let mut events = docker.events(Some(EventsOptions {
-            since: Some(since.to_string()),
-            filters: Some(HashMap::from([
-                ("type".into(), ["container", "network"].map(String::from).into()),
-                ("event".into(), EVENTS.map(String::from).into()),
-            ])),
-            ..EventsOptions::default()
-        }));
+        let docker = Docker::at(&self.socket);
+        let mut events = docker.events(&EVENTS, since).await?;
         let mut touched = BTreeSet::new();
         loop {
             let failure = look(&docker, known, &touched).await?;
@@ -145,13 +133,15 @@ impl Follower {
             });
             match tokio::time::timeout(wait, events.next()).await {
                 Err(_) => continue,
-                Ok(None) => return Ok(()),
-                Ok(Some(event)) => touched.extend(container_of(event?)),
+                Ok(event) => match event? {
+                    Some(event) => touched.extend(container_of(event)),
+                    None => return Ok(()),
+                },
             }
             tokio::time::sleep(COALESCE).await;
             while let Some(event) = events.next().now_or_never() {
-                let Some(event) = event else { return Ok(()) };
-                touched.extend(container_of(event?));
+                let Some(event) = event? else { return Ok(()) };
+                touched.extend(container_of(event));
             }
         }
     }
@@ -201,33 +191,29 @@ struct Known {
     container: Option<Container>,
 }
 
-/// The part of a list's line that changes when a container is started, renamed or connected.
-type Summary = (Option<Vec<String>>, Option<ContainerSummaryNetworkSettings>);
-
 /// Brings what is known up to date: asks for the containers that are new, that the list describes otherwise
 /// than before, or that events have `touched`. What of it failed, if anything.
 async fn look(
     docker: &Docker,
     known: &mut HashMap<String, Known>,
     touched: &BTreeSet<String>,
-) -> Result<Option<String>, Error> {
-    let listed = docker.list_containers(None::<ListContainersOptions>).await?;
-    let listed: HashMap<String, Summary> =
-        listed.into_iter().filter_map(|line| Some((line.id?, (line.names, line.network_settings)))).collect();
+) -> Result<Option<String>, ApiError> {
+    let listed = docker.containers().await?;
+    let listed: HashMap<String, Summary> = listed.into_iter().map(|line| (line.id, line.summary)).collect();
     known.retain(|id, _| listed.contains_key(id));
     let stale = listed.into_iter().filter(|(id, summary)| {
         touched.contains(id) || known.get(id).is_none_or(|known| known.summary != *summary)
     });
     let asked = stale.map(|(id, summary)| async {
-        let answer = docker.inspect_container(&id, None::<InspectContainerOptions>).await;
+        let answer = docker.inspect(&id).await;
         (id, summary, answer)
     });
     let answers: Vec<_> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
     let mut failure = None;
     for (id, summary, answer) in answers {
         match answer {
-            Ok(told) => _ = known.insert(id, Known { summary, container: container(told) }),
-            Err(Error::DockerResponseServerError { status_code: 404, .. }) => _ = known.remove(&id),
+            Ok(Some(told)) => _ = known.insert(id, Known { summary, container: container(told) }),
+            Ok(None) => _ = known.remove(&id),
             Err(error) => {
                 // It stays what it was, and is asked for again.
                 if let Some(known) = known.get_mut(&id) {
@@ -244,23 +230,21 @@ async fn look(
 }
 
 /// The container that an event is about.
-fn container_of(event: EventMessage) -> Option<String> {
+fn container_of(event: Event) -> Option<String> {
     let actor = event.actor?;
     let of_network = actor.attributes.and_then(|mut attributes| attributes.remove("container"));
     of_network.or(actor.id)
 }
 
 /// What `docker inspect` tells; `None` for a container that does not run.
-fn container(told: ContainerInspectResponse) -> Option<Container> {
+fn container(told: Inspected) -> Option<Container> {
     let state = told.state?;
     if state.running != Some(true) {
         return None;
     }
     let config = told.config.unwrap_or_default();
-    let NetworkSettings { networks, ports, .. } = told.network_settings.unwrap_or_default();
-    let mut networks: Vec<_> = networks.unwrap_or_default().into_iter().collect();
-    networks.sort_by(|a, b| a.0.cmp(&b.0));
-    let attachments = networks.into_iter().map(|(_, endpoint)| Attachment {
+    let settings = told.network_settings.unwrap_or_default();
+    let attachments = settings.networks.unwrap_or_default().into_values().map(|endpoint| Attachment {
         addresses: [endpoint.ip_address, endpoint.global_ipv6_address]
             .into_iter()
             .filter_map(|address| address?.parse().ok())
@@ -269,18 +253,18 @@ fn container(told: ContainerInspectResponse) -> Option<Container> {
     });
     let started = state.started_at.and_then(|at| humantime::parse_rfc3339(&at).ok());
     Some(Container {
-        id: told.id?,
+        id: told.id,
         name: told.name.unwrap_or_default().trim_start_matches('/').to_owned(),
         hostname: config.hostname.unwrap_or_default(),
         domainname: config.domainname.unwrap_or_default(),
         attachments: attachments.collect(),
-        ports: published(ports.unwrap_or_default()),
+        ports: published(settings.ports.unwrap_or_default()),
         started: started.map_or(0, milliseconds),
     })
 }
 
 /// Ports that the host forwards from where others can reach it.
-fn published(ports: PortMap) -> Vec<PublishedPort> {
+fn published(ports: BTreeMap<String, Option<Vec<Binding>>>) -> Vec<PublishedPort> {
     let mut all = BTreeSet::new();
     for (port, bindings) in ports {
         let Some((port, protocol)) = port.split_once('/') else { continue };
@@ -306,7 +290,7 @@ mod tests {
 
     use super::*;
 
-    fn inspected(running: bool) -> ContainerInspectResponse {
+    fn inspected(running: bool) -> Inspected {
         let told = json!({
             "Id": "0123456789ab0123",
             "Name": "/hdfs-dn1-1",

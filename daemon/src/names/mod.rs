@@ -3,12 +3,14 @@
 //!
 //! - `task`: keeps etcd and the zone as the endpoints are
 //! - `docker`: what Docker says of its containers
+//! - `docker_api`: how it is asked
 //! - `local`: what this host says of its own endpoints
 //! - `manual`: what operators say
 //! - `answers`: what is told about names on the local socket
 
 mod answers;
 pub mod docker;
+mod docker_api;
 mod local;
 mod manual;
 mod task;
