@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use loden_core::options::Options;
 use loden_core::plan::container_mtu;
 use loden_core::underlay::Underlay;
-use loden_proto::Family;
 use loden_proto::config::{Dns, NetworkConfig};
 use loden_proto::lease::LeaseKey;
 use loden_proto::subnet_env::{DnsEnv, LeaseState as FileState, SubnetEnv};
+use loden_proto::{Family, Subnet};
 
 use crate::files::write_atomically;
 use crate::lease::{LeaseState, OwnLease};
@@ -49,16 +49,16 @@ pub fn contents(
     })
 }
 
-/// Who containers of this host ask: of each family the address that every host has, where we answer on it,
-/// else the gateway.
+/// Who containers of this host ask: of each family that they have the address that every host has, where we
+/// answer on it, else the gateway.
 pub fn resolvers(dns: &Dns, own: Option<LeaseKey>, served: &[IpAddr]) -> Vec<IpAddr> {
-    let gateways = own.iter().flat_map(LeaseKey::subnets).map(|s| s.gateway());
-    let candidates: Vec<IpAddr> = dns.addresses.iter().copied().chain(gateways).collect();
-    let of_family = |family| {
-        let mut fitting = candidates.iter().copied().filter(move |a| Family::of(*a) == family);
+    let subnets = own.iter().flat_map(LeaseKey::subnets);
+    let of_family = |subnet: Subnet| {
+        let candidates = dns.addresses.iter().copied().chain([subnet.gateway()]);
+        let mut fitting = candidates.filter(|a| Family::of(*a) == subnet.family());
         fitting.find(|a| served.contains(a))
     };
-    Family::ALL.into_iter().filter_map(of_family).collect()
+    subnets.filter_map(of_family).collect()
 }
 
 /// Whether the file holds just this.

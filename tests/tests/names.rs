@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Barrier;
 use std::time::Duration;
 
+use loden_proto::Family;
 use loden_proto::status::Names;
 use loden_tests::story::{Cluster, SOON, Stack};
 use loden_tests::{Container, Dug, Host, Ns, dig, eventually};
@@ -145,6 +146,53 @@ fn somebody_outside_gets_the_address_of_the_host() {
     }
     let servers = dig(&outside, &format!("@{server} {ZONE} NS"));
     assert_eq!(servers.answers, [format!("ns.host.{ZONE}.")], "{}", servers.text);
+}
+
+/// What a container's resolver does: asks the server that its runtime was told of.
+fn names_of_ipv6(stack: Stack) {
+    let cluster = Cluster::<2>::start(&format!("names-{stack:?}"), &stack.vxlan(), &[]);
+    let [a, b] = &cluster.hosts;
+    let containers = [container(a, "dn1"), container(b, "dn2")];
+    let outside = cluster.lab.outside();
+    let public = a.address_of(Family::V6);
+    let ask = |from: &Ns, server: &str, question: &str| dig(from, &format!("@{server} {question}"));
+    eventually(EVERYWHERE, "each finds the other by all its addresses", || {
+        for asking in &containers {
+            let server = asking.result()["dns"]["nameservers"][0].as_str().ok_or("no server")?;
+            for (name, asked) in ["dn1", "dn2"].into_iter().zip(&containers) {
+                let full = format!("{name}.{ZONE}");
+                for kind in ["A", "AAAA"] {
+                    let found = ask(asking.ns(), server, &format!("{full} {kind}"));
+                    let all = asked.addresses().iter().filter(|ip| ip.is_ipv6() == (kind == "AAAA"));
+                    let all: Vec<String> = all.map(IpAddr::to_string).collect();
+                    if found.answers != all || found.status != "NOERROR" {
+                        return Err(format!("not {all:?}: {}", found.text));
+                    }
+                }
+                for address in asked.addresses() {
+                    let back = ask(asking.ns(), server, &format!("-x {address}"));
+                    if back.answers != [format!("{full}.")] {
+                        return Err(back.text);
+                    }
+                }
+            }
+        }
+        let seen = ask(&outside, &public.to_string(), &format!("dn1.{ZONE} AAAA"));
+        if seen.answers == [public.to_string()] { Ok(()) } else { Err(seen.text) }
+    });
+    let gateway = a.subnet_of(Family::V6).gateway();
+    let nobody = ask(containers[0].ns(), &gateway.to_string(), "-x fd00:10:5:99::9");
+    assert_eq!(nobody.status, "NXDOMAIN", "{}", nobody.text);
+}
+
+#[test]
+fn names_have_addresses_of_both_families() {
+    names_of_ipv6(Stack::Dual);
+}
+
+#[test]
+fn names_resolve_without_ipv4() {
+    names_of_ipv6(Stack::Six);
 }
 
 #[test]
