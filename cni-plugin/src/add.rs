@@ -30,8 +30,9 @@ use crate::request::{Attachment, Request};
 use crate::result::{AddResult, Address, Interface, Route};
 use crate::wishes::{self, Wishes};
 
-/// A name with a dot is looked up as it stands before the zone is tried (resolv.conf(5)).
-const DNS_OPTIONS: [&str; 1] = ["ndots:1"];
+/// A name with two dots is looked up as it stands before the zone is tried (resolv.conf(5)); `pod.namespace` is
+/// not, which could be somebody's in the Internet.
+const DNS_OPTIONS: [&str; 1] = ["ndots:2"];
 
 /// Connects the container.
 pub fn add(request: &Request) -> Result<AddResult, Error> {
@@ -57,7 +58,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
     let plan = Plan { name: &bridge_name, subnets: &env.subnets, networks: &env.networks, mtu: env.mtu };
     let bridge = bridge::ensure(&mut host, plan, |subnet| store.uses(subnet))?;
 
-    let Wishes { addresses: wanted, mac, name, aliases, published, .. } = &request.wishes;
+    let Wishes { addresses: wanted, mac, name, lasting_name, aliases, published, .. } = &request.wishes;
     let claim = Claim {
         pools: &pools,
         wanted,
@@ -67,7 +68,7 @@ pub fn add(request: &Request) -> Result<AddResult, Error> {
         published,
         port: Some(&port),
         state_dir: env.state_dir.as_deref(),
-        sticky: config.options.sticky,
+        sticky: lasting_name.as_deref().filter(|_| config.options.sticky),
     };
     let claimed = store.claim(who, claim)?;
     let host_end = naming::host_end(who);

@@ -84,8 +84,8 @@ pub struct Claim<'a> {
     pub port: Option<&'a Port>,
     /// The daemon's folder of lasting state, where hints are.
     pub state_dir: Option<&'a Path>,
-    /// Whether it is to have the address that its name had before.
-    pub sticky: bool,
+    /// It is to have the address that one of this name had before.
+    pub sticky: Option<&'a str>,
 }
 
 /// What an attachment has been given.
@@ -138,8 +138,7 @@ impl Store {
         let mut taken = open.addresses()?;
         let hints = Hints::read(claim.state_dir);
         let known = hints.known();
-        let key = claim.name.filter(|_| claim.sticky);
-        let key = key.map(|name| Key { network: &self.network, ifname: who.ifname.as_str(), name });
+        let key = claim.sticky.map(|name| Key { network: &self.network, ifname: who.ifname.as_str(), name });
         let mut addresses = Vec::with_capacity(claim.pools.len());
         for pool in claim.pools {
             let address = match claim.wanted.iter().find(|a| pool.contains(**a)) {

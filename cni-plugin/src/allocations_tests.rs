@@ -57,7 +57,7 @@ const NO_HINTS: Claim<'static> = Claim {
     published: &[],
     port: None,
     state_dir: None,
-    sticky: true,
+    sticky: None,
 };
 
 #[test]
@@ -455,7 +455,8 @@ fn a_name_finds_its_address_again() {
     let state = f.root.path().join("state");
     fs::create_dir(&state).expect("folder");
     let pools = [Pool::new(SMALL.parse().expect("subnet"))];
-    let claim = |id: &str, name, sticky| {
+    let claim = |id: &str, name: Option<&str>, sticky: bool| {
+        let sticky = name.filter(|_| sticky);
         let claim = Claim { pools: &pools, name, state_dir: Some(&state), sticky, ..NO_HINTS };
         Ok::<_, Error>(f.store.claim(&who(id), claim)?.allocations[0].address.to_string())
     };

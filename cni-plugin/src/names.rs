@@ -22,12 +22,18 @@ pub(crate) fn wait(socket: &Path, host_veth: &str) -> Result<(), Error> {
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(()),
         Err(e) => return Err(failed(socket, &e.to_string())),
     };
-    let answer = ask(&mut stream, host_veth).map_err(|e| match e.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-            failed(socket, &format!("the daemon has not answered within {} s", PATIENCE.as_secs()))
-        }
-        _ => failed(socket, &e.to_string()),
-    })?;
+    let answer = match ask(&mut stream, host_veth) {
+        Ok(answer) => answer,
+        Err(e) => match e.kind() {
+            // It was killed while it was asked.
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => None,
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                let late = format!("the daemon has not answered within {} s", PATIENCE.as_secs());
+                return Err(failed(socket, &late));
+            }
+            _ => return Err(failed(socket, &e.to_string())),
+        },
+    };
     match answer.and_then(|named| named.problem) {
         Some(problem) => Err(failed(socket, &problem)),
         None => Ok(()),

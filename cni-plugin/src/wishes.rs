@@ -29,6 +29,8 @@ pub struct Wishes {
     pub dns: Option<Map<String, Value>>,
     /// The container's name.
     pub name: Option<String>,
+    /// What the container that comes in its place will be called as well.
+    pub lasting_name: Option<String>,
     /// Further names of it.
     pub aliases: Vec<String>,
     /// Its published ports (`portMappings`), for whoever asks for its services by DNS. Another plugin of
@@ -68,13 +70,16 @@ impl Wishes {
         }
         let gateways = args.get("GATEWAY");
         let gateways = gateways.map(|text| address(text).ok_or_else(|| bad_args("GATEWAY", text, ADDRESS)));
-        let aliases = aliases(runtime, network)?;
+        let mut aliases = aliases(runtime, network)?;
+        aliases.extend(nomad_group(args));
+        let name = name(args, &labels(cni)?, &aliases);
         Ok(Self {
             addresses: wanted,
             mac: mac(runtime, cni, args)?,
             gateways: gateways.collect::<Result<_, _>>()?,
             dns: dns(member(runtime, "dns")?).map_err(undecodable)?,
-            name: name(args, &labels(cni)?, &aliases),
+            lasting_name: nomad_group(args).or_else(|| name.clone()),
+            name,
             aliases: aliases.into_iter().filter(|alias| is_name(alias)).collect(),
             published: published(runtime),
         })
@@ -181,6 +186,14 @@ fn labels(cni: &Map<String, Value>) -> Result<Vec<(&str, &str)>, Error> {
     labels.into_iter().map(|label| Ok((text(label, "key")?, text(label, "value")?))).collect()
 }
 
+/// What allocations of a Nomad group share.
+fn nomad_group(args: Args<'_>) -> Option<String> {
+    Some(format!("{}/{}", args.last("NOMAD_JOB_ID")?, args.last("NOMAD_GROUP_NAME")?))
+}
+
+/// As much of an allocation's id as Nomad shows.
+const NOMAD_SHORT_ID: usize = 8;
+
 /// The first name that somebody gave. It is for people only, so one that is no name is none.
 fn name(args: Args<'_>, labels: &[(&str, &str)], aliases: &[String]) -> Option<String> {
     let label = |key: &str| labels.iter().find(|(k, v)| *k == key && !v.is_empty()).map(|(_, v)| *v);
@@ -189,7 +202,10 @@ fn name(args: Args<'_>, labels: &[(&str, &str)], aliases: &[String]) -> Option<S
         None => name.to_owned(),
     };
     let kubernetes = || Some(within(args.last("K8S_POD_NAMESPACE"), args.last("K8S_POD_NAME")?));
-    let nomad = || Some(within(args.last("NOMAD_JOB_ID"), args.last("NOMAD_GROUP_NAME")?));
+    let nomad = || {
+        let id = args.last("NOMAD_ALLOC_ID")?;
+        Some(within(nomad_group(args).as_deref(), id.get(..NOMAD_SHORT_ID).unwrap_or(id)))
+    };
     let nerdctl = || args.last("NERDCTL_CNI_DHCP_HOSTNAME").map(str::to_owned);
     let pod = || Some(within(label("io.kubernetes.pod.namespace"), label("io.kubernetes.pod.name")?));
     let plain = || label("name").map(str::to_owned);
@@ -269,6 +285,11 @@ mod tests {
             (json!({}), "IgnoreUnknown=1;K8S_POD_NAME=ctr", Some("ctr")),
             (json!({}), "K8S_POD_NAMESPACE=shop", None),
             (json!({}), "NOMAD_NAMESPACE=default;NOMAD_JOB_ID=web;NOMAD_GROUP_NAME=api", Some("web/api")),
+            (
+                json!({}),
+                "NOMAD_JOB_ID=web;NOMAD_GROUP_NAME=api;NOMAD_ALLOC_ID=1a2b3c4d-5e6f-7a8b",
+                Some("web/api/1a2b3c4d"),
+            ),
             (json!({}), "NERDCTL_CNI_DHCP_HOSTNAME=box", Some("box")),
             (labels(&[("x", "y"), ("name", "web")]), "", Some("web")),
             (

@@ -46,6 +46,8 @@ pub use report::Report;
 pub struct HostFacts {
     /// The underlay, or why there is none.
     pub underlay: Result<Underlay, NoUnderlay>,
+    /// Networks of bridges of this host, apart from the underlay's and the overlay's.
+    pub local_networks: Vec<Subnet>,
     /// VXLAN devices that somebody else made.
     foreign_devices: Vec<Link>,
 }
@@ -263,7 +265,16 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         let networks = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
         let underlay = self.desired.as_ref().map(|d| d.underlay);
         let text = tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{notice:?}"));
+        let of_bridge = match &notice {
+            Notice::Address(index, _) | Notice::AddressGone(index, _) => {
+                self.observed.links.get(index).is_some_and(|link| link.bridge)
+            }
+            _ => false,
+        };
         let wrong = belief::absorb(&mut self.observed, notice, networks, underlay);
+        if of_bridge {
+            self.publish_local_networks();
+        }
         if let Some(notice) = text.filter(|_| wrong > Look::Changes) {
             tracing::debug!(notice, "the kernel is not as believed");
         }
@@ -343,7 +354,9 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                 && old.filters == desired.filters
                 && old.forwarding == desired.forwarding
                 && old.underlay == desired.underlay
+                && old.shared == desired.shared
         });
+        let former_shared: Vec<IpAddr> = self.desired.iter().flat_map(|old| old.shared.clone()).collect();
         self.desired = Some(desired.clone());
         self.io.docker_user.send_if_modified(|wanted| {
             let now = Some((desired.options.clone(), desired.docker_user.clone()));
@@ -365,6 +378,8 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         // Peers that go with a device come back with it, which is no repair of theirs.
         let repairing_peers = same_base && look == Look::Full;
         if pass.look >= Look::Base {
+            let left = diff::left_shared_addresses(&former_shared, &desired, &self.observed);
+            self.apply(left, &mut pass).await?;
             self.bring_base(&desired, &mut pass).await?;
         }
         let former = std::mem::take(&mut self.programmed);
@@ -542,7 +557,8 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         let options = &self.io.settings.options;
         let foreign = |l: &&Link| l.vxlan.is_some() && !options.names_device(&l.name);
         let foreign_devices = self.observed.links.values().filter(foreign).cloned().collect();
-        let facts = HostFacts { underlay: underlay.clone(), foreign_devices };
+        let local_networks = self.local_networks(underlay.as_ref().ok());
+        let facts = HostFacts { underlay: underlay.clone(), local_networks, foreign_devices };
         self.io.facts.send_if_modified(|known| {
             let news = known.as_ref() != Some(&facts);
             if news {
@@ -565,6 +581,29 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                 *known = Some(facts);
             }
             news
+        });
+    }
+
+    /// What is behind bridges such as Docker's. Not what the underlay is on, nor a part of the overlay.
+    fn local_networks(&self, underlay: Option<&Underlay>) -> Vec<Subnet> {
+        let bridges =
+            self.observed.links.values().filter(|l| l.bridge && underlay.is_some_and(|u| u.index != l.index));
+        let addresses = bridges.flat_map(|l| self.observed.addresses.get(&l.index).into_iter().flatten());
+        let networks = addresses.filter_map(|a| Subnet::containing(a.address, a.length).ok());
+        let overlay = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
+        let mut networks: Vec<Subnet> =
+            networks.filter(|n| !overlay.iter().any(|(network, _)| network.contains_subnet(n))).collect();
+        networks.sort();
+        networks.dedup();
+        networks
+    }
+
+    /// Tells of a bridge that came or went, which is no reason for a pass.
+    fn publish_local_networks(&self) {
+        self.io.facts.send_if_modified(|known| {
+            let Some(known) = known else { return false };
+            let networks = self.local_networks(known.underlay.as_ref().ok());
+            std::mem::replace(&mut known.local_networks, networks.clone()) != networks
         });
     }
 

@@ -6,9 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use loden_core::peers::Peer;
-use loden_proto::name_record::ManualName;
 use loden_proto::{Family, Mac};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::clock;
 use crate::files::{make_folder, write_atomically};
@@ -112,14 +112,37 @@ impl StateDir {
         self.write("peers.json", &peers.collect::<Vec<_>>())
     }
 
-    /// The names that were given by hand.
-    pub fn names(&self) -> Vec<ManualName> {
-        self.read("names.json").unwrap_or_default()
+    /// Where the names are that were given by hand.
+    pub fn names_path(&self) -> PathBuf {
+        self.folder.join("names.json")
+    }
+
+    /// The names that were given by hand, each as it stands there. A file that is no list is put aside; the
+    /// error says so.
+    pub fn names(&self) -> Result<Vec<Value>, String> {
+        let path = self.names_path();
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => {
+                return Err(format!("names given by hand: {} cannot be read: {error}", path.display()));
+            }
+        };
+        serde_json::from_slice(&bytes).map_err(|error| {
+            let aside = path.with_extension("json.damaged");
+            let kept = std::fs::rename(&path, &aside);
+            let what =
+                kept.map_or_else(|e| format!("stays, since {e}"), |()| format!("is now {}", aside.display()));
+            format!(
+                "names given by hand: {} is damaged ({error}) and {what}; give them again (loden name add)",
+                path.display()
+            )
+        })
     }
 
     /// Remembers them.
-    pub fn save_names<'a>(&self, names: impl Iterator<Item = &'a ManualName>) -> io::Result<()> {
-        self.write("names.json", &names.collect::<Vec<_>>())
+    pub fn save_names(&self, names: &[Value]) -> io::Result<()> {
+        self.write("names.json", &names)
     }
 
     fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Option<T> {

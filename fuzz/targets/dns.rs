@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use hickory_proto::op::{Message, MessageType};
 use libfuzzer_sys::fuzz_target;
 use loden_core::names::{
-    MAX_DATAGRAM, NameEntry, NameKey, NameTable, Reply, Settings, Transport, Zone, failure, reply,
+    Asked, MAX_DATAGRAM, NameEntry, NameKey, NameTable, Reply, Settings, Transport, Zone, failure, reply,
 };
 use loden_proto::lease::LeaseKey;
 use loden_proto::name_record::NameRecord;
@@ -31,8 +31,10 @@ static ZONE: LazyLock<Zone> = LazyLock::new(|| {
         networks: vec!["10.5.0.0/16".parse().expect("a network"), "fd00::/48".parse().expect("a network")],
         own_addresses: Default::default(),
         public_addresses: Vec::new(),
+        local_networks: Vec::new(),
     });
     zone.set_names(names);
+    zone.set_complete();
     zone
 });
 
@@ -40,7 +42,8 @@ fuzz_target!(|input: (&[u8], bool, bool)| {
     let (request, inside, by_connection) = input;
     let client: IpAddr = if inside { [10, 5, 7, 2].into() } else { [198, 51, 100, 1].into() };
     let transport = if by_connection { Transport::Tcp } else { Transport::Udp };
-    for reply in [reply(Some(&ZONE), request, client, transport, 7), failure(request)] {
+    let asked = Asked { client, at: [192, 0, 2, 1].into(), transport, turn: 7 };
+    for reply in [reply(Some(&ZONE), request, asked), failure(request)] {
         let Reply::Send(answer) = reply else { continue };
         assert!(by_connection || answer.len() <= usize::from(MAX_DATAGRAM));
         assert_eq!(answer[..2], request[..2], "another question's answer");

@@ -249,7 +249,7 @@ fn claim(top: &Path, who: &Attachment, wanted: Option<IpAddr>, mac: bool, famili
             published: &[],
             port: Some(&port),
             state_dir: None,
-            sticky: false,
+            sticky: None,
         },
     ) {
         Ok(claimed) => claimed,

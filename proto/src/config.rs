@@ -518,10 +518,13 @@ fn parse_dns(value: Option<Value>, notes: &mut Vec<String>) -> Result<Option<Dns
             Value::Array(list) => list.iter().map(Value::as_str).collect(),
             other => vec![other.as_str()],
         };
-        let expected =
-            "an address that every host can have, such as 169.254.53.53, or a list with one of each family";
+        let expected = "a link-local or private address that every host can have, such as 169.254.53.53, or a list with one of each family";
         let addresses: Option<Vec<IpAddr>> = texts.into_iter().map(|t| t?.parse().ok()).collect();
-        let usable = |a: &IpAddr| !(a.is_unspecified() || a.is_multicast() || a.is_loopback());
+        // One that somebody in the Internet has could not be reached any more; fe80:: is no host's own address.
+        let usable = |a: &IpAddr| match a {
+            IpAddr::V4(ip) => ip.is_link_local() || ip.is_private(),
+            IpAddr::V6(ip) => ip.is_unique_local(),
+        };
         dns.addresses = addresses
             .filter(|all| all.iter().all(usable))
             .filter(|all| {

@@ -1,10 +1,10 @@
 //! What stands in etcd for the names of one endpoint:
-//! `<prefix>/loden/names/<host id>/<endpoint>`, on the etcd lease of the host, so that a host's names go
+//! `<prefix>/loden/names/<lease>/<endpoint>`, on the etcd lease of the host, so that a host's names go
 //! when its lease does.
 
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::dns_name::DnsName;
 
@@ -21,7 +21,7 @@ pub struct NameRecord {
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Its ports that are published at its host.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "known_ports")]
     pub ports: Vec<PublishedPort>,
     /// When it took the names, in milliseconds since 1970. Of two that want one name the later has it.
     pub since: u64,
@@ -99,6 +99,9 @@ pub enum NameSource {
     Docker,
     /// An operator, by `loden name add`.
     Manual,
+    /// One that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 impl NameSource {
@@ -108,6 +111,7 @@ impl NameSource {
             Self::Cni => "cni",
             Self::Docker => "docker",
             Self::Manual => "manual",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -131,21 +135,57 @@ pub struct ManualName {
 }
 
 /// Values larger than this are refused unread: an endpoint's names take some 200 bytes.
-pub const RECORD_LIMIT: usize = 16 * 1024;
+pub const RECORD_LIMIT: usize = 64 * 1024;
+/// How much of each kind a record has at most. All of it at its longest is within [`RECORD_LIMIT`].
+const MOST_NAMES: usize = 64;
+const MOST_ADDRESSES: usize = 64;
+const MOST_PORTS: usize = 512;
+/// The largest time, so that a later one is still a number in any JSON (RFC 8259 §6: 2^53).
+const LATEST: u64 = 1 << 53;
+
+/// Those of a transport that this version knows.
+fn known_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PublishedPort>, D::Error> {
+    let all = Vec::<serde_json::Value>::deserialize(deserializer)?;
+    Ok(all.into_iter().filter_map(|port| serde_json::from_value(port).ok()).collect())
+}
 
 impl NameRecord {
+    /// Leaves out what is too much for one record, and tells of it.
+    pub fn bound(&mut self) -> Vec<String> {
+        let own = self.names.len().min(MOST_NAMES);
+        [
+            cut(&mut self.names, MOST_NAMES, "names"),
+            cut(&mut self.groups, MOST_NAMES - own, "shared names"),
+            cut(&mut self.addresses, MOST_ADDRESSES, "addresses"),
+            cut(&mut self.ports, MOST_PORTS, "published ports"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
     /// Reads a value; the error says what is wrong with it.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         if bytes.len() > RECORD_LIMIT {
             return Err(format!("it is {} bytes long, but at most {RECORD_LIMIT} are read", bytes.len()));
         }
-        serde_json::from_slice(bytes).map_err(|e| e.to_string())
+        let record: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if record.since > LATEST {
+            return Err(format!("its Since is {}, which is no time", record.since));
+        }
+        Ok(record)
     }
 
     /// The value to write.
     pub fn to_json(&self) -> String {
         serde_json::json!(self).to_string()
     }
+}
+
+fn cut<T>(list: &mut Vec<T>, most: usize, what: &str) -> Option<String> {
+    let before = list.len();
+    list.truncate(most);
+    (before > most).then(|| format!("it has {before} {what}, of which the first {most} are told"))
 }
 
 #[cfg(test)]
@@ -184,11 +224,38 @@ mod tests {
             (r#"{"Names":["a b"],"Addresses":[],"Since":1}"#, "no DNS name"),
             (r#"{"Addresses":["10.5.7"],"Since":1}"#, "IP address"),
             (r#"{"Addresses":[],"Since":-1}"#, "-1"),
-            (r#"{"Addresses":[],"Since":1,"Ports":[{"Protocol":"icmp","Port":1,"HostPort":1}]}"#, "icmp"),
+            (r#"{"Addresses":[],"Since":18446744073709551615}"#, "no time"),
         ] {
             let error = NameRecord::parse(text.as_bytes()).expect_err(text);
             assert!(error.contains(part), "{text}: {error}");
         }
-        assert!(NameRecord::parse(&vec![b' '; RECORD_LIMIT + 1]).expect_err("long").contains("16384"));
+        assert!(NameRecord::parse(&vec![b' '; RECORD_LIMIT + 1]).expect_err("long").contains("65536"));
+        let newer = br#"{"Addresses":["10.5.7.9"],"Since":1,"Source":"moon",
+            "Ports":[{"Protocol":"quic","Port":1,"HostPort":1},{"Protocol":"tcp","Port":2,"HostPort":2}]}"#;
+        let newer = NameRecord::parse(newer).expect("a newer version's");
+        assert_eq!((newer.source, newer.ports.len()), (NameSource::Unknown, 1));
+    }
+
+    #[test]
+    fn whatever_a_container_has_its_record_can_be_read() {
+        let long = |number: usize| {
+            let labels = [number.to_string(), "a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(50)];
+            labels.join(".").parse::<DnsName>().expect("a name")
+        };
+        let port = |port| PublishedPort { protocol: Protocol::Sctp, port, host_port: u16::MAX - port };
+        let mut record = NameRecord {
+            names: (0..40).map(long).collect(),
+            groups: (0..400).map(long).collect(),
+            addresses: (0..2000)
+                .map(|n| IpAddr::from([0xfd00, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, n]))
+                .collect(),
+            ports: (10_000..12_000).map(port).collect(),
+            since: LATEST,
+            source: NameSource::Unknown,
+        };
+        assert_eq!(record.bound().len(), 3);
+        assert_eq!(NameRecord::parse(record.to_json().as_bytes()), Ok(record.clone()));
+        assert!(record.bound().is_empty());
+        assert_eq!((record.names.len(), record.groups.len()), (40, 24));
     }
 }

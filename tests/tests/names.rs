@@ -65,7 +65,7 @@ fn a_name_resolves_both_ways_when_add_returns_and_soon_on_every_host() {
     both_ways(dn1.ns(), &gateway(a), "dn1", dn1.address()).expect("at once");
     both_ways(dn1.ns(), SHARED, "dn1", dn1.address()).expect("at once, at the address that every host has");
     let dns = &dn1.result()["dns"];
-    assert_eq!(dns, &json!({"nameservers": [SHARED], "search": [ZONE], "options": ["ndots:1"]}));
+    assert_eq!(dns, &json!({"nameservers": [SHARED], "search": [ZONE], "options": ["ndots:2"]}));
 
     let dn2 = container(b, "dn2");
     eventually(EVERYWHERE, "each host has the other's name", || {

@@ -210,7 +210,7 @@ fn a_network_named_like_the_zone(engine: Engine) {
     let Some(scene) = Scene::start("zone", engine, false) else { return };
     let start = |docker: &Docker, name: &str, alias: &str| {
         docker.run(&["sh", "-c", &docker.options(&["--network", ZONE])]);
-        let dns = ["--dns", SHARED, "--dns-search", ZONE, "--dns-opt", "ndots:1"];
+        let dns = ["--dns", SHARED, "--dns-search", ZONE, "--dns-opt", "ndots:2"];
         let own = ["--network", ZONE, "--network-alias", alias];
         docker.container_with(name, &[&own[..], &dns[..]].concat())
     };

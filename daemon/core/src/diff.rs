@@ -78,7 +78,19 @@ pub fn base(desired: &Desired, observed: &Observed) -> (Vec<Operation>, Vec<Conf
     (operations, conflicts)
 }
 
-/// What the loopback lacks. A former one stays until `loden cleanup`: another network of this host may use it.
+/// Addresses for the DNS that the loopback had for a former config. What another network of this host has there
+/// as well, its daemon adds again.
+pub fn left_shared_addresses(former: &[IpAddr], desired: &Desired, observed: &Observed) -> Vec<Operation> {
+    let loopbacks = observed.links.values().filter(|l| l.loopback);
+    let held =
+        loopbacks.flat_map(|l| observed.addresses.get(&l.index).into_iter().flatten().map(|a| (l.index, a)));
+    let left =
+        held.filter(|(_, a)| a.ours && former.contains(&a.address) && !desired.shared.contains(&a.address));
+    left.map(|(device, a)| Operation::DeleteAddress { device, address: a.address, length: a.length })
+        .collect()
+}
+
+/// What the loopback lacks.
 fn shared_addresses(desired: &Desired, observed: &Observed) -> Vec<Operation> {
     let Some(loopback) = observed.links.values().find(|l| l.loopback) else { return Vec::new() };
     let has = |address: &IpAddr| observed.addresses.values().flatten().any(|a| a.address == *address);

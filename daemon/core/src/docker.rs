@@ -174,7 +174,7 @@ impl DaemonOptions {
             add("dns", "DNS", json!(addresses));
             add("dns-search", "DNS_SEARCH", json!([zone]));
             // Names of more than one label are complete.
-            add("dns-opt", "DNS_OPT", json!(["ndots:1"]));
+            add("dns-opt", "DNS_OPT", json!(["ndots:2"]));
         }
         Self { version, options, variable: opening == Opening::RawVariable, unsaid }
     }

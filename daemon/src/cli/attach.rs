@@ -35,7 +35,8 @@ pub(super) struct AttachArgs {
     /// A namespace, a pid or a machine; see below
     #[arg(value_name = "TARGET")]
     target: String,
-    /// What loden endpoints calls it, and loden detach --name finds [default: TARGET]
+    /// Its name in the DNS (docs/dns.md) and in loden endpoints, by which loden detach --name finds it
+    /// [default: TARGET]
     #[arg(long = "name", value_name = "NAME")]
     wanted_name: Option<String>,
     /// This address of the host's subnet; once for each address family [default: the next that is free]

@@ -220,14 +220,9 @@ impl MarkArgs {
 struct DnsArgs {
     /// Where to answer DNS requests, comma-separated: gateway (of this host's containers), shared (the address
     /// that every host has, DNS.Address of the network config), underlay (for clients outside of the overlay,
-    /// who are told the hosts' addresses), none
-    #[arg(
-        long,
-        value_enum,
-        value_name = "WHERE",
-        value_delimiter = ',',
-        default_value = "gateway,shared,underlay"
-    )]
+    /// who are told the hosts' addresses), none [default: gateway,shared,underlay; of a second --network on this
+    /// host gateway alone, since the others are the first one's]
+    #[arg(long, value_enum, value_name = "WHERE", value_delimiter = ',')]
     dns_listen: Vec<DnsListen>,
     /// Servers for all other names, comma-separated [default: those of /etc/resolv.conf]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
@@ -290,6 +285,11 @@ struct DaemonCommand {
 fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
     let mark = args.filters.mark.value_and_mask()?;
     let public = [args.underlay.public_ip.map(IpAddr::V4), args.underlay.public_ipv6.map(IpAddr::V6)];
+    let dns_listen = match args.dns.dns_listen.as_slice() {
+        [] if args.place.network == DEFAULT_NETWORK => Listen::ALL.to_vec(),
+        [] => vec![Listen::Gateway],
+        chosen => chosen.iter().filter_map(|place| place.option()).collect(),
+    };
     Ok(app::Options {
         etcd: args.etcd.options(),
         lease_ttl: args.lease.subnet_lease_ttl.as_secs(),
@@ -309,7 +309,7 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
                 fully_random: !args.filters.ip_masq_fully_random_disable,
                 fwmark: mark,
                 check_sources: args.filters.vtep_source_check == SourceCheck::Auto,
-                dns_listen: args.dns.dns_listen.into_iter().filter_map(DnsListen::option).collect(),
+                dns_listen,
             },
             underlay: UnderlayOptions {
                 interfaces: args.underlay.iface,

@@ -131,7 +131,7 @@ fn tell_of_names(env: &SubnetEnv) {
     if let Some(dns) = env.dns.as_ref().filter(|dns| !dns.addresses.is_empty()) {
         let servers: Vec<String> = dns.addresses.iter().map(|ip| format!("--dns={ip}")).collect();
         eprintln!(
-            "loden: for names of other hosts' containers give dockerd, or docker run, also {} --dns-search={} --dns-opt=ndots:1",
+            "loden: for names of other hosts' containers give dockerd, or docker run, also {} --dns-search={} --dns-opt=ndots:2",
             servers.join(" "),
             dns.zone
         );

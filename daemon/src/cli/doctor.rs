@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
+use loden_core::names::View;
 use loden_proto::Subnet;
 use loden_proto::dns_name::DnsName;
 use loden_proto::status::{EndpointStatus, Endpoints, NameStatus, Names, Request, Status};
@@ -27,7 +28,7 @@ use crate::dns::ask::{self, RecordType};
 pub(super) enum DoctorCommand {
     /// Names: what every host's DNS server answers, forward and reverse, and what containers call themselves
     #[command(
-        after_help = "It asks the DNS server of every host at its underlay address, and this host's at the address that\ncontainers ask, for each name's addresses and each address's name, and compares the answers with what this\nhost's daemon knows. A name that has just come or gone may differ for a second or two; ask again.\n\nOf this host's containers, as root, it compares the host name inside with the name as well: what Hadoop and\nothers announce is the former. Column OUTSIDE is what this host's zone tells clients outside of the overlay;\nnobody was asked from there.\n\nExit code 0: all agree; 1: something does not, or a host did not answer."
+        after_help = "It asks the DNS server of every host at its underlay address, and this host's at the address that\ncontainers ask, for each name's addresses and each address's name, and compares the answers with what this\nhost's daemon knows. A name that has just come or gone may differ for a second or two; ask again.\n\nOf this host's containers, as root, it compares the host name inside with the name as well: what Hadoop and\nothers announce is the former. Column OUTSIDE is what clients outside of the overlay are told;\nevery host is asked for that as well.\n\nExit code 0: all agree; 1: something does not, or a host did not answer."
     )]
     Dns(DnsArgs),
 }
@@ -87,6 +88,7 @@ struct Question {
     about: String,
     asked: String,
     kind: RecordType,
+    view: View,
     /// All of these, or, of an address's names, one of them.
     expected: Vec<String>,
 }
@@ -180,7 +182,15 @@ fn compile(names: &Names, wanted: Option<&str>, networks: &[Subnet]) -> (Finding
             texts
         };
         for (kind, expected) in [(RecordType::A, of(true)), (RecordType::AAAA, of(false))] {
-            questions.push(Question { about: name.into(), asked: name.into(), kind, expected });
+            let view = View::Overlay;
+            questions.push(Question { about: name.into(), asked: name.into(), kind, view, expected });
+        }
+        for (kind, v4) in [(RecordType::A, true), (RecordType::AAAA, false)] {
+            let of_family = outside.iter().filter(|a| a.is_ipv4() == v4);
+            let mut expected: Vec<String> = of_family.map(ToString::to_string).collect();
+            expected.sort();
+            let view = View::Outside;
+            questions.push(Question { about: name.into(), asked: name.into(), kind, view, expected });
         }
         // Of addresses elsewhere others are the servers.
         let inside = |a: &&IpAddr| has_owner && networks.iter().any(|network| network.contains(**a));
@@ -190,6 +200,7 @@ fn compile(names: &Names, wanted: Option<&str>, networks: &[Subnet]) -> (Finding
                 about: name.into(),
                 asked: reverse(*address),
                 kind: RecordType::PTR,
+                view: View::Overlay,
                 expected: named.filter(|n| n.state != "withdrawn").map(|n| format!("{}.", n.name)).collect(),
             });
         }
@@ -297,7 +308,7 @@ async fn greet(found: &mut Findings, progress: &Progress) {
         let (zone, address) = (zone.clone(), servers[i].address);
         async move {
             let asked = Instant::now();
-            (ask::ask(address, &zone, RecordType::SOA).await, asked.elapsed())
+            (ask::ask(address, &zone, RecordType::SOA, View::Overlay).await, asked.elapsed())
         }
     })
     .await;
@@ -334,7 +345,7 @@ async fn ask_all(servers: &[Server], questions: &[Question], progress: &Progress
     each(pairs.len(), progress, |i| {
         let (s, q) = pairs[i];
         let (address, question) = (servers[s].address, questions[q].clone());
-        async move { (s, q, ask::ask(address, &question.asked, question.kind).await) }
+        async move { (s, q, ask::ask(address, &question.asked, question.kind, question.view).await) }
     })
     .await
 }
@@ -359,8 +370,9 @@ fn judge(found: &mut Findings, questions: &[Question], answers: &Answers) {
             some => some.join(" "),
         };
         found.problems.push(format!(
-            "{}: {} ({}) answers {said} to {} {}, but this host's daemon knows {expected}; if that stays, see loden names and loden status there",
-            question.about, server.host, server.address, question.asked, question.kind
+            "{}: {} ({}) answers {said} to {} {}{}, but this host's daemon knows {expected}; if that stays, see loden names and loden status there",
+            question.about, server.host, server.address, question.asked, question.kind,
+            if question.view == View::Outside { " from outside" } else { "" }
         ));
     }
     let answering = found.servers.iter().filter(|server| server.error.is_none()).count();
@@ -537,14 +549,14 @@ mod tests {
         ];
         let names = Names { zone: "loden.internal".into(), names: rows, problems: Vec::new() };
         let networks = ["10.5.0.0/16", "fd00::/48"].map(|n| n.parse().expect("network"));
-        let asked = |wanted| {
+        let asked = |wanted, view| {
             let (_, questions) = compile(&names, wanted, &networks);
             let shown = |q: &Question| format!("{} {} {}", q.asked, q.kind, q.expected.join(" "));
-            questions.iter().map(shown).collect::<Vec<_>>()
+            questions.iter().filter(|q| q.view == view).map(shown).collect::<Vec<_>>()
         };
         let v6 = format!("2.{}0.0.d.f.ip6.arpa", "0.".repeat(27));
         assert_eq!(
-            asked(None),
+            asked(None, View::Overlay),
             [
                 "all.loden.internal A 10.5.7.2 10.5.8.2".to_owned(),
                 "all.loden.internal AAAA ".into(),
@@ -556,7 +568,14 @@ mod tests {
                 "kdc.loden.internal AAAA ".into(),
             ]
         );
-        assert_eq!(asked(Some("x.loden.internal")), ["x.loden.internal A ", "x.loden.internal AAAA "]);
+        assert_eq!(
+            asked(Some("db.loden.internal"), View::Outside),
+            ["db.loden.internal A 192.168.77.11", "db.loden.internal AAAA "]
+        );
+        for view in [View::Overlay, View::Outside] {
+            let absent = asked(Some("x.loden.internal"), view);
+            assert_eq!(absent, ["x.loden.internal A ", "x.loden.internal AAAA "]);
+        }
     }
 
     #[test]
@@ -565,6 +584,7 @@ mod tests {
             about: "x".into(),
             asked: "x".into(),
             kind,
+            view: View::Overlay,
             expected: expected.iter().map(|e| (*e).to_owned()).collect(),
         };
         let right = |q: Question, answers: &[&str]| {

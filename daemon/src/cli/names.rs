@@ -30,7 +30,11 @@ pub(super) fn run(args: NamesArgs) -> anyhow::Result<()> {
         Answer::None { reason, .. } => anyhow::bail!("{reason}; names are in the daemon's memory alone"),
     };
     if let Some(part) = args.part.map(|part| part.to_ascii_lowercase()) {
+        let all = answer.names.len();
         answer.names.retain(|name| name.name.contains(&part));
+        if answer.names.is_empty() && all > 0 && !args.json {
+            return print(&format!("none of the {all} names has {part:?} in it\n"));
+        }
     }
     for problem in &answer.problems {
         eprintln!("loden: {problem}");

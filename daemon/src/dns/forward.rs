@@ -1,8 +1,8 @@
 //! What is not ours to answer goes to the host's own servers, as it came, and their answer back. Equal
-//! questions at one time are asked once: so a server that asks us in its turn waits for itself, and a
-//! question never runs in circles.
+//! questions at one time, however their letters are written, are asked once: so a server that asks us in its
+//! turn waits for itself, and a question does not run in circles.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -31,6 +31,8 @@ pub(super) struct Forwarder {
     upstreams: RefCell<Upstreams>,
     under_way: RefCell<HashMap<Question, watch::Receiver<Option<Answer>>>>,
     clients: RefCell<HashMap<IpAddr, usize>>,
+    /// Who answered last, when another before him did not.
+    good: Cell<Option<SocketAddr>>,
 }
 
 /// Without the id.
@@ -48,6 +50,7 @@ impl Forwarder {
             upstreams: RefCell::new(upstreams),
             under_way: Default::default(),
             clients: Default::default(),
+            good: Cell::new(None),
         }
     }
 
@@ -62,7 +65,7 @@ impl Forwarder {
     ) -> Option<Vec<u8>> {
         let (id, question) = request.split_at_checked(ID)?;
         let _place = self.place(client)?;
-        let key = (transport, Box::from(question));
+        let key = (transport, in_small_letters(question));
         let known = self.under_way.borrow().get(&key).cloned();
         let answer = match known {
             Some(mut other) => other.wait_for(Option::is_some).await.ok()?.clone()?,
@@ -76,11 +79,18 @@ impl Forwarder {
                 answer
             }
         };
-        (!answer.is_empty()).then(|| [id, &answer].concat())
+        let mut answer = [id, &answer].concat();
+        // As this client wrote the name: some check that.
+        if let Some(end) = name_end(question)
+            && let Some(name) = answer.get_mut(ID + HEAD..ID + end)
+        {
+            name.copy_from_slice(&question[HEAD..end]);
+        }
+        (answer.len() > ID).then_some(answer)
     }
 
     /// A place among those under way, given back when it is dropped.
-    fn place(&self, client: IpAddr) -> Option<impl Drop + '_> {
+    pub(super) fn place(&self, client: IpAddr) -> Option<impl Drop + '_> {
         let mut clients = self.clients.borrow_mut();
         let all: usize = clients.values().sum();
         let of_client = clients.get(&client).copied().unwrap_or_default();
@@ -98,10 +108,13 @@ impl Forwarder {
     }
 
     async fn ask_servers(&self, question: &[u8], transport: Transport, avoid: &[IpAddr]) -> Option<Vec<u8>> {
-        let servers: Vec<SocketAddr> = self.upstreams.borrow_mut().servers().to_vec();
+        let mut servers: Vec<SocketAddr> = self.upstreams.borrow_mut().servers().to_vec();
         // Who names us in its resolv.conf gets no answer twice.
-        let others = servers.into_iter().filter(|server| !avoid.contains(&server.ip()));
-        for server in others.take(SERVERS) {
+        servers.retain(|server| !avoid.contains(&server.ip()));
+        // A server that is down costs each question its patience, so it is not asked first for ever.
+        servers.sort_by_key(|server| self.good.get() != Some(*server));
+        let mut declined = None;
+        for (place, server) in servers.into_iter().take(SERVERS).enumerate() {
             let asked = async {
                 match transport {
                     Transport::Udp => ask_by_datagram(question, server).await,
@@ -109,12 +122,19 @@ impl Forwarder {
                 }
             };
             match timeout(PATIENCE, asked).await {
-                Ok(Ok(answer)) => return Some(answer),
+                // The next one may do better.
+                Ok(Ok(answer)) if declines(&answer) => _ = declined.get_or_insert(answer),
+                Ok(Ok(answer)) => {
+                    if place > 0 {
+                        self.good.set(Some(server));
+                    }
+                    return Some(answer);
+                }
                 Ok(Err(error)) => tracing::debug!(%server, %error, "a server cannot be asked"),
                 Err(_) => tracing::debug!(%server, "a server does not answer"),
             }
         }
-        None
+        declined
     }
 }
 
@@ -159,19 +179,43 @@ async fn ask_by_connection(question: &[u8], server: SocketAddr) -> io::Result<Ve
     }
 }
 
+/// The rest of the head, without the id.
+const HEAD: usize = 10;
+
+/// Where the name in a question, without its id, ends.
+fn name_end(question: &[u8]) -> Option<usize> {
+    let mut at = HEAD;
+    // Labels, each after its length, until one of none (RFC 1035 §3.1).
+    while let Some(length @ 1..) = question.get(at).copied() {
+        at += 1 + usize::from(length);
+    }
+    (at + 1 <= question.len()).then_some(at + 1)
+}
+
+fn in_small_letters(question: &[u8]) -> Box<[u8]> {
+    let mut key = Box::<[u8]>::from(question);
+    if let Some(end) = name_end(question) {
+        // The lengths among them are below those of letters.
+        key[HEAD..end].make_ascii_lowercase();
+    }
+    key
+}
+
 /// Whether these bytes, both without their ids, are an answer to the question: the same name, kind and
-/// class in them. They follow ten more bytes of the head.
+/// class in them.
 fn answers(answer: &[u8], question: &[u8]) -> bool {
-    let asked = |bytes: &[u8]| -> Option<usize> {
-        let mut at = 10;
-        // Labels, each after its length, until one of none (RFC 1035 §3.1).
-        while let Some(length @ 1..) = bytes.get(at).copied() {
-            at += 1 + usize::from(length);
-        }
-        (at + 5 <= bytes.len()).then_some(at + 5)
+    // Kind and class have two bytes each.
+    let Some(end) = name_end(question).map(|end| end + 4).filter(|end| *end <= question.len()) else {
+        return false;
     };
-    let Some(end) = asked(question) else { return false };
-    answer.len() >= end && answer[10..end].eq_ignore_ascii_case(&question[10..end]) && answer[0] & 0x80 != 0
+    answer.len() >= end
+        && answer[HEAD..end].eq_ignore_ascii_case(&question[HEAD..end])
+        && answer[0] & 0x80 != 0
+}
+
+/// Whether a server says that it cannot or will not tell: SERVFAIL, REFUSED (RFC 1035 §4.1.1).
+fn declines(answer: &[u8]) -> bool {
+    answer.get(1).is_some_and(|byte| matches!(byte & 0x0f, 2 | 5))
 }
 
 #[cfg(test)]
@@ -197,6 +241,12 @@ mod tests {
         assert!(!answers(&question("example.org", true), &asked));
         assert!(!answers(&question("example.com", false), &asked));
         assert!(!answers(&[0x80, 0], &asked));
+        let (small, large) = (question("example.com", false), question("eXample.COM", false));
+        assert_eq!(in_small_letters(&large), in_small_letters(&small));
+        assert_ne!(in_small_letters(&small), in_small_letters(&question("example.org", false)));
+        let mut refused = question("example.com", true);
+        refused[1] |= 5;
+        assert!(declines(&refused) && !declines(&question("example.com", true)));
         for end in 0..asked.len() {
             assert!(!answers(&question("example.com", true), &asked[..end]), "{end}");
         }

@@ -5,14 +5,15 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::PoisonError;
 use std::time::Duration;
 
-use loden_core::names::{self, Reply, Transport};
+use loden_core::names::{self, Asked, Reply, Transport, View};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::forward::Forwarder;
 use super::turns::Turns;
@@ -24,13 +25,19 @@ pub(super) struct Shared {
     pub(super) forwarder: Forwarder,
     /// Where we answer.
     pub(super) own: watch::Receiver<Vec<IpAddr>>,
-    /// Connections of each client.
-    pub(super) connections: RefCell<HashMap<IpAddr, usize>>,
+    /// Connections of each client, by its view.
+    pub(super) connections: RefCell<HashMap<(View, IpAddr), usize>>,
 }
 
 /// Connections of one client, and altogether. Each costs a descriptor, and the daemon needs its own.
 const MOST_OF_CLIENT: usize = 16;
 const MOST: usize = 256;
+/// Of these, those of clients outside.
+const MOST_OUTSIDE: usize = 64;
+/// How long a question waits for the names of other hosts, which a daemon that has just started does not know
+/// yet, and how often it looks.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(20);
 /// How long a connection may be silent (RFC 7766 §6.2.3: a few seconds).
 const IDLE: Duration = Duration::from_secs(10);
 /// Datagrams taken from one socket, and of these answered, before others have their turn. To take one costs a
@@ -80,30 +87,55 @@ pub(super) fn open(address: IpAddr) -> anyhow::Result<(UdpSocket, TcpListener)> 
 }
 
 /// Answers on an address for ever.
-pub(super) async fn serve((datagrams, connections): (UdpSocket, TcpListener), shared: Rc<Shared>) {
-    tokio::join!(serve_datagrams(Rc::new(datagrams), shared.clone()), serve_connections(connections, shared));
+pub(super) async fn serve(
+    at: IpAddr,
+    (datagrams, connections): (UdpSocket, TcpListener),
+    shared: Rc<Shared>,
+) {
+    tokio::join!(
+        serve_datagrams(at, Rc::new(datagrams), shared.clone()),
+        serve_connections(at, connections, shared)
+    );
 }
 
 impl Shared {
-    fn reply(&self, request: &[u8], client: IpAddr, transport: Transport, turn: usize) -> Reply {
+    fn reply(&self, request: &[u8], asked: Asked) -> Reply {
         // A panic elsewhere that poisoned it brings the daemon down as well.
-        let zone = self.zone.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        names::reply(zone.as_ref(), request, client, transport, turn)
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
+        names::reply(zone.as_ref(), request, asked)
     }
 
-    async fn forward(&self, request: &[u8], client: IpAddr, transport: Transport) -> Option<Vec<u8>> {
-        let own = self.own.borrow().clone();
-        match self.forwarder.ask(request, client, transport, &own).await {
-            Some(answer) => Some(answer),
-            None => match names::failure(request) {
-                Reply::Send(answer) => Some(answer),
-                Reply::Forward | Reply::Silence => None,
-            },
+    fn view(&self, client: IpAddr, at: IpAddr) -> View {
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
+        zone.as_ref().map_or(View::Outside, |zone| zone.view(client, at))
+    }
+
+    /// The answer to a request that got this reply.
+    async fn answer(&self, mut reply: Reply, request: &[u8], asked: Asked) -> Option<Vec<u8>> {
+        if reply == Reply::Later {
+            let _place = self.forwarder.place(asked.client);
+            let until = Instant::now() + PATIENCE;
+            while _place.is_some() && reply == Reply::Later && Instant::now() < until {
+                tokio::time::sleep(LOOK).await;
+                reply = self.reply(request, asked);
+            }
+        }
+        if reply == Reply::Forward {
+            let own = self.own.borrow().clone();
+            let forwarded = self.forwarder.ask(request, asked.client, asked.transport, &own).await;
+            reply = forwarded.map_or(Reply::Later, Reply::Send);
+        }
+        if reply == Reply::Later {
+            reply = names::failure(request);
+        }
+        match reply {
+            Reply::Send(answer) => Some(answer),
+            Reply::Forward | Reply::Later | Reply::Silence => None,
         }
     }
 }
 
-async fn serve_datagrams(socket: Rc<UdpSocket>, shared: Rc<Shared>) {
+async fn serve_datagrams(at: IpAddr, socket: Rc<UdpSocket>, shared: Rc<Shared>) {
     // The largest request that makes sense, and a byte more to know a larger one by.
     let mut buffer = [0; 4097];
     let mut turns = Turns::default();
@@ -128,14 +160,15 @@ async fn serve_datagrams(socket: Rc<UdpSocket>, shared: Rc<Shared>) {
         }
         for (request, client) in std::iter::from_fn(|| turns.pop()).take(ANSWERED_AT_ONCE) {
             turn = turn.wrapping_add(1);
-            match shared.reply(&request, client.ip(), Transport::Udp, turn) {
+            let asked = Asked { client: client.ip(), at, transport: Transport::Udp, turn };
+            match shared.reply(&request, asked) {
                 // A full buffer or an unreachable client: it will ask again.
                 Reply::Send(answer) => _ = socket.try_send_to(&answer, client),
                 Reply::Silence => {}
-                Reply::Forward => {
+                reply @ (Reply::Forward | Reply::Later) => {
                     let (socket, shared) = (socket.clone(), shared.clone());
                     tokio::task::spawn_local(async move {
-                        if let Some(answer) = shared.forward(&request, client.ip(), Transport::Udp).await {
+                        if let Some(answer) = shared.answer(reply, &request, asked).await {
                             let _ = socket.send_to(&answer, client).await;
                         }
                     });
@@ -146,20 +179,21 @@ async fn serve_datagrams(socket: Rc<UdpSocket>, shared: Rc<Shared>) {
     }
 }
 
-async fn serve_connections(listener: TcpListener, shared: Rc<Shared>) {
+async fn serve_connections(at: IpAddr, listener: TcpListener, shared: Rc<Shared>) {
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
                 let client = client.ip();
-                if !shared.enter(client) {
+                let seat = (shared.view(client, at), client);
+                if !shared.enter(seat) {
                     continue;
                 }
                 let shared = shared.clone();
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = serve_connection(stream, client, &shared).await {
+                    if let Err(error) = serve_connection(stream, client, at, &shared).await {
                         tracing::debug!(%client, %error, "a DNS connection broke off");
                     }
-                    shared.leave(client);
+                    shared.leave(seat);
                 });
             }
             Err(error) => {
@@ -171,30 +205,38 @@ async fn serve_connections(listener: TcpListener, shared: Rc<Shared>) {
 }
 
 impl Shared {
-    fn enter(&self, client: IpAddr) -> bool {
+    fn enter(&self, seat: (View, IpAddr)) -> bool {
         let mut connections = self.connections.borrow_mut();
         let all: usize = connections.values().sum();
-        let of_client = connections.entry(client).or_default();
-        let fits = all < MOST && *of_client < MOST_OF_CLIENT;
+        let outside: usize =
+            connections.iter().filter(|((view, _), _)| *view == View::Outside).map(|(_, count)| count).sum();
+        let of_client = connections.entry(seat).or_default();
+        let fits =
+            all < MOST && *of_client < MOST_OF_CLIENT && (seat.0 == View::Overlay || outside < MOST_OUTSIDE);
         *of_client += usize::from(fits);
         if *of_client == 0 {
-            connections.remove(&client);
+            connections.remove(&seat);
         }
         fits
     }
 
-    fn leave(&self, client: IpAddr) {
+    fn leave(&self, seat: (View, IpAddr)) {
         let mut connections = self.connections.borrow_mut();
-        match connections.get_mut(&client) {
+        match connections.get_mut(&seat) {
             Some(count) if *count > 1 => *count -= 1,
-            _ => _ = connections.remove(&client),
+            _ => _ = connections.remove(&seat),
         }
     }
 }
 
 /// Requests and answers, each after its length in two bytes (RFC 1035 §4.2.2), until the client ends it, is
 /// silent for too long or sends what is no request.
-async fn serve_connection(mut stream: TcpStream, client: IpAddr, shared: &Shared) -> io::Result<()> {
+async fn serve_connection(
+    mut stream: TcpStream,
+    client: IpAddr,
+    at: IpAddr,
+    shared: &Shared,
+) -> io::Result<()> {
     let mut turn = 0usize;
     loop {
         let read = timeout(IDLE, async {
@@ -209,12 +251,9 @@ async fn serve_connection(mut stream: TcpStream, client: IpAddr, shared: &Shared
         let Ok(request) = read.await else { return Ok(()) };
         let request = request?;
         turn = turn.wrapping_add(1);
-        let answer = match shared.reply(&request, client, Transport::Tcp, turn) {
-            Reply::Send(answer) => Some(answer),
-            Reply::Forward => shared.forward(&request, client, Transport::Tcp).await,
-            Reply::Silence => None,
-        };
-        let Some(answer) = answer else { return Ok(()) };
+        let asked = Asked { client, at, transport: Transport::Tcp, turn };
+        let reply = shared.reply(&request, asked);
+        let Some(answer) = shared.answer(reply, &request, asked).await else { return Ok(()) };
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?.to_be_bytes();
         let sent = timeout(IDLE, async { stream.write_all(&[&length[..], &answer].concat()).await });
         match sent.await {

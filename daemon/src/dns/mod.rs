@@ -91,7 +91,7 @@ impl Server {
                         tracing::info!(%address, "serving DNS");
                         open.insert(
                             address,
-                            tokio::task::spawn_local(listen::serve(sockets, shared.clone())),
+                            tokio::task::spawn_local(listen::serve(address, sockets, shared.clone())),
                         );
                     }
                     Err(error) => _ = problems.insert(address, error.to_string()),

@@ -8,6 +8,8 @@ use std::net::IpAddr;
 const MOST_OF_CLIENT: usize = 128;
 /// Clients that wait; the addresses of a /24 and many hosts.
 const MOST_CLIENTS: usize = 4096;
+/// Requests that wait altogether. Of who asks from addresses of others, many clients' worth.
+const MOST: usize = 16_384;
 
 /// The requests that wait.
 #[derive(Debug)]
@@ -15,11 +17,13 @@ pub(super) struct Turns<T> {
     waiting: HashMap<IpAddr, VecDeque<T>>,
     /// Clients with a request that waits, in order of their turns.
     order: VecDeque<IpAddr>,
+    /// All that wait.
+    count: usize,
 }
 
 impl<T> Default for Turns<T> {
     fn default() -> Self {
-        Self { waiting: HashMap::new(), order: VecDeque::new() }
+        Self { waiting: HashMap::new(), order: VecDeque::new(), count: 0 }
     }
 }
 
@@ -32,13 +36,16 @@ impl<T> Turns<T> {
     /// A client's request begins to wait.
     pub(super) fn push(&mut self, client: IpAddr, request: T) {
         if let Some(requests) = self.waiting.get_mut(&client) {
-            if requests.len() >= MOST_OF_CLIENT {
+            if requests.len() >= MOST_OF_CLIENT || self.count >= MOST {
                 requests.pop_front();
+                self.count -= 1;
             }
             requests.push_back(request);
-        } else if self.order.len() < MOST_CLIENTS {
+            self.count += 1;
+        } else if self.order.len() < MOST_CLIENTS && self.count < MOST {
             self.waiting.insert(client, VecDeque::from([request]));
             self.order.push_back(client);
+            self.count += 1;
         }
     }
 
@@ -47,6 +54,7 @@ impl<T> Turns<T> {
         let client = self.order.pop_front()?;
         let requests = self.waiting.get_mut(&client)?;
         let request = requests.pop_front();
+        self.count -= usize::from(request.is_some());
         if requests.is_empty() {
             self.waiting.remove(&client);
         } else {
@@ -76,6 +84,17 @@ mod tests {
         assert_eq!(order, [(1, 0), (2, 0), (3, 0), (1, 1), (1, 2)]);
         assert_eq!(std::iter::from_fn(|| turns.pop()).count(), 47);
         assert!(turns.is_empty());
+    }
+
+    #[test]
+    fn a_flood_from_everywhere_takes_no_more_than_its_room() {
+        let mut turns = Turns::default();
+        for number in 0..400_000u32 {
+            turns.push(IpAddr::from([10, 5, (number >> 8) as u8, number as u8]), number);
+        }
+        assert!(turns.count <= MOST, "{}", turns.count);
+        assert_eq!(std::iter::from_fn(|| turns.pop()).count(), MOST);
+        assert!(turns.is_empty() && turns.count == 0);
     }
 
     #[test]

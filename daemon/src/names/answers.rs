@@ -40,7 +40,11 @@ impl Answers {
             let known = now.endpoints.get(endpoint);
             known.is_some_and(|(_, published)| *published || !now.connected)
         });
-        let problem = waited.await.err();
+        self.told(endpoint, waited.await.err())
+    }
+
+    /// How an endpoint's names stand.
+    fn told(&self, endpoint: &str, problem: Option<String>) -> Named {
         let now = self.standing.borrow().clone();
         let Some((record, published)) = now.endpoints.get(endpoint) else {
             return Named {
@@ -75,7 +79,7 @@ impl Answers {
         let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
         ManualNames {
             zone: zone.as_ref().map(|zone| zone.settings().dns.zone.to_string()).unwrap_or_default(),
-            names: self.manual.all().values().cloned().collect(),
+            names: self.manual.all().names.values().cloned().collect(),
         }
     }
 
@@ -89,11 +93,19 @@ impl Answers {
 
     async fn try_add(&self, mut wanted: ManualName) -> Result<Named, String> {
         let standing = self.standing.borrow().clone();
-        let own = standing.lease.ok_or("this host has no subnet yet (loden status says why)")?;
         wanted.name = {
             let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
             let zone = zone.as_ref().ok_or(NOT_SERVED)?;
-            judge_manual(&wanted, zone.settings(), own)?
+            let own = standing.lease.ok_or("this host has no subnet yet (loden status says why)")?;
+            let name = judge_manual(&wanted, zone.settings(), own)?;
+            if let Some((owner, _)) = zone.owner(&name).filter(|_| wanted.group) {
+                return Err(format!(
+                    "{name} is the own name of {} on host {}, which hides what others share; choose another, or give it without --group, which takes it over",
+                    owner.endpoint,
+                    zone.host_name(&owner.lease)
+                ));
+            }
+            name
         };
         let of_container = standing.endpoints.values().find_map(|(record, _)| {
             let address = wanted.addresses.iter().find(|a| record.addresses.contains(a))?;
@@ -118,9 +130,7 @@ impl Answers {
             let known = now.endpoints.get(&endpoint);
             known.is_some_and(|(record, published)| taken(record) && (*published || !now.connected))
         });
-        let problem = waited.await.err();
-        let named = self.named(&endpoint).await;
-        Ok(Named { problem: problem.or(named.problem), ..named })
+        Ok(self.told(&endpoint, waited.await.err()))
     }
 
     /// Takes back a name that was given by hand.
@@ -128,7 +138,7 @@ impl Answers {
         let zone = self.manual().zone.parse::<DnsName>().ok();
         let relative = zone.as_ref().and_then(|zone| name.relative_to(zone)).unwrap_or(name);
         let error = |error| NameChange { error: Some(error), ..NameChange::default() };
-        if !self.manual.all().contains_key(&relative) {
+        if !self.manual.all().names.contains_key(&relative) {
             return error(format!(
                 "{relative} was not given by hand on this host; loden name list shows those that were, loden names all"
             ));
@@ -137,7 +147,10 @@ impl Answers {
             return error(failure);
         }
         let endpoint = manual_endpoint(&relative);
-        let problem = self.settle(|now| !now.endpoints.contains_key(&endpoint)).await.err();
+        let gone = |now: &Standing| {
+            !now.endpoints.contains_key(&endpoint) && (!now.leaving.contains(&endpoint) || !now.connected)
+        };
+        let problem = self.settle(gone).await.err();
         let full = zone.and_then(|zone| relative.below(&zone).ok()).unwrap_or(relative);
         let published = self.standing.borrow().connected;
         NameChange { error: None, named: Named { names: vec![full.to_string()], problem, published } }

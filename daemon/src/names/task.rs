@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use loden_core::Millis;
 use loden_core::backoff::Backoff;
+use loden_core::leases::LeaseRecord;
 use loden_core::names::{Hold, NameKey, Settings, Write, Zone, publication};
 use loden_core::options::Listen;
 use loden_proto::config::NetworkConfig;
-use loden_proto::dns_name::DnsName;
 use loden_proto::lease::LeaseKey;
-use loden_proto::name_record::{ManualName, NameRecord, NameSource};
+use loden_proto::name_record::{NameRecord, NameSource};
 use tokio::sync::watch;
 
 use super::docker;
 use super::local::{self, Local};
+use super::manual::Given;
 use crate::clock;
 use crate::dns::SharedZone;
 use crate::endpoints::{self, FolderWatch};
@@ -31,6 +32,8 @@ use crate::store::{Feeds, View, Writer};
 pub struct Standing {
     /// Each endpoint's record, and whether etcd has it.
     pub endpoints: BTreeMap<Arc<str>, (NameRecord, bool)>,
+    /// Endpoints that are gone, and that etcd still has.
+    pub leaving: BTreeSet<Arc<str>>,
     /// Names that are none, and whose, in order.
     pub problems: Vec<String>,
     /// Whether etcd can be written at the moment.
@@ -56,7 +59,7 @@ pub struct Names {
     /// How long names of hosts stay that vanished all at once, in milliseconds.
     pub hold: Millis,
     /// Names by hand.
-    pub manual: watch::Receiver<Arc<BTreeMap<DnsName, ManualName>>>,
+    pub manual: watch::Receiver<Arc<Given>>,
     /// Docker's containers.
     pub docker: watch::Receiver<docker::Seen>,
     /// Which kinds of addresses to answer on.
@@ -90,14 +93,16 @@ impl Ages {
     /// When an endpoint took its names: as etcd has it from a former life; what is new takes them now,
     /// and is newer than who has them, however his clock goes.
     fn assign(&mut self, endpoint: &Arc<str>, record: &NameRecord, written: Option<u64>, zone: &Zone) -> u64 {
-        // One that is given by hand once more takes its name anew.
-        let again = record.source == NameSource::Manual
-            && self.since.get(endpoint).copied().or(written).is_some_and(|since| since < record.since);
+        // One that has been started again, or given by hand once more, takes its names anew.
+        let again = self.since.get(endpoint).copied().or(written).is_some_and(|since| since < record.since);
         let known = self.since.get(endpoint).copied().filter(|_| !again);
         let written = written.filter(|_| !again);
         let rival = || {
             let owners = record.names.iter().filter_map(|name| zone.owner(name));
-            owners.map(|(_, owner)| owner.since + 1).max().filter(|_| self.settled.contains(&record.source))
+            owners
+                .map(|(_, owner)| owner.since.saturating_add(1))
+                .max()
+                .filter(|_| self.settled.contains(&record.source))
         };
         let since = match (known, written) {
             (Some(known), written) => known.max(written.unwrap_or(0)),
@@ -119,6 +124,12 @@ impl Ages {
         self.since.retain(|endpoint, _| present.contains_key(endpoint));
         self.settled.extend(heard.filter(|_| synced));
     }
+}
+
+/// How people know an endpoint.
+fn whose(endpoint: &str, record: &NameRecord) -> String {
+    let addresses: Vec<String> = record.addresses.iter().map(IpAddr::to_string).collect();
+    format!("{endpoint} ({})", addresses.join(" "))
 }
 
 /// Returns a while after etcd's view has changed.
@@ -197,7 +208,8 @@ impl Names {
         let view = self.store.views.borrow_and_update().clone();
         let config = self.configs.borrow_and_update().clone();
         let lease = self.own.borrow_and_update().clone();
-        let underlay = self.facts.borrow_and_update().as_ref().and_then(|f| f.underlay.clone().ok());
+        let facts = self.facts.borrow_and_update().clone();
+        let underlay = facts.as_ref().and_then(|f| f.underlay.as_ref().ok());
         let others = hold.keep(names.clone(), &view.table, self.hold, clock::now());
         let mut zone = self.zone.write().unwrap_or_else(PoisonError::into_inner);
         let Some((config, dns)) = config.as_ref().and_then(|c| Some((c, c.dns.clone()?))) else {
@@ -215,6 +227,7 @@ impl Names {
                 .chain(dns.addresses.clone())
                 .collect(),
             public_addresses: endpoints.clone().map(|e| e.public).collect(),
+            local_networks: facts.as_ref().map(|f| f.local_networks.clone()).unwrap_or_default(),
             dns,
         };
         let wanted: Vec<IpAddr> = (self.listen.iter())
@@ -230,6 +243,9 @@ impl Names {
             zone.set(settings.clone());
         }
         zone.set_leases(view.table.clone());
+        if view.synced {
+            zone.set_complete();
+        }
         let Some(key) = lease.key else {
             zone.set_names(others);
             return (None, Vec::new());
@@ -240,7 +256,13 @@ impl Names {
         let written: BTreeMap<Arc<str>, NameRecord> = mine.collect();
         zone.set_names(others.with_own(key, written.clone()));
         let found = endpoints::all(&self.folder);
-        let mut problems = Vec::new();
+        let unreadable = |(key, why): (&NameKey, &str)| {
+            let NameKey { lease, endpoint } = key;
+            format!(
+                "the record {lease}/{endpoint} in etcd cannot be read, so its names are not served: {why}"
+            )
+        };
+        let mut problems: Vec<String> = names.malformed().map(unreadable).collect();
         let mut records = BTreeMap::new();
         let mut known = local::of_allocations(&found, &settings.dns.zone);
         let docker = self.docker.borrow_and_update().containers.clone();
@@ -257,9 +279,13 @@ impl Names {
         }
         // A name by hand may be for a container's address as well.
         let manual = self.manual.borrow_and_update().clone();
-        known.extend(local::of_manual(&manual, &settings, key));
-        for (endpoint, Local { mut record, problems: of_endpoint }) in known {
-            problems.extend(of_endpoint);
+        problems.extend(manual.problems.iter().cloned());
+        known.extend(local::of_manual(&manual.names, &settings, key));
+        for (endpoint, Local { mut record, problems: mut of_endpoint }) in known {
+            of_endpoint.extend(record.bound());
+            problems.extend(
+                of_endpoint.into_iter().map(|problem| format!("{}: {problem}", whose(&endpoint, &record))),
+            );
             let since = written.get(&endpoint).map(|record| record.since);
             record.since = ages.assign(&endpoint, &record, since, zone);
             records.insert(endpoint, record);
@@ -273,22 +299,28 @@ impl Names {
             let us = NameKey { lease: key, endpoint: endpoint.clone() };
             record.names.retain(|name| zone.owner(name).is_some_and(|(owner, _)| *owner == us));
         }
-        let etcd_lease = match lease.state {
-            LeaseState::Held => view.table.get(&key).map(|record| record.etcd_lease),
-            _ => None,
+        // One that an operator told to move is ours until we leave it.
+        let is_ours = |record: &&LeaseRecord| match lease.state {
+            LeaseState::Held => true,
+            LeaseState::Lost(_) => record.value.as_ref().is_ok_and(|value| {
+                value.loden.as_ref().is_some_and(|m| m.released && m.host_id.to_str() == lease.host_id)
+            }),
+            _ => false,
         };
+        let etcd_lease = view.table.get(&key).filter(is_ours).map(|record| record.etcd_lease);
         (Some(Own { key, etcd_lease, records }), problems)
     }
 
     fn tell(&self, own: Option<Own>, unwritten: BTreeSet<Arc<str>>, problems: Vec<String>) {
         let lease = own.as_ref().map(|own| own.key);
-        let records = own.map(|own| own.records).unwrap_or_default().into_iter();
-        let endpoints = records.map(|(endpoint, record)| {
+        let records = own.map(|own| own.records).unwrap_or_default();
+        let leaving = unwritten.iter().filter(|endpoint| !records.contains_key(*endpoint)).cloned().collect();
+        let endpoints = records.into_iter().map(|(endpoint, record)| {
             let published = !unwritten.contains(&endpoint);
             (endpoint, (record, published))
         });
         let connected = self.store.views.borrow().connected;
-        let now = Standing { endpoints: endpoints.collect(), problems, connected, lease };
+        let now = Standing { endpoints: endpoints.collect(), leaving, problems, connected, lease };
         self.standing.send_if_modified(|told| {
             for problem in now.problems.iter().filter(|p| !told.problems.contains(p)) {
                 tracing::warn!("a name is not served as it should be: {problem}");

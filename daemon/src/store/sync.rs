@@ -162,6 +162,8 @@ impl Sync {
             }
         }
         table.pack();
+        // Before the view, which says that all is known.
+        self.names.send_if_modified(|told| std::mem::replace(told, names.clone()) != names);
         self.view.send_modify(|view| {
             if table.revision < view.table.revision || self.cluster != cluster {
                 view.epoch += 1;
@@ -170,7 +172,6 @@ impl Sync {
             view.table = table;
             view.config = config;
         });
-        self.names.send_if_modified(|told| std::mem::replace(told, names.clone()) != names);
         self.cluster = cluster;
         self.resume = self.view.borrow().table.revision + 1;
         Ok(())
@@ -299,7 +300,11 @@ fn text(kv: &KeyValue) -> String {
 
 /// A key-value pair as an endpoint's names.
 fn name_entry(kv: &KeyValue) -> NameEntry {
-    NameEntry { record: NameRecord::parse(kv.value()), etcd_lease: kv.lease() }
+    let record = match kv.lease() {
+        0 => Err("it hangs on no etcd lease, so it would outlive its host".into()),
+        _ => NameRecord::parse(kv.value()),
+    };
+    NameEntry { record, etcd_lease: kv.lease() }
 }
 
 /// gRPC status OUT_OF_RANGE, with which the client refuses an answer of more than 4 MiB.

@@ -1,7 +1,7 @@
 //! Writes. Every write of a lease is a transaction on the revision that it replaces: two hosts can
 //! never both believe that they hold one subnet.
 
-use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{Client, Compare, CompareOp, DeleteOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use loden_core::leases::LeaseRecord;
 use loden_core::names::{NameKey, Write};
 use loden_proto::lease::{LeaseKey, LeaseValue};
@@ -65,20 +65,26 @@ impl Writer {
         let name = self.keys.lease(key);
         let options = PutOptions::new().with_lease(etcd_lease);
         let put = TxnOp::put(name.clone(), value.to_json(), Some(options));
-        self.transact(name, mod_revision, put).await
+        self.transact(name, mod_revision, [put]).await
     }
 
-    /// Deletes a lease's key, if it is at this revision.
+    /// Deletes a lease's key and the names of its endpoints, if it is at this revision.
     pub async fn delete(&self, key: &LeaseKey, mod_revision: i64) -> Result<Outcome, StoreError> {
         let name = self.keys.lease(key);
-        let delete = TxnOp::delete(name.clone(), None);
-        self.transact(name, mod_revision, delete).await
+        let names = self.keys.names(&NameKey { lease: *key, endpoint: "".into() });
+        let names = TxnOp::delete(names, Some(DeleteOptions::new().with_prefix()));
+        self.transact(name.clone(), mod_revision, [TxnOp::delete(name, None), names]).await
     }
 
-    async fn transact(&self, name: String, mod_revision: i64, write: TxnOp) -> Result<Outcome, StoreError> {
+    async fn transact<const N: usize>(
+        &self,
+        name: String,
+        mod_revision: i64,
+        writes: [TxnOp; N],
+    ) -> Result<Outcome, StoreError> {
         let txn = Txn::new()
             .when([Compare::mod_revision(name.clone(), CompareOp::Equal, mod_revision)])
-            .and_then([write])
+            .and_then(writes)
             .or_else([TxnOp::get(name, None)]);
         let response = self.client()?.txn(txn).await?;
         if response.succeeded() {

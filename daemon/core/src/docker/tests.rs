@@ -84,7 +84,7 @@ fn names_are_looked_up_where_they_are_served() {
     let served = env(&format!("{text}\nLODEN_DNS=169.254.53.53,10.5.7.1"));
     let file = options(&served, "20.10").environment_file().text;
     let dns = "--dns=169.254.53.53 --dns=10.5.7.1";
-    let (search, option) = ("--dns-search=loden.internal", "--dns-opt=ndots:1");
+    let (search, option) = ("--dns-search=loden.internal", "--dns-opt=ndots:2");
     assert!(
         file.contains(&format!(
             "DOCKER_OPT_DNS=\"{dns}\"\nDOCKER_OPT_DNS_SEARCH=\"{search}\"\nDOCKER_OPT_DNS_OPT=\"{option}\"\n"
@@ -94,7 +94,7 @@ fn names_are_looked_up_where_they_are_served() {
     assert!(file.contains(&format!(" --mtu=1450 {dns} {search} {option}\"\n")), "{file}");
     let value: Value = serde_json::from_str(&options(&served, "29").json().text).expect("JSON");
     assert_eq!(value["dns"], json!(["169.254.53.53", "10.5.7.1"]));
-    assert_eq!((&value["dns-search"], &value["dns-opts"]), (&json!(["loden.internal"]), &json!(["ndots:1"])));
+    assert_eq!((&value["dns-search"], &value["dns-opts"]), (&json!(["loden.internal"]), &json!(["ndots:2"])));
     // For the outside alone, or not yet.
     assert!(!options(&env(text), "20.10").environment_file().text.contains("dns"));
 }

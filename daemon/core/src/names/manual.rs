@@ -10,7 +10,11 @@ use super::{Given, Settings};
 
 /// The name with the zone taken off, or why it cannot be given here.
 pub fn judge_manual(wanted: &ManualName, settings: &Settings, own: LeaseKey) -> Result<DnsName, String> {
-    let mut given = Given::new([wanted.name.as_str()], [], &settings.dns.zone);
+    let zone = &settings.dns.zone;
+    if wanted.name == *zone {
+        return Err(format!("{zone} is the zone itself; give a name below it, such as kdc or kdc.{zone}"));
+    }
+    let mut given = Given::new([wanted.name.as_str()], [], zone);
     if let Some(problem) = given.problems.pop() {
         return Err(format!("{problem}; choose another name"));
     }
@@ -25,17 +29,24 @@ pub fn judge_manual(wanted: &ManualName, settings: &Settings, own: LeaseKey) -> 
 }
 
 fn refusal(address: IpAddr, settings: &Settings, own: LeaseKey) -> Option<String> {
-    let broadcast = matches!(address, IpAddr::V4(ip) if ip.is_broadcast());
-    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast {
+    let local = match address {
+        IpAddr::V4(ip) => ip.is_broadcast() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || local {
         return Some(format!(
             "{address} is no address by which other hosts reach one machine; name the one that they use"
         ));
     }
     let network = settings.networks.iter().find(|network| network.contains(address))?;
     let subnets: Vec<String> = own.subnets().map(|s| s.to_string()).collect();
-    match own.subnets().any(|subnet| subnet.contains(address)) {
-        true => None,
-        false => Some(format!(
+    match own.subnets().find(|subnet| subnet.contains(address)) {
+        Some(subnet) if address == subnet.gateway() || address == subnet.address() => Some(format!(
+            "{address} is this host's own in the overlay, and has a name below host.{}",
+            settings.dns.zone
+        )),
+        Some(_) => None,
+        None => Some(format!(
             "{address} is inside the overlay {network}, but not in this host's subnet {}, and nobody believes a host \
              what it says of others' addresses; run loden name add on the host that has it",
             subnets.join(" and ")
@@ -56,6 +67,7 @@ mod tests {
             dns: config.dns.clone().expect("on by default"),
             own_addresses: Default::default(),
             public_addresses: Vec::new(),
+            local_networks: Vec::new(),
         };
         let own = LeaseKey::parse("10.5.7.0-24").expect("lease");
         let judged = |name: &str, addresses: &[&str]| {
@@ -77,6 +89,10 @@ mod tests {
             ),
             ("kdc", &["10.5.7.9", "127.0.0.1"], "127.0.0.1 is no address"),
             ("kdc", &["::"], ":: is no address"),
+            ("kdc", &["169.254.53.53"], "169.254.53.53 is no address"),
+            ("kdc", &["fe80::1"], "fe80::1 is no address"),
+            ("kdc", &["10.5.7.1"], "10.5.7.1 is this host's own"),
+            ("Loden.Internal", &["10.5.7.9"], "is the zone itself"),
         ] {
             let error = judged(name, addresses).expect_err(name);
             assert!(error.contains(words), "{error}");

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::opt::EdnsCode;
 use hickory_proto::rr::rdata::{A, AAAA, NS, PTR, SOA, SRV};
 use hickory_proto::rr::{DNSClass, Name, RData, Record as WireRecord, RecordType};
 use loden_proto::dns_name::DnsName;
@@ -26,6 +27,8 @@ pub enum Reply {
     Send(Vec<u8>),
     /// Ask another server.
     Forward,
+    /// Ask the zone again in a moment: it may be another host's name, and these are not known yet.
+    Later,
     /// Nothing: it is no request.
     Silence,
 }
@@ -41,14 +44,26 @@ const REFRESH: i32 = 60;
 const RETRY: i32 = 10;
 const EXPIRE: i32 = 86_400;
 
-/// The reply to a request of a client. `turn` says which member of a group comes first.
-pub fn reply(
-    zone: Option<&Zone>,
-    request: &[u8],
-    client: IpAddr,
-    transport: Transport,
-    turn: usize,
-) -> Reply {
+/// An option by which anybody asks to be told what those outside are, as `loden doctor dns` does. Of the
+/// codes for local use (RFC 6891 §9); its data means nothing.
+pub const OUTSIDE_OPTION: u16 = 65_153;
+
+/// Who asks, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// The client.
+    pub client: IpAddr,
+    /// Our address that was asked.
+    pub at: IpAddr,
+    /// By what.
+    pub transport: Transport,
+    /// Which member of a group comes first.
+    pub turn: usize,
+}
+
+/// The reply to a request.
+pub fn reply(zone: Option<&Zone>, request: &[u8], asked: Asked) -> Reply {
+    let Asked { client, at, transport, turn } = asked;
     // An answer to an answer would come back for ever.
     if request.len() < HEADER || request[2] & ANSWER_BIT != 0 {
         return Reply::Silence;
@@ -57,24 +72,25 @@ pub fn reply(
         return refusal(request, ResponseCode::FormErr);
     };
     if message.metadata.op_code != OpCode::Query {
-        return finish(&message, ResponseCode::NotImp, transport);
+        return finish(&message, ResponseCode::NotImp, View::Outside, transport);
     }
     let [query] = message.queries.as_slice() else {
-        return finish(&message, ResponseCode::FormErr, transport);
+        return finish(&message, ResponseCode::FormErr, View::Outside, transport);
     };
     if message.version() > 0 {
-        return finish(&message, ResponseCode::BADVERS, transport);
+        return finish(&message, ResponseCode::BADVERS, View::Outside, transport);
     }
     let transfer = matches!(query.query_type, RecordType::AXFR | RecordType::IXFR);
     let Some(zone) = zone.filter(|_| query.query_class == DNSClass::IN && !transfer) else {
-        return finish(&message, ResponseCode::Refused, transport);
+        return finish(&message, ResponseCode::Refused, View::Outside, transport);
     };
     let name = query.name.to_ascii().to_ascii_lowercase();
-    let view = zone.view(client);
+    let view = if asks_as_outsider(&message) { View::Outside } else { zone.view(client, at) };
     match zone.answer(view, name.trim_end_matches('.'), kind(query.query_type), turn) {
         // Who does not ask us to ask others (RD) is a server that looks for ours alone.
         Answer::Elsewhere if message.metadata.recursion_desired => Reply::Forward,
-        Answer::Elsewhere | Answer::Refused => finish(&message, ResponseCode::Refused, transport),
+        Answer::Elsewhere | Answer::Refused => finish(&message, ResponseCode::Refused, view, transport),
+        Answer::NotYet => Reply::Later,
         Answer::NoName(apex) => {
             let mut answer = response(&message, ResponseCode::NXDomain, view);
             answer.authorities.extend(soa(zone, &apex, zone.settings().dns.negative_ttl));
@@ -95,9 +111,15 @@ pub fn reply(
 /// The answer to a request that cannot be carried out, such as one that no server has answered.
 pub fn failure(request: &[u8]) -> Reply {
     match Message::from_vec(request) {
-        Ok(message) => finish(&message, ResponseCode::ServFail, Transport::Udp),
+        // Whose questions are forwarded is inside.
+        Ok(message) => finish(&message, ResponseCode::ServFail, View::Overlay, Transport::Udp),
         Err(_) => Reply::Silence,
     }
+}
+
+fn asks_as_outsider(request: &Message) -> bool {
+    let option = EdnsCode::Unknown(OUTSIDE_OPTION);
+    request.edns.as_ref().is_some_and(|edns| edns.option(option).is_some())
 }
 
 fn kind(wanted: RecordType) -> Kind {
@@ -131,8 +153,8 @@ fn response(request: &Message, code: ResponseCode, view: View) -> Message {
     answer
 }
 
-fn finish(request: &Message, code: ResponseCode, transport: Transport) -> Reply {
-    emit(response(request, code, View::Outside), request, transport)
+fn finish(request: &Message, code: ResponseCode, view: View, transport: Transport) -> Reply {
+    emit(response(request, code, view), request, transport)
 }
 
 /// Where not even the question can be read, the head alone.
@@ -202,6 +224,10 @@ mod tests {
 
     const CONTAINER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 5, 7, 9));
 
+    fn asked(client: IpAddr, transport: Transport) -> Asked {
+        Asked { client, at: IpAddr::from([192, 0, 2, 1]), transport, turn: 0 }
+    }
+
     /// One container, dn1, and a group of a hundred.
     fn zone() -> Zone {
         let mut zone = Zone::new(Settings {
@@ -209,6 +235,7 @@ mod tests {
             networks: vec!["10.5.0.0/16".parse().expect("network")],
             own_addresses: Default::default(),
             public_addresses: Vec::new(),
+            local_networks: Vec::new(),
         });
         let mut names = NameTable::default();
         for number in 1..=100u8 {
@@ -225,6 +252,7 @@ mod tests {
             names.put(key, NameEntry { record: Ok(record), etcd_lease: 1 });
         }
         zone.set_names(names);
+        zone.set_complete();
         zone
     }
 
@@ -237,7 +265,7 @@ mod tests {
 
     fn answer_by(message: &Message, transport: Transport) -> Message {
         let request = message.to_vec().expect("a request");
-        match reply(Some(&zone()), &request, CONTAINER, transport, 0) {
+        match reply(Some(&zone()), &request, asked(CONTAINER, transport)) {
             Reply::Send(bytes) => Message::from_vec(&bytes).expect("an answer"),
             other => panic!("{other:?}"),
         }
@@ -317,15 +345,16 @@ mod tests {
 
     #[test]
     fn answers_and_rubbish_are_not_answered_for_ever() {
-        let silent =
-            |request: &[u8]| reply(Some(&zone()), request, CONTAINER, Transport::Udp, 0) == Reply::Silence;
+        let silent = |request: &[u8]| {
+            reply(Some(&zone()), request, asked(CONTAINER, Transport::Udp)) == Reply::Silence
+        };
         let mut answer = question("dn1.loden.internal.", RecordType::A);
         answer.metadata.message_type = MessageType::Response;
         assert!(silent(&answer.to_vec().expect("bytes")));
         assert!(silent(&[]) && silent(&[0; 11]));
         // A head that promises a question, and none.
         let Reply::Send(bytes) =
-            reply(Some(&zone()), &[7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], CONTAINER, Transport::Udp, 0)
+            reply(Some(&zone()), &[7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], asked(CONTAINER, Transport::Udp))
         else {
             panic!("it has an id to answer to")
         };
@@ -336,9 +365,9 @@ mod tests {
     #[test]
     fn what_is_not_ours_is_forwarded_for_members_alone() {
         let request = question("example.com.", RecordType::A).to_vec().expect("bytes");
-        assert_eq!(reply(Some(&zone()), &request, CONTAINER, Transport::Udp, 0), Reply::Forward);
+        assert_eq!(reply(Some(&zone()), &request, asked(CONTAINER, Transport::Udp)), Reply::Forward);
         let stranger = "198.51.100.1".parse().expect("ip");
-        let Reply::Send(bytes) = reply(Some(&zone()), &request, stranger, Transport::Udp, 0) else {
+        let Reply::Send(bytes) = reply(Some(&zone()), &request, asked(stranger, Transport::Udp)) else {
             panic!("a stranger is told so")
         };
         let message = Message::from_vec(&bytes).expect("an answer");

@@ -13,7 +13,7 @@ mod zone;
 pub use given::Given;
 pub use hold::Hold;
 pub use manual::judge_manual;
-pub use message::{MAX_DATAGRAM, Reply, Transport, failure, reply};
+pub use message::{Asked, MAX_DATAGRAM, OUTSIDE_OPTION, Reply, Transport, failure, reply};
 pub use publish::{Write, publication};
 pub use table::{NameEntry, NameKey, NameTable};
 pub use zone::{Answer, Data, Kind, Record, Settings, View, Zone};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use loden_proto::lease::LeaseKey;
 use loden_proto::name_record::NameRecord;
 
@@ -29,17 +29,29 @@ pub struct NameEntry {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NameTable {
     entries: OrdMap<NameKey, Arc<NameEntry>>,
+    /// Those that cannot be read.
+    malformed: OrdSet<NameKey>,
 }
 
 impl NameTable {
     /// Takes in an entry.
     pub fn put(&mut self, key: NameKey, entry: NameEntry) {
+        match &entry.record {
+            Ok(_) => self.malformed.remove(&key),
+            Err(_) => self.malformed.insert(key.clone()),
+        };
         self.entries.insert(key, Arc::new(entry));
+    }
+
+    /// What cannot be read, and why.
+    pub fn malformed(&self) -> impl Iterator<Item = (&NameKey, &str)> {
+        self.malformed.iter().filter_map(|key| Some((key, self.get(key)?.record.as_ref().err()?.as_str())))
     }
 
     /// Takes in a deletion.
     pub fn delete(&mut self, key: &NameKey) {
         self.entries.remove(key);
+        self.malformed.remove(key);
     }
 
     /// What stands under a key.

@@ -27,7 +27,7 @@ use crate::leases::{LeaseRecord, LeaseTable};
 pub(super) const HOSTS: &str = "host";
 
 /// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum View {
     /// A container or a host of the overlay.
     Overlay,
@@ -87,6 +87,8 @@ pub enum Answer {
     Elsewhere,
     /// Not for this client.
     Refused,
+    /// It may be another host's, whose names are not known yet.
+    NotYet,
     /// There is no such name below this apex, a zone of ours.
     NoName(DnsName),
     /// These records, possibly none, and those that help with them. The apex as above.
@@ -111,6 +113,9 @@ pub struct Settings {
     pub own_addresses: BTreeSet<IpAddr>,
     /// Where name servers of the zone are for the outside: our public addresses.
     pub public_addresses: Vec<IpAddr>,
+    /// Networks of this host alone, such as Docker's own: their containers ask at the address that every host
+    /// has, since dockerd has one resolver for all.
+    pub local_networks: Vec<Subnet>,
 }
 
 /// The zone.
@@ -121,6 +126,8 @@ pub struct Zone {
     serial: u32,
     names: NameTable,
     leases: LeaseTable,
+    /// Whether all hosts' names are known: what is not here does not exist.
+    complete: bool,
     /// Who has, or wants, a name, or is in the group of it.
     claims: HashMap<DnsName, BTreeSet<NameKey>>,
     /// Who has, or wants, an address.
@@ -170,6 +177,7 @@ impl Zone {
             serial: 1,
             names: NameTable::default(),
             leases: LeaseTable::default(),
+            complete: false,
             claims: HashMap::new(),
             addresses: HashMap::new(),
             above: HashMap::new(),
@@ -186,6 +194,11 @@ impl Zone {
     pub fn set(&mut self, settings: Settings) {
         self.serial = self.serial.wrapping_add(1);
         self.settings = settings;
+    }
+
+    /// From now on, all hosts' names are known, as etcd has told them once.
+    pub fn set_complete(&mut self) {
+        self.complete = true;
     }
 
     /// The number of this state of the zone.
@@ -223,7 +236,9 @@ impl Zone {
     }
 
     fn enter(&mut self, key: &NameKey, record: &NameRecord) {
-        for name in record.names.iter().chain(&record.groups) {
+        // Below `host` nobody has a name but hosts.
+        let all = record.names.iter().chain(&record.groups);
+        for name in all.filter(|name| name.labels().next_back() != Some(HOSTS)) {
             if self.claims.entry(name.clone()).or_default().insert(key.clone()) {
                 for ancestor in ancestors(name) {
                     *self.above.entry(ancestor).or_default() += 1;
@@ -261,13 +276,23 @@ impl Zone {
         }
     }
 
-    /// How a client sees us.
-    pub fn view(&self, client: IpAddr) -> View {
-        let client = client.to_canonical();
-        let inside = client.is_loopback()
-            || self.in_networks(client)
-            || self.settings.own_addresses.contains(&client)
-            || self.lease_of_public(client).is_some();
+    /// How a client that asks at one of our addresses sees us.
+    ///
+    /// Hosts give their own addresses to whom they bring into the overlay from outside: their VXLAN device's, or
+    /// without encapsulation their public one. Neither is a container's. A host itself asks its own daemon, or
+    /// another at its public address.
+    pub fn view(&self, client: IpAddr, at: IpAddr) -> View {
+        let (client, at) = (client.to_canonical(), at.to_canonical());
+        let inside = match () {
+            () if client.is_loopback() || self.settings.own_addresses.contains(&client) => true,
+            () if self.in_networks(client) => {
+                self.lease_around(client).is_none_or(|(_, subnet)| subnet.address() != client)
+            }
+            () if self.settings.dns.addresses.contains(&at) => {
+                self.settings.local_networks.iter().any(|network| network.contains(client))
+            }
+            () => !self.in_networks(at) && self.lease_of_public(client).is_some(),
+        };
         if inside { View::Overlay } else { View::Outside }
     }
 
@@ -334,23 +359,38 @@ impl Zone {
         let rest = match below {
             Some("") if name == zone.as_str() => return self.answer_apex(view, kind),
             Some(rest) => rest.trim_end_matches('.'),
-            // A name of one label is nobody else's: no root server has any use for it.
-            None if view == View::Overlay && !name.contains('.') && !name.is_empty() => name,
-            None if view == View::Overlay => return Answer::Elsewhere,
+            None if view == View::Overlay => return self.answer_plain(name, kind, turn),
             None => return Answer::Refused,
         };
         if kind == Kind::Any {
             return Answer::Refused;
         }
         match self.lookup(view, rest, kind) {
-            Some((mut answers, additional)) => {
-                if let Some(len) = std::num::NonZeroUsize::new(answers.len()) {
-                    answers.rotate_left(turn % len);
-                }
-                Answer::Found { answers, additional, apex: zone.clone() }
-            }
-            None => Answer::NoName(zone.clone()),
+            Some((answers, additional)) => self.found(answers, additional, turn),
+            None if self.complete => Answer::NoName(zone.clone()),
+            None => Answer::NotYet,
         }
+    }
+
+    /// The answer to a question for a name that is not in the zone. `dn1` is the container, for those who
+    /// leave out the zone; and no other server has an address for a name of one label.
+    fn answer_plain(&self, name: &str, kind: Kind, turn: usize) -> Answer {
+        if name.contains('.') || !matches!(kind, Kind::A | Kind::Aaaa | Kind::Srv) || name.is_empty() {
+            return Answer::Elsewhere;
+        }
+        match self.lookup(View::Overlay, name, kind) {
+            Some((answers, additional)) => self.found(answers, additional, turn),
+            // Not "no such name": below a top-level domain there are others' (RFC 8020).
+            None if self.complete => self.found(Vec::new(), Vec::new(), turn),
+            None => Answer::NotYet,
+        }
+    }
+
+    fn found(&self, mut answers: Vec<Record>, additional: Vec<Record>, turn: usize) -> Answer {
+        if let Some(len) = std::num::NonZeroUsize::new(answers.len()) {
+            answers.rotate_left(turn % len);
+        }
+        Answer::Found { answers, additional, apex: self.settings.dns.zone.clone() }
     }
 
     /// The addresses of a name (relative to the zone) in a view.
@@ -548,7 +588,8 @@ impl Zone {
         }
         match self.name_of(asked.address()) {
             Some(name) => found((kind == Kind::Ptr).then_some(Data::Ptr(name))),
-            None => Answer::NoName(apex),
+            None if self.complete => Answer::NoName(apex),
+            None => Answer::NotYet,
         }
     }
 
@@ -569,24 +610,29 @@ impl Zone {
         if !self.in_networks(address) {
             return host(&self.lease_of_public(address)?, "");
         }
-        if let Some(keys) = self.addresses.get(&address) {
-            let entries = self
-                .entries(keys)
-                .filter(|(key, record)| self.sound_addresses(key, record).any(|a| a == address));
-            // A name that a newer container has taken is not this one's any more.
-            let named = entries.filter_map(|(key, record)| {
-                let own = |name: &&DnsName| self.owner(name).is_some_and(|(owner, _)| owner == key);
-                Some((record.since, key, record.names.iter().find(own)?))
-            });
-            return named.max().map(|(_, _, name)| self.full(name.as_str()));
+        // Whatever a record says, these are no container's.
+        if let Some((lease, subnet)) = self.lease_around(address) {
+            if address == subnet.gateway() {
+                return host(&lease, "gw.");
+            }
+            if address == subnet.address() {
+                return host(&lease, "vtep.");
+            }
         }
+        let entries = self.entries(self.addresses.get(&address)?);
+        let sound = entries.filter(|(key, record)| self.sound_addresses(key, record).any(|a| a == address));
+        // A name that a newer container has taken is not this one's any more.
+        let named = sound.filter_map(|(key, record)| {
+            let own = |name: &&DnsName| self.owner(name).is_some_and(|(owner, _)| owner == key);
+            Some((record.since, key, record.names.iter().find(own)?))
+        });
+        named.max().map(|(_, _, name)| self.full(name.as_str()))
+    }
+
+    /// The lease with an address of the overlay, and its subnet there.
+    fn lease_around(&self, address: IpAddr) -> Option<(LeaseKey, Subnet)> {
         let lease = self.leases.overlapping(&Subnet::new(address, Family::of(address).bits()).ok()?)?;
-        let subnet = lease.subnets().find(|s| s.contains(address))?;
-        match address {
-            _ if address == subnet.gateway() => host(&lease, "gw."),
-            _ if address == subnet.address() => host(&lease, "vtep."),
-            _ => None,
-        }
+        Some((lease, lease.subnets().find(|s| s.contains(address))?))
     }
 
     /// A name of ours in full. One that would be too long is cut to the zone, which cannot happen to what

@@ -24,6 +24,7 @@ fn settings() -> Settings {
         networks: vec!["10.5.0.0/16".parse().expect("network"), "fd00:10:5::/48".parse().expect("network")],
         own_addresses: [ip("192.0.2.1")].into(),
         public_addresses: vec![ip("192.0.2.1")],
+        local_networks: Vec::new(),
     }
 }
 
@@ -66,6 +67,7 @@ fn zone(records: &[(NameKey, NameRecord)]) -> Zone {
     let mut zone = Zone::new(settings());
     zone.set_leases(leases);
     zone.set_names(table(records));
+    zone.set_complete();
     zone
 }
 
@@ -81,6 +83,7 @@ fn table(records: &[(NameKey, NameRecord)]) -> NameTable {
 fn said(zone: &Zone, view: View, name: &str, kind: Kind) -> String {
     match zone.answer(view, name, kind, 0) {
         Answer::Elsewhere => "elsewhere".into(),
+        Answer::NotYet => "not yet".into(),
         Answer::Refused => "refused".into(),
         Answer::NoName(apex) => format!("no name in {apex}"),
         Answer::Found { answers, .. } => {
@@ -111,9 +114,9 @@ fn a_container_has_its_name_and_its_address_has_the_first_of_them() {
     for name in ["dn1.hdfs.loden.internal", "dn1.loden.internal", "dn1"] {
         assert_eq!(inside(&zone, name, Kind::A), "10.5.8.9", "{name}");
         assert_eq!(inside(&zone, name, Kind::Aaaa), "fd00:10:5:8::9", "{name}");
-        assert_eq!(inside(&zone, name, Kind::Other), "", "{name}");
-        assert_eq!(inside(&zone, name, Kind::Any), "refused", "{name}");
     }
+    assert_eq!(inside(&zone, "dn1.loden.internal", Kind::Other), "");
+    assert_eq!(inside(&zone, "dn1.loden.internal", Kind::Any), "refused");
     assert_eq!(inside(&zone, "9.8.5.10.in-addr.arpa", Kind::Ptr), "dn1.hdfs.loden.internal");
     assert_eq!(inside(&zone, "9.8.5.10.in-addr.arpa", Kind::A), "");
     let v6 = "9.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.0.0.0.5.0.0.0.0.1.0.0.0.0.d.f.ip6.arpa";
@@ -129,7 +132,7 @@ fn what_is_not_there_is_told_at_once_and_what_is_not_ours_is_for_others() {
         ("hdfs.loden.internal", ""),
         ("x.dn1.hdfs.loden.internal", NO_NAME),
         ("a b.loden.internal", NO_NAME),
-        ("dn2", NO_NAME),
+        ("dn2", ""),
         ("loden.internal", ""),
         ("example.com", "elsewhere"),
         ("xloden.internal", "elsewhere"),
@@ -198,7 +201,7 @@ fn hosts_that_have_been_asked_for_are_followed() {
         assert_eq!(inside(&zone, &format!("{name}.host.loden.internal"), Kind::A), address, "{name}");
     }
     for (address, view) in [("192.0.2.9", View::Overlay), ("192.0.2.2", View::Outside)] {
-        assert_eq!(zone.view(ip(address)), view, "{address}");
+        assert_eq!(zone.view(ip(address), ip("192.0.2.1")), view, "{address}");
     }
 }
 
@@ -251,11 +254,57 @@ fn those_outside_are_told_of_hosts_alone() {
 #[test]
 fn who_asks_is_told_by_his_address() {
     let zone = zone(&[]);
-    for inside in ["10.5.250.3", "fd00:10:5:ffff::1", "127.0.0.1", "::1", "192.0.2.2", "::ffff:192.0.2.3"] {
-        assert_eq!(zone.view(ip(inside)), View::Overlay, "{inside}");
+    let (public, gateway) = (ip("192.0.2.1"), ip("10.5.7.1"));
+    for inside in
+        ["10.5.250.3", "10.5.7.1", "fd00:10:5:ffff::1", "127.0.0.1", "::1", "192.0.2.2", "::ffff:192.0.2.3"]
+    {
+        assert_eq!(zone.view(ip(inside), public), View::Overlay, "{inside}");
     }
     for outside in ["10.6.0.1", "192.0.2.4", "169.254.1.1", "2001:db8::1"] {
-        assert_eq!(zone.view(ip(outside)), View::Outside, "{outside}");
+        assert_eq!(zone.view(ip(outside), public), View::Outside, "{outside}");
+    }
+    let mut with_docker = settings();
+    with_docker.local_networks = vec!["172.17.0.0/16".parse().expect("network")];
+    let with_docker = Zone::new(with_docker);
+    for (at, view) in [("169.254.53.53", View::Overlay), ("192.0.2.1", View::Outside)] {
+        assert_eq!(with_docker.view(ip("172.17.0.2"), ip(at)), view, "{at}");
+    }
+    // Whom another host brings into the overlay has that host's address.
+    for brought in ["10.5.8.0", "fd00:10:5:8::", "192.0.2.2"] {
+        assert_eq!(zone.view(ip(brought), gateway), View::Outside, "{brought}");
+    }
+    assert_eq!(zone.view(public, gateway), View::Overlay, "this host itself");
+}
+
+#[test]
+fn until_all_names_are_known_none_is_denied() {
+    let mut starting = Zone::new(settings());
+    starting.set_names(table(&[(key(A, "c1"), record(&["dn1"], &[], &["10.5.7.9"], 1))]));
+    assert_eq!(inside(&starting, "dn1.loden.internal", Kind::A), "10.5.7.9");
+    for unknown in ["dn2.loden.internal", "dn2", "r9.host.loden.internal", "10.8.5.10.in-addr.arpa"] {
+        assert_eq!(starting.answer(View::Overlay, unknown, Kind::A, 0), Answer::NotYet, "{unknown}");
+    }
+    starting.set_complete();
+    assert_eq!(inside(&starting, "dn2.loden.internal", Kind::A), NO_NAME);
+}
+
+#[test]
+fn nobody_takes_a_hosts_names() {
+    let evil = record(&["r9.host", "web"], &["gw.r1.host"], &["10.5.7.1", "10.5.7.0", "10.5.7.9"], 9);
+    let zone = zone(&[(key(A, "evil"), evil)]);
+    assert_eq!(zone.name_of(ip("10.5.7.1")), Some(dns_name("gw.r1.host.loden.internal")));
+    assert_eq!(zone.name_of(ip("10.5.7.0")), Some(dns_name("vtep.r1.host.loden.internal")));
+    assert_eq!(zone.name_of(ip("10.5.7.9")), Some(dns_name("web.loden.internal")));
+    assert_eq!(inside(&zone, "r9.host.loden.internal", Kind::A), NO_NAME);
+}
+
+#[test]
+fn names_of_one_label_are_known_or_nobodys() {
+    let zone = zone(&[(key(A, "c1"), record(&["com"], &[], &["10.5.7.9"], 1))]);
+    assert_eq!(inside(&zone, "com", Kind::A), "10.5.7.9");
+    assert_eq!(inside(&zone, "org", Kind::Aaaa), "", "below it may be names of others");
+    for kind in [Kind::Ns, Kind::Soa, Kind::Other, Kind::Any] {
+        assert_eq!(inside(&zone, "com", kind), "elsewhere", "{kind:?}");
     }
 }
 
