@@ -169,6 +169,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let names = Names {
         manual: manual.watch(),
         folder: options.run_dir.join("ipam"),
+        state: state.clone(),
         store,
         writer,
         configs: configs.clone(),

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use loden_core::peers::Peer;
+use loden_proto::name_record::NameRecord;
 use loden_proto::{Family, Mac};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -43,6 +44,19 @@ pub struct Last {
     /// MACs of our VXLAN devices.
     pub macs: BTreeMap<Family, Mac>,
 }
+
+/// An endpoint's names as another host told them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RememberedName {
+    /// The host's lease, as its key in etcd.
+    pub lease: String,
+    /// The endpoint.
+    pub endpoint: String,
+    /// What it told.
+    pub record: NameRecord,
+}
+
+const REMEMBERED_NAMES: &str = "others-names.json";
 
 impl StateDir {
     /// Opens the folder, making it if need be.
@@ -82,7 +96,7 @@ impl StateDir {
 
     /// Forgets subnet, MACs, peers and names by hand.
     pub fn forget(&self) {
-        for name in ["last.json", "peers.json", "names.json"] {
+        for name in ["last.json", "peers.json", "names.json", REMEMBERED_NAMES] {
             let _ = std::fs::remove_file(self.folder.join(name));
         }
     }
@@ -143,6 +157,16 @@ impl StateDir {
     /// Remembers them.
     pub fn save_names(&self, names: &[Value]) -> io::Result<()> {
         self.write("names.json", &names)
+    }
+
+    /// The names of other hosts known last.
+    pub fn remembered_names(&self) -> Vec<RememberedName> {
+        self.read(REMEMBERED_NAMES).unwrap_or_default()
+    }
+
+    /// Remembers them.
+    pub fn save_remembered_names(&self, names: impl Iterator<Item = RememberedName>) -> io::Result<()> {
+        self.write(REMEMBERED_NAMES, &names.collect::<Vec<_>>())
     }
 
     fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Option<T> {

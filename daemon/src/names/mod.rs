@@ -6,6 +6,7 @@
 //! - `docker_api`: how it is asked
 //! - `local`: what this host says of its own endpoints
 //! - `manual`: what operators say
+//! - `remembered`: what others say, over a restart
 //! - `answers`: what is told about names on the local socket
 
 mod answers;
@@ -13,6 +14,7 @@ pub mod docker;
 mod docker_api;
 mod local;
 mod manual;
+mod remembered;
 mod task;
 
 pub use answers::Answers;

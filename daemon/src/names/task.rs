@@ -10,7 +10,7 @@ use std::time::Duration;
 use loden_core::Millis;
 use loden_core::backoff::Backoff;
 use loden_core::leases::LeaseRecord;
-use loden_core::names::{Hold, NameKey, Settings, Write, Zone, publication};
+use loden_core::names::{Hold, NameKey, NameTable, Settings, Write, Zone, publication};
 use loden_core::options::Listen;
 use loden_proto::config::NetworkConfig;
 use loden_proto::lease::LeaseKey;
@@ -20,11 +20,13 @@ use tokio::sync::watch;
 use super::docker;
 use super::local::{self, Local};
 use super::manual::Given;
+use super::remembered::Remembered;
 use crate::clock;
 use crate::dns::SharedZone;
 use crate::endpoints::{self, FolderWatch};
 use crate::lease::{LeaseState, OwnLease};
 use crate::reconcile::HostFacts;
+use crate::state::StateDir;
 use crate::store::{Feeds, View, Writer};
 
 /// How things stand with this host's own names.
@@ -54,6 +56,8 @@ pub struct Names {
     pub configs: watch::Receiver<Option<Arc<NetworkConfig>>>,
     /// Our own lease.
     pub own: watch::Receiver<OwnLease>,
+    /// Lasting state.
+    pub state: StateDir,
     /// The underlay.
     pub facts: watch::Receiver<Option<HostFacts>>,
     /// How long names of hosts stay that vanished all at once, in milliseconds.
@@ -153,11 +157,19 @@ impl Names {
         let files = FolderWatch::open()?;
         let mut ages = Ages::default();
         let mut hold = Hold::default();
+        let mut remembered = Remembered::new(self.state.clone());
+        let mut former = remembered.load();
         let mut backoff = Backoff::new(100, 5000);
         loop {
             files.cover(&self.folder);
-            let (own, problems) = self.look(&mut ages, &mut hold);
+            let (own, problems) = self.look(&mut ages, &mut hold, &former);
             let mut wait = FULL_LOOK;
+            if self.store.views.borrow().synced {
+                former = NameTable::default();
+                let names = self.store.names.borrow().clone();
+                let again = remembered.keep(&names, own.as_ref().map(|own| own.key));
+                wait = again.map_or(wait, |again| wait.min(Duration::from_millis(again + 1)));
+            }
             if let Some(at) = hold.next_deadline() {
                 wait = wait.min(Duration::from_millis(at.saturating_sub(clock::now()) + 1));
             }
@@ -203,14 +215,18 @@ impl Names {
     }
 
     /// Brings the zone to what there is; returns what etcd should have of us, and what can be no name.
-    fn look(&mut self, ages: &mut Ages, hold: &mut Hold) -> (Option<Own>, Vec<String>) {
+    /// `former`: what was known of others in our former life, which counts until etcd has told.
+    fn look(&mut self, ages: &mut Ages, hold: &mut Hold, former: &NameTable) -> (Option<Own>, Vec<String>) {
         let names = self.store.names.borrow_and_update().clone();
         let view = self.store.views.borrow_and_update().clone();
         let config = self.configs.borrow_and_update().clone();
         let lease = self.own.borrow_and_update().clone();
         let facts = self.facts.borrow_and_update().clone();
         let underlay = facts.as_ref().and_then(|f| f.underlay.as_ref().ok());
-        let others = hold.keep(names.clone(), &view.table, self.hold, clock::now());
+        let others = match view.synced {
+            true => hold.keep(names.clone(), &view.table, self.hold, clock::now()),
+            false => former.clone(),
+        };
         let mut zone = self.zone.write().unwrap_or_else(PoisonError::into_inner);
         let Some((config, dns)) = config.as_ref().and_then(|c| Some((c, c.dns.clone()?))) else {
             *zone = None;
