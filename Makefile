@@ -28,7 +28,7 @@ LAB_PACKAGES := etcd-server etcd-client nftables iproute2 jq procps util-linux l
 JAVA_PACKAGES := default-jre-headless
 # The library package: the server and its jars, without a service.
 ZOOKEEPER_PACKAGES := libzookeeper-java
-HDFS_PACKAGES := containernetworking-plugins iptables dnsmasq-base curl
+HDFS_PACKAGES := containernetworking-plugins iptables dnsmasq-base curl ca-certificates
 # Unpacked for the lab, not installed.
 DOCKER_PACKAGES := docker.io containerd runc busybox-static '?docker-cli'
 # Podman and the libraries of it that others seldom need, as Debian 12 and 13 name them.
@@ -94,7 +94,7 @@ example-hdfs: build hadoop
 	@scripts/install-deps $(LAB_PACKAGES) $(JAVA_PACKAGES) $(HDFS_PACKAGES)
 	@LODEN_BIN_DIR='$(TARGET)/debug' LODEN_HADOOP_JARS='$(PEERS)/hadoop' KEEP='$(KEEP)' examples/hdfs/run.sh
 hadoop: ## Fetch Hadoop's jars from Maven Central for the example
-	@scripts/install-deps curl
+	@scripts/install-deps curl ca-certificates
 	@scripts/fetch-jars '$(PEERS)/hadoop' examples/hdfs/jars.sha256
 
 # The lab makes network namespaces, so tests run as root; cargo itself stays as you are.

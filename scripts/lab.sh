@@ -86,7 +86,12 @@ holder() { awk -v name="$1" '$1 == name {print $2}' "$dir/holders"; }
 run_in() { # WHERE COMMAND…
     local where=$1 pid; shift
     pid=$(holder "$where")
-    if [ -z "$pid" ]; then
+    if [ -n "$pid" ]; then
+        case $where in
+        # Nothing of whoever calls leaks into a container.
+        */*) set -- env -i HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@" ;;
+        esac
+    else
         # A container that is a network namespace and nothing more.
         pid=$(holder "${where%%/*}")
         [ -n "$pid" ] || fail "there is no ${where%%/*} (there are: $(awk '$1 !~ /^launcher/ {print $1}' "$dir/holders" | xargs))"
@@ -138,6 +143,7 @@ hold() { # NAME: namespaces with a process that keeps them
         binds+=("${share%:*}" "$tree/${share##*:}")
     done
     mkdir -p "$dir/disk-$name"
+    : >"$dir/$name.log"
     # shellcheck disable=SC2016  # for the inner shell
     setsid unshare --mount --uts --net --pid --fork --kill-child=KILL sh -c '
         set -e
@@ -280,6 +286,7 @@ container() { # HOST/NAME [CNI_ARGS [PORT-MAPPINGS]]
 # with little more than the given resolv.conf, and the volumes.
 isolate() { # HOST/NAME NETNS RESOLV-CONF VOLUME…: SOURCE:TARGET, where SOURCE is a path of the host
     local host=${1%/*} name=${1#*/} launcher
+    : >"$dir/$host-$name.log"
     # shellcheck disable=SC2016  # for the inner shell
     setsid nsenter -t "$(holder "$host")" -m -u -i -n -p -- nsenter --net="$2" \
         unshare --mount --uts --ipc --pid --fork --kill-child=KILL sh -c '
@@ -288,7 +295,7 @@ isolate() { # HOST/NAME NETNS RESOLV-CONF VOLUME…: SOURCE:TARGET, where SOURCE
         shift 2
         mount -t tmpfs -o mode=755 tmpfs $root
         cd $root
-        mkdir -p dev etc proc run sys tmp usr var/tmp
+        mkdir -p dev etc proc root run sys tmp usr var/tmp
         chmod 1777 tmp var/tmp
         for folder in bin sbin lib lib32 lib64 libx32; do
             [ ! -L /$folder ] || cp -P /$folder .

@@ -78,7 +78,7 @@ up() {
     require ip nsenter unshare pivot_root setsid etcd etcdctl jq nft getent curl dnsmasq iptables
     [ -x "$cni_plugins/portmap" ] || fail "Debian's containernetworking-plugins is missing: run 'make example-hdfs'"
     [ -e "$jars/.list" ] || fail "Hadoop's jars are missing: run 'make example-hdfs'"
-    [ -x "${JAVA_HOME:-/usr/lib/jvm/default-java}/bin/java" ] || fail "Debian's default-jre-headless is missing: run 'make example-hdfs'"
+    [ -x /usr/lib/jvm/default-java/bin/java ] || fail "Debian's default-jre-headless is missing: run 'make example-hdfs'"
     # The router is the surrounding network's resolver as well: hosts ask it for all other names.
     export LODEN_DNS_UPSTREAM=192.0.2.1
     set_up

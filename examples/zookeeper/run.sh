@@ -116,7 +116,7 @@ up() {
 
     require ip nsenter unshare pivot_root setsid etcd etcdctl jq nft ss getent
     [ -e /usr/share/java/zookeeper.jar ] || fail "Debian's libzookeeper-java is missing: run 'make example-zookeeper'"
-    [ -x "${JAVA_HOME:-/usr/lib/jvm/default-java}/bin/java" ] || fail "Debian's default-jre-headless is missing: run 'make example-zookeeper'"
+    [ -x /usr/lib/jvm/default-java/bin/java ] || fail "Debian's default-jre-headless is missing: run 'make example-zookeeper'"
     set_up
     for host in "${hosts[@]}"; do echo "  $host     $(underlay "$host")  leases $(subnet "$host")"; done
 
