@@ -23,6 +23,12 @@ TEST_PACKAGES := etcd-server etcd-client nftables iproute2 iputils-ping iperf3 s
 	containernetworking-plugins dbus firewalld ufw network-manager bind9-dnsutils dnsmasq-base
 # A namespace and an etcd are all that a simulated fleet needs.
 SIM_PACKAGES := etcd-server etcd-client iproute2
+# What scripts/lab.sh needs, and a Java that needs no display.
+LAB_PACKAGES := etcd-server etcd-client nftables iproute2 jq procps util-linux libc-bin
+JAVA_PACKAGES := default-jre-headless
+# The library package: the server and its jars, without a service.
+ZOOKEEPER_PACKAGES := libzookeeper-java
+HDFS_PACKAGES := containernetworking-plugins iptables dnsmasq-base curl ca-certificates
 # Unpacked for the lab, not installed.
 DOCKER_PACKAGES := docker.io containerd runc busybox-static '?docker-cli'
 # Podman and the libraries of it that others seldom need, as Debian 12 and 13 name them.
@@ -78,6 +84,18 @@ release: build-deps ## Build the two binaries to install
 .PHONY: demo
 demo: deps build ## Three hosts on this machine, their containers talking (KEEP=1 leaves it running)
 	@LODEN_BIN_DIR='$(TARGET)/debug' KEEP='$(KEEP)' scripts/demo.sh
+
+.PHONY: examples example-zookeeper example-hdfs hadoop
+examples: example-zookeeper example-hdfs ## Real ZooKeeper and HDFS by name on three such hosts (examples/; each alone: example-zookeeper, example-hdfs)
+example-zookeeper: build
+	@scripts/install-deps $(LAB_PACKAGES) $(JAVA_PACKAGES) $(ZOOKEEPER_PACKAGES)
+	@LODEN_BIN_DIR='$(TARGET)/debug' KEEP='$(KEEP)' examples/zookeeper/run.sh
+example-hdfs: build hadoop
+	@scripts/install-deps $(LAB_PACKAGES) $(JAVA_PACKAGES) $(HDFS_PACKAGES)
+	@LODEN_BIN_DIR='$(TARGET)/debug' LODEN_HADOOP_JARS='$(PEERS)/hadoop' KEEP='$(KEEP)' examples/hdfs/run.sh
+hadoop: ## Fetch Hadoop's jars from Maven Central for the example
+	@scripts/install-deps curl ca-certificates
+	@scripts/fetch-jars '$(PEERS)/hadoop' examples/hdfs/jars.sha256
 
 # The lab makes network namespaces, so tests run as root; cargo itself stays as you are.
 ifneq ($(shell id -u),0)
