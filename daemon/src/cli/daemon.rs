@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgAction, Args, CommandFactory, ValueEnum};
+use loden_core::names::skydns_prefix;
 use loden_core::options::{self, Listen};
 use loden_core::underlay::UnderlayOptions;
 use loden_proto::{DEFAULT_FWMARK, DEFAULT_NETWORK, Subnet};
@@ -232,6 +233,10 @@ struct DnsArgs {
     /// Servers for all other names, comma-separated [default: those of /etc/resolv.conf]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns_upstream: Vec<IpAddr>,
+    /// Write this host's names to etcd in SkyDNS's layout as well, for CoreDNS's etcd plugin, which reads them
+    /// below KEY (its path; /skydns where none is given)
+    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "/skydns", value_parser = skydns_prefix)]
+    dns_export: Option<String>,
     /// Docker's socket. Its containers in the overlay get names; a path at which nothing is turns that off
     #[arg(long, value_name = "PATH", default_value = "/var/run/docker.sock")]
     docker_socket: PathBuf,
@@ -289,6 +294,14 @@ struct DaemonCommand {
 
 fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
     let mark = args.filters.mark.value_and_mask()?;
+    if let Some(key) = &args.dns.dns_export {
+        let (ours, theirs) = (format!("{}/", args.etcd.etcd_prefix.trim_end_matches('/')), format!("{key}/"));
+        anyhow::ensure!(
+            !ours.starts_with(&theirs) && !theirs.starts_with(&ours),
+            "--dns-export {key} and --etcd-prefix {} lie in one another; give one beside it, such as /skydns",
+            args.etcd.etcd_prefix
+        );
+    }
     let public = [args.underlay.public_ip.map(IpAddr::V4), args.underlay.public_ipv6.map(IpAddr::V6)];
     Ok(app::Options {
         etcd: args.etcd.options(),
@@ -298,6 +311,7 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
         state_dir: args.place.state_dir(),
         subnet_file: args.place.subnet_file(),
         dns_upstreams: args.dns.dns_upstream,
+        dns_export: args.dns.dns_export,
         socket_group: Some(args.socket_group).filter(|g| !g.is_empty()),
         docker_socket: args.dns.docker_socket,
         settings: Settings {

@@ -5,10 +5,12 @@
 //! - `docker`: what Docker says of its containers
 //! - `local`: what this host says of its own endpoints
 //! - `manual`: what operators say
+//! - `export`: brings them to where CoreDNS reads
 //! - `answers`: what is told about names on the local socket
 
 mod answers;
 pub mod docker;
+pub mod export;
 mod local;
 mod manual;
 mod task;

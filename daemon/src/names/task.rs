@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use loden_core::Millis;
 use loden_core::backoff::Backoff;
-use loden_core::names::{Hold, NameKey, Settings, Write, Zone, publication};
+use loden_core::names::{Hold, NameKey, Settings, Write, Zone, exported, publication};
 use loden_core::options::Listen;
 use loden_proto::config::NetworkConfig;
 use loden_proto::dns_name::DnsName;
@@ -18,6 +18,7 @@ use loden_proto::name_record::{ManualName, NameRecord, NameSource};
 use tokio::sync::watch;
 
 use super::docker;
+use super::export::Wanted;
 use super::local::{self, Local};
 use crate::clock;
 use crate::dns::SharedZone;
@@ -59,6 +60,10 @@ pub struct Names {
     pub manual: watch::Receiver<Arc<BTreeMap<DnsName, ManualName>>>,
     /// Docker's containers.
     pub docker: watch::Receiver<docker::Seen>,
+    /// Below which key CoreDNS reads names as well (`--dns-export`).
+    pub export: Option<String>,
+    /// Where it is told what should stand there.
+    pub exported: watch::Sender<Option<Wanted>>,
     /// Which kinds of addresses to answer on.
     pub listen: Vec<Listen>,
     /// What is served.
@@ -126,6 +131,12 @@ async fn at_leisure(views: &mut watch::Receiver<View>) -> Result<(), watch::erro
     views.changed().await?;
     tokio::time::sleep(LEASES).await;
     Ok(())
+}
+
+/// Our lease with its etcd lease; absent while it is not in etcd as ours.
+fn etcd_lease(own: &OwnLease, view: &View) -> Option<(LeaseKey, i64)> {
+    let key = own.key.filter(|_| own.state == LeaseState::Held)?;
+    Some((key, view.table.get(&key)?.etcd_lease))
 }
 
 /// What is to be written of our names, and where.
@@ -203,6 +214,10 @@ impl Names {
         let Some((config, dns)) = config.as_ref().and_then(|c| Some((c, c.dns.clone()?))) else {
             *zone = None;
             self.wanted.send_if_modified(|told| !std::mem::take(told).is_empty());
+            // Known not to be wanted, or not known.
+            if config.is_some() {
+                self.export(etcd_lease(&lease, &view), BTreeMap::new());
+            }
             return (None, Vec::new());
         };
         let endpoints = underlay.iter().flat_map(|u| &u.endpoints);
@@ -273,11 +288,22 @@ impl Names {
             let us = NameKey { lease: key, endpoint: endpoint.clone() };
             record.names.retain(|name| zone.owner(name).is_some_and(|(owner, _)| *owner == us));
         }
-        let etcd_lease = match lease.state {
-            LeaseState::Held => view.table.get(&key).map(|record| record.etcd_lease),
-            _ => None,
-        };
-        (Some(Own { key, etcd_lease, records }), problems)
+        let etcd_lease = etcd_lease(&lease, &view);
+        let export = self.export.as_ref().map(|prefix| exported(zone, key, prefix));
+        self.export(etcd_lease, export.unwrap_or_default());
+        (Some(Own { key, etcd_lease: etcd_lease.map(|(_, id)| id), records }), problems)
+    }
+
+    /// Says what should stand where CoreDNS reads. Nobody can tell without our lease.
+    fn export(&self, lease: Option<(LeaseKey, i64)>, records: BTreeMap<String, String>) {
+        let Some(lease) = lease else { return };
+        self.exported.send_if_modified(|told| {
+            if told.as_ref().is_some_and(|told| told.lease == lease && *told.records == records) {
+                return false;
+            }
+            *told = Some(Wanted { lease, records: Arc::new(records) });
+            true
+        });
     }
 
     fn tell(&self, own: Option<Own>, unwritten: BTreeSet<Arc<str>>, problems: Vec<String>) {

@@ -7,6 +7,7 @@ mod hold;
 mod manual;
 mod message;
 mod publish;
+mod skydns;
 mod table;
 mod zone;
 
@@ -15,5 +16,6 @@ pub use hold::Hold;
 pub use manual::judge_manual;
 pub use message::{MAX_DATAGRAM, Reply, Transport, failure, reply};
 pub use publish::{Write, publication};
+pub use skydns::{exported, skydns_prefix};
 pub use table::{NameEntry, NameKey, NameTable};
 pub use zone::{Answer, Data, Kind, Record, Settings, View, Zone};

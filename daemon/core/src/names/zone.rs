@@ -256,6 +256,11 @@ impl Zone {
         self.names.iter().filter_map(|(key, entry)| Some((key, entry.record.as_ref().ok()?)))
     }
 
+    /// Those of one host.
+    pub(super) fn records_of(&self, host: LeaseKey) -> impl Iterator<Item = (&NameKey, &NameRecord)> {
+        self.names.of(host).filter_map(|(key, entry)| Some((key, entry.record.as_ref().ok()?)))
+    }
+
     /// What a host is called.
     pub fn host_name(&self, key: &LeaseKey) -> String {
         self.label_of(key).unwrap_or_else(|| numbered(key))
@@ -281,7 +286,7 @@ impl Zone {
     }
 
     /// The addresses of a record that its host may speak for: those of its lease, and such as are no overlay's.
-    fn sound_addresses<'a>(
+    pub(super) fn sound_addresses<'a>(
         &'a self,
         key: &'a NameKey,
         record: &'a NameRecord,
@@ -499,10 +504,10 @@ impl Zone {
         let network = self.settings.networks.iter().find(|n| n.contains_subnet(&asked));
         let apex = match network {
             // Of hosts' own addresses we know those we know, and nobody else's.
-            None if ours && view == View::Overlay => reverse_name(&asked),
+            None if ours && view == View::Overlay => reverse_apex(&asked),
             None => return elsewhere,
             Some(_) if view == View::Outside => return Answer::Refused,
-            Some(network) => reverse_name(&cut(network, asked.address())),
+            Some(network) => reverse_apex(&cut(network, asked.address())),
         };
         let Ok(apex) = apex.parse::<DnsName>() else { return elsewhere };
         if kind == Kind::Any {
@@ -659,16 +664,25 @@ fn reverse(name: &str) -> Option<Subnet> {
 }
 
 /// The other way; the length is one that names can have.
-fn reverse_name(subnet: &Subnet) -> String {
-    match subnet.address() {
+fn reverse_apex(subnet: &Subnet) -> String {
+    reverse_labels(subnet.address(), subnet.length())
+}
+
+/// The same for an address.
+pub(super) fn reverse_name(address: IpAddr) -> String {
+    reverse_labels(address, Family::of(address).bits())
+}
+
+fn reverse_labels(address: IpAddr, length: u8) -> String {
+    match address {
         IpAddr::V4(ip) => {
             let octets = ip.octets();
-            let labels = octets[..usize::from(subnet.length() / 8)].iter().rev().map(u8::to_string);
+            let labels = octets[..usize::from(length / 8)].iter().rev().map(u8::to_string);
             labels.chain(["in-addr.arpa".into()]).collect::<Vec<_>>().join(".")
         }
         IpAddr::V6(ip) => {
             let bits = ip.to_bits();
-            let nibbles = (0..u32::from(subnet.length() / 4)).rev();
+            let nibbles = (0..u32::from(length / 4)).rev();
             let labels = nibbles.map(|i| format!("{:x}", bits >> (124 - 4 * i) & 0xf));
             labels.chain(["ip6.arpa".into()]).collect::<Vec<_>>().join(".")
         }
