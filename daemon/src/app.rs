@@ -48,6 +48,7 @@ use crate::kernel::{Kernel, Ports, Watch};
 use crate::lease::{Keeper, KeeperOptions, LeaseState, OwnLease};
 use crate::lock;
 use crate::names::export::Exporter;
+use crate::names::import::Importer;
 use crate::names::{self, Answers, Manual, Names};
 use crate::network_config;
 use crate::reconcile::{HostFacts, Reconciler, Settings};
@@ -77,6 +78,8 @@ pub struct Options {
     pub dns_upstreams: Vec<IpAddr>,
     /// Below which key names are written once more, for CoreDNS.
     pub dns_export: Option<String>,
+    /// Below which key others have written names, in the same layout.
+    pub dns_import: Option<String>,
     /// Who may ask on the socket.
     pub socket_group: Option<String>,
     /// Where Docker would be.
@@ -178,6 +181,21 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         views: views.clone(),
         problem: export_problem_sender,
     };
+    let (import_problem_sender, import_problem) = watch::channel(None);
+    let (importer, imported) = match options.dns_import.clone() {
+        Some(prefix) => {
+            let (imported_sender, imported) = watch::channel(Default::default());
+            let importer = Importer {
+                prefix,
+                configs: configs.clone(),
+                connections: store.connections.clone(),
+                imported: imported_sender,
+                problem: import_problem_sender,
+            };
+            (Some(importer), Some(imported))
+        }
+        None => (None, None),
+    };
     let names = Names {
         manual: manual.watch(),
         folder: options.run_dir.join("ipam"),
@@ -189,6 +207,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         hold: options.settings.hold,
         export: options.dns_export.clone(),
         exported: exported_sender,
+        imported,
         docker: docker.clone(),
         listen: options.settings.options.dns_listen.clone(),
         zone: zone.clone(),
@@ -214,7 +233,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         docker_user: standing,
         docker,
         names: Answers { zone, standing: own_names, manual },
-        exported: export_problem,
+        skydns: [export_problem, import_problem],
         listening: listening.clone(),
         questions,
         judged: Default::default(),
@@ -245,6 +264,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(names.run());
     tasks.spawn(docker_names.run());
     tasks.spawn(exporter.run());
+    if let Some(importer) = importer {
+        tasks.spawn(importer.run());
+    }
     tasks.spawn(async { status::serve(listener, sources, socket).await });
     let known = Known { state, configs, own, facts, in_place, endpoints, listening };
     tasks.spawn(announce(options, known, subnet_sender));

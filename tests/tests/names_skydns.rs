@@ -210,3 +210,74 @@ fn an_export_that_etcd_refuses_is_told_and_harms_no_name() {
     let lines = daemon.log().lines().filter(|line| line.contains("--dns-export")).count();
     assert_eq!(lines, 1, "{}", daemon.log());
 }
+
+#[test]
+fn what_others_have_written_is_served_with_our_own() {
+    let lab = Lab::new("skydns-import");
+    let etcd = lab.etcd();
+    etcd.config(&Stack::Four.vxlan());
+    etcd.put("/skydns/internal/loden/legacy/x1", r#"{"host":"10.99.0.1"}"#);
+    let [a, b] = lab.hosts();
+    let importing = a.daemon(&["--dns-export", "--dns-import"]).ready();
+    let _without = b.daemon(&[]).ready();
+    let (dn1, other) = (container(&a, "dn1"), container(&b, "dn2"));
+    let ns = dn1.ns();
+    says(ns, SHARED, "legacy.loden.internal A", &["10.99.0.1"]);
+    says(ns, SHARED, "legacy A", &["10.99.0.1"]);
+    says(ns, SHARED, "x1.legacy.loden.internal A", &["10.99.0.1"]);
+    says(other.ns(), SHARED, "legacy.loden.internal A", &[]);
+
+    // What comes later; what is wrong is passed over, and told once.
+    for (key, value) in [
+        ("internal/loden/legacy/x2", "rubbish"),
+        ("internal/loden/legacy/x3", r#"{"host":"10.99.0.3","port":8080,"ttl":60}"#),
+        ("internal/loden/dn1/x1", r#"{"host":"10.99.0.66"}"#),
+        ("arpa/in-addr/10/5/200/9", r#"{"host":"x1.legacy.loden.internal"}"#),
+    ] {
+        etcd.put(&format!("/skydns/{key}"), value);
+    }
+    says(ns, SHARED, "legacy.loden.internal A", &["10.99.0.1", "10.99.0.3"]);
+    says(ns, SHARED, "legacy.loden.internal SRV", &["10 100 8080 x3.legacy.loden.internal."]);
+    says(ns, SHARED, "-x 10.5.200.9", &["x1.legacy.loden.internal."]);
+    let ttl = dig(ns, &format!("@{SHARED} x3.legacy.{ZONE} A")).text;
+    assert!(ttl.lines().any(|line| line.split_whitespace().nth(1) == Some("60")), "{ttl}");
+    let problems = || {
+        let names: Value =
+            serde_json::from_str(&a.loden(&["names", "--json"]).expect_success()).expect("JSON");
+        names["problems"].to_string()
+    };
+    assert!(problems().contains("/skydns/internal/loden/legacy/x2"), "{}", problems());
+
+    // Our own win, and those that we have exported are not imported.
+    both_ways(ns, SHARED, "dn1", dn1.address());
+    eventually(SOON, "it is exported", || {
+        let keys = exported(&etcd, &a, "/skydns/internal/loden/dn1/")?;
+        if keys.len() == 1 { Ok(()) } else { Err(format!("{keys:?}")) }
+    });
+    says(ns, SHARED, "x1.dn1.loden.internal A", &["10.99.0.66"]);
+    says(ns, SHARED, "loden-1.dn1.loden.internal A", &[]);
+
+    // They stay while etcd is away, and what is changed afterwards is heard of.
+    etcd.stop();
+    eventually(SOON, "a knows that etcd is away", || {
+        if a.try_status(&[])?.etcd.connected { Err("connected".to_owned()) } else { Ok(()) }
+    });
+    says(ns, SHARED, "legacy.loden.internal A", &["10.99.0.1", "10.99.0.3"]);
+    etcd.start();
+    etcd.delete("/skydns/internal/loden/legacy/x1");
+    etcd.put("/skydns/internal/loden/legacy/x2", r#"{"host":"10.99.0.2"}"#);
+    says(ns, SHARED, "legacy.loden.internal A", &["10.99.0.2", "10.99.0.3"]);
+    eventually(SOON, "nothing is wrong any more", || match problems() {
+        text if text == "[]" => Ok(()),
+        text => Err(text),
+    });
+    let lines = importing.log().lines().filter(|line| line.contains("legacy/x2")).count();
+    assert_eq!(lines, 1, "{}", importing.log());
+    // Another zone, other keys.
+    etcd.put("/skydns/test/zone/legacy", r#"{"host":"10.99.0.4"}"#);
+    let mut config: Value = serde_json::from_str(&Stack::Four.vxlan()).expect("JSON");
+    config["DNS"] = json!({"Zone": "zone.test"});
+    etcd.config(&config.to_string());
+    says(ns, SHARED, "legacy.zone.test A", &["10.99.0.4"]);
+    lab.check_invariants();
+}

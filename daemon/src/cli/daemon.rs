@@ -237,6 +237,10 @@ struct DnsArgs {
     /// below KEY (its path; /skydns where none is given)
     #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "/skydns", value_parser = skydns_prefix)]
     dns_export: Option<String>,
+    /// Serve what others have written in this layout below KEY for our zone and for addresses of our networks,
+    /// where no container has the name or the address
+    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "/skydns", value_parser = skydns_prefix)]
+    dns_import: Option<String>,
     /// Docker's socket. Its containers in the overlay get names; a path at which nothing is turns that off
     #[arg(long, value_name = "PATH", default_value = "/var/run/docker.sock")]
     docker_socket: PathBuf,
@@ -294,11 +298,12 @@ struct DaemonCommand {
 
 fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
     let mark = args.filters.mark.value_and_mask()?;
-    if let Some(key) = &args.dns.dns_export {
+    let keys = [("--dns-export", &args.dns.dns_export), ("--dns-import", &args.dns.dns_import)];
+    for (flag, key) in keys.into_iter().filter_map(|(flag, key)| Some((flag, key.as_ref()?))) {
         let (ours, theirs) = (format!("{}/", args.etcd.etcd_prefix.trim_end_matches('/')), format!("{key}/"));
         anyhow::ensure!(
             !ours.starts_with(&theirs) && !theirs.starts_with(&ours),
-            "--dns-export {key} and --etcd-prefix {} lie in one another; give one beside it, such as /skydns",
+            "{flag} {key} and --etcd-prefix {} lie in one another; give one beside it, such as /skydns",
             args.etcd.etcd_prefix
         );
     }
@@ -312,6 +317,7 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
         subnet_file: args.place.subnet_file(),
         dns_upstreams: args.dns.dns_upstream,
         dns_export: args.dns.dns_export,
+        dns_import: args.dns.dns_import,
         socket_group: Some(args.socket_group).filter(|g| !g.is_empty()),
         docker_socket: args.dns.docker_socket,
         settings: Settings {

@@ -6,11 +6,13 @@
 //! - `local`: what this host says of its own endpoints
 //! - `manual`: what operators say
 //! - `export`: brings them to where CoreDNS reads
+//! - `import`: follows what others have written there
 //! - `answers`: what is told about names on the local socket
 
 mod answers;
 pub mod docker;
 pub mod export;
+pub mod import;
 mod local;
 mod manual;
 mod task;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use loden_core::Millis;
 use loden_core::backoff::Backoff;
-use loden_core::names::{Hold, NameKey, Settings, Write, Zone, exported, publication};
+use loden_core::names::{Hold, Imported, NameKey, Settings, Write, Zone, exported, publication};
 use loden_core::options::Listen;
 use loden_proto::config::NetworkConfig;
 use loden_proto::dns_name::DnsName;
@@ -64,6 +64,8 @@ pub struct Names {
     pub export: Option<String>,
     /// Where it is told what should stand there.
     pub exported: watch::Sender<Option<Wanted>>,
+    /// What others have written for CoreDNS (`--dns-import`).
+    pub imported: Option<watch::Receiver<Arc<Imported>>>,
     /// Which kinds of addresses to answer on.
     pub listen: Vec<Listen>,
     /// What is served.
@@ -77,8 +79,8 @@ pub struct Names {
 /// How long etcd may take for a write. Meanwhile new containers have no name, and their ADD waits.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Leases that change within this time are looked at together: they tell where hosts are, which few ask for,
-/// and ten thousand can come at once.
-const LEASES: Duration = Duration::from_millis(250);
+/// and ten thousand can come at once. So are records of others.
+const LEISURE: Duration = Duration::from_millis(250);
 /// In case a notice was lost.
 const FULL_LOOK: Duration = Duration::from_secs(30);
 
@@ -126,11 +128,19 @@ impl Ages {
     }
 }
 
-/// Returns a while after etcd's view has changed.
-async fn at_leisure(views: &mut watch::Receiver<View>) -> Result<(), watch::error::RecvError> {
-    views.changed().await?;
-    tokio::time::sleep(LEASES).await;
+/// Returns a while after a feed has changed.
+async fn at_leisure<T>(feed: &mut watch::Receiver<T>) -> Result<(), watch::error::RecvError> {
+    feed.changed().await?;
+    tokio::time::sleep(LEISURE).await;
     Ok(())
+}
+
+/// The same for a feed that there may not be.
+async fn at_leisure_if_any<T>(feed: Option<&mut watch::Receiver<T>>) -> Result<(), watch::error::RecvError> {
+    match feed {
+        Some(feed) => at_leisure(feed).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Our lease with its etcd lease; absent while it is not in etcd as ours.
@@ -185,6 +195,7 @@ impl Names {
                 changed = self.facts.changed() => changed?,
                 changed = self.manual.changed() => changed?,
                 changed = self.docker.changed() => changed?,
+                changed = at_leisure_if_any(self.imported.as_mut()) => changed?,
                 changed = files.changed() => changed?,
                 () = tokio::time::sleep(wait) => {}
             }
@@ -245,9 +256,15 @@ impl Names {
             zone.set(settings.clone());
         }
         zone.set_leases(view.table.clone());
+        let mut problems = Vec::new();
+        if let Some(imported) = &mut self.imported {
+            let imported = imported.borrow_and_update().clone();
+            problems.extend(imported.problems());
+            zone.set_imported(imported);
+        }
         let Some(key) = lease.key else {
             zone.set_names(others);
-            return (None, Vec::new());
+            return (None, problems);
         };
         // Others' first, so that who is new here knows whom it follows.
         let mine =
@@ -255,7 +272,6 @@ impl Names {
         let written: BTreeMap<Arc<str>, NameRecord> = mine.collect();
         zone.set_names(others.with_own(key, written.clone()));
         let found = endpoints::all(&self.folder);
-        let mut problems = Vec::new();
         let mut records = BTreeMap::new();
         let mut known = local::of_allocations(&found, &settings.dns.zone);
         let docker = self.docker.borrow_and_update().containers.clone();

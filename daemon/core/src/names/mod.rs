@@ -4,6 +4,7 @@
 pub mod docker;
 mod given;
 mod hold;
+mod imported;
 mod manual;
 mod message;
 mod publish;
@@ -13,6 +14,7 @@ mod zone;
 
 pub use given::Given;
 pub use hold::Hold;
+pub use imported::{Imported, Place};
 pub use manual::judge_manual;
 pub use message::{MAX_DATAGRAM, Reply, Transport, failure, reply};
 pub use publish::{Write, publication};

@@ -62,7 +62,8 @@ pub fn exported(zone: &Zone, host: LeaseKey, prefix: &str) -> BTreeMap<String, S
     all
 }
 
-fn path<'a>(prefix: &str, labels: impl DoubleEndedIterator<Item = &'a str>) -> String {
+/// The key of a name.
+pub(super) fn path<'a>(prefix: &str, labels: impl DoubleEndedIterator<Item = &'a str>) -> String {
     labels.rev().fold(prefix.to_owned(), |path, label| format!("{path}/{label}"))
 }
 

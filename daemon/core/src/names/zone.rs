@@ -12,6 +12,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use loden_proto::config::{Dns, Outside};
 use loden_proto::dns_name::DnsName;
@@ -19,8 +20,11 @@ use loden_proto::lease::{LeaseKey, LeaseValue};
 use loden_proto::name_record::{NameRecord, Protocol, PublishedPort};
 use loden_proto::{Family, Subnet};
 
-use super::{NameEntry, NameKey, NameTable};
+use super::{Imported, NameEntry, NameKey, NameTable};
 use crate::leases::{LeaseRecord, LeaseTable};
+
+/// An answer has so many addresses at most, from what others have written.
+const MOST_ANSWERS: usize = 100;
 
 /// The label below which hosts are; no container can be there.
 pub(super) const HOSTS: &str = "host";
@@ -62,6 +66,14 @@ pub struct Record {
     pub owner: Option<DnsName>,
     /// What.
     pub data: Data,
+    /// For how many seconds it may be remembered, if not for those of the zone.
+    pub ttl: Option<u32>,
+}
+
+impl Record {
+    fn new(owner: Option<DnsName>, data: Data) -> Self {
+        Self { owner, data, ttl: None }
+    }
 }
 
 /// A record's data.
@@ -71,8 +83,17 @@ pub enum Data {
     Address(IpAddr),
     /// The name of an address.
     Ptr(DnsName),
-    /// A port at a name (RFC 2782). Priority 0, weight 100.
-    Srv(u16, DnsName),
+    /// A port at a name (RFC 2782).
+    Srv {
+        /// Of several, those of the least are tried first.
+        priority: u16,
+        /// How often it is chosen among those of its priority.
+        weight: u16,
+        /// Where it listens.
+        port: u16,
+        /// At which name.
+        target: DnsName,
+    },
     /// A name server.
     Ns(DnsName),
     /// Start of authority.
@@ -130,6 +151,8 @@ pub struct Zone {
     hosts: BTreeSet<(u32, LeaseKey)>,
     /// Leases by public addresses.
     publics: BTreeSet<(IpAddr, LeaseKey)>,
+    /// What others say.
+    imported: Arc<Imported>,
 }
 
 impl Zone {
@@ -145,6 +168,7 @@ impl Zone {
             above: HashMap::new(),
             hosts: BTreeSet::new(),
             publics: BTreeSet::new(),
+            imported: Arc::default(),
         }
     }
 
@@ -346,12 +370,12 @@ impl Zone {
         let (mut answers, mut additional) = (Vec::new(), Vec::new());
         match kind {
             Kind::Any => return Answer::Refused,
-            Kind::Soa => answers.push(Record { owner: None, data: Data::Soa }),
+            Kind::Soa => answers.push(Record::new(None, Data::Soa)),
             Kind::Ns => {
                 let server = self.name_server();
-                let owned = |address| Record { owner: Some(server.clone()), data: Data::Address(address) };
+                let owned = |address| Record::new(Some(server.clone()), Data::Address(address));
                 additional.extend(self.server_addresses(view).into_iter().map(owned));
-                answers.push(Record { owner: None, data: Data::Ns(server.clone()) });
+                answers.push(Record::new(None, Data::Ns(server.clone())));
             }
             _ => {}
         }
@@ -372,6 +396,11 @@ impl Zone {
 
     /// Records of a name relative to the zone; `None` where there is no such name.
     fn lookup(&self, view: View, name: &str, kind: Kind) -> Option<(Vec<Record>, Vec<Record>)> {
+        self.find(view, name, kind, true)
+    }
+
+    /// `follow`: what others have written may lead to another name.
+    fn find(&self, view: View, name: &str, kind: Kind, follow: bool) -> Option<(Vec<Record>, Vec<Record>)> {
         let Ok(name) = name.parse::<DnsName>() else { return None };
         let labels: Vec<&str> = name.labels().collect();
         if let Some((&HOSTS, host)) = labels.split_last() {
@@ -379,6 +408,7 @@ impl Zone {
             return Some((wanted(kind, addresses), Vec::new()));
         }
         let holders = self.holders(&name);
+        let ours = !holders.is_empty();
         let seen: Vec<_> = holders.into_iter().filter(|(_, record)| self.shows(view, record)).collect();
         if !seen.is_empty() {
             if kind == Kind::Srv {
@@ -389,6 +419,9 @@ impl Zone {
         }
         if let Some(services) = self.service(view, &labels, kind) {
             return Some(services);
+        }
+        if !ours && let Some(imported) = self.imported_records(view, &name, kind, follow) {
+            return Some(imported);
         }
         // Something is below it.
         self.above.contains_key(&name).then(Default::default)
@@ -453,9 +486,11 @@ impl Zone {
             let target = self.full(name.as_str());
             let number = |p: &PublishedPort| if view == View::Overlay { p.port } else { p.host_port };
             let ports: BTreeSet<u16> = record.ports.iter().filter(|p| asked(p)).map(number).collect();
-            let srv = |port| Record { owner: None, data: Data::Srv(port, target.clone()) };
+            // Any weight, as long as all have the same.
+            let data = |port| Data::Srv { priority: 0, weight: 100, port, target: target.clone() };
+            let srv = |port| Record::new(None, data(port));
             answers.extend(ports.into_iter().map(srv));
-            let address = |a| Record { owner: Some(target.clone()), data: Data::Address(a) };
+            let address = |a| Record::new(Some(target.clone()), Data::Address(a));
             additional.extend(self.seen_addresses(view, key, record).into_iter().map(address));
         }
         if answers.is_empty() {
@@ -513,22 +548,32 @@ impl Zone {
         if kind == Kind::Any {
             return Answer::Refused;
         }
-        let found = |data: Option<Data>| Answer::Found {
-            answers: data.map(|data| Record { owner: None, data }).into_iter().collect(),
+        let found = |data: Option<Data>, ttl: Option<u32>| Answer::Found {
+            answers: data.map(|data| Record { owner: None, data, ttl }).into_iter().collect(),
             additional: Vec::new(),
             apex: apex.clone(),
         };
         if name == apex.as_str() && matches!(kind, Kind::Soa | Kind::Ns) {
-            return found(Some(if kind == Kind::Soa { Data::Soa } else { Data::Ns(self.name_server()) }));
+            return found(
+                Some(if kind == Kind::Soa { Data::Soa } else { Data::Ns(self.name_server()) }),
+                None,
+            );
         }
         // Above a single address there may always be one.
         if asked.length() < asked.family().bits() {
-            return found(None);
+            return found(None, None);
         }
-        match self.name_of(asked.address()) {
-            Some(name) => found((kind == Kind::Ptr).then_some(Data::Ptr(name))),
+        let own = self.name_of(asked.address()).map(|name| (name, None));
+        let others = || self.imported.name_of(asked.address()).filter(|_| self.is_free(asked.address()));
+        match own.or_else(others) {
+            Some((name, ttl)) => found((kind == Kind::Ptr).then_some(Data::Ptr(name)), ttl),
             None => Answer::NoName(apex),
         }
+    }
+
+    /// Whether none of ours has an address; one whose name is another's by now has it all the same.
+    fn is_free(&self, address: IpAddr) -> bool {
+        !self.addresses.contains_key(&address)
     }
 
     fn is_public(&self, address: IpAddr) -> bool {
@@ -632,12 +677,12 @@ fn wanted(kind: Kind, addresses: Vec<IpAddr>) -> Vec<Record> {
         Kind::Aaaa => address.is_ipv6(),
         _ => false,
     };
-    let record = |address| Record { owner: None, data: Data::Address(address) };
+    let record = |address| Record::new(None, Data::Address(address));
     addresses.into_iter().filter(fits).map(record).collect()
 }
 
 /// The prefix that a name below `in-addr.arpa` or `ip6.arpa` stands for (RFC 1035 §3.5, RFC 3596 §2.5).
-fn reverse(name: &str) -> Option<Subnet> {
+pub(super) fn reverse(name: &str) -> Option<Subnet> {
     if let Some(rest) = name.strip_suffix(".in-addr.arpa") {
         let mut octets = [0; 4];
         let mut length = 0;
@@ -696,6 +741,9 @@ fn cut(network: &Subnet, address: IpAddr) -> Subnet {
     let length = network.length().div_ceil(step) * step;
     Subnet::containing(address, length).unwrap_or(*network)
 }
+
+#[path = "zone_imported.rs"]
+mod imported;
 
 #[cfg(test)]
 #[path = "zone_tests.rs"]
