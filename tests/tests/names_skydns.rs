@@ -121,15 +121,11 @@ fn an_export_is_kept_as_it_should_be_and_goes_with_its_flag() {
         etcd.put(key, r#"{"host":"10.99.0.1"}"#);
     }
     let dn1 = container(a, "dn1");
-    let [one, two, three, four] = <[u8; 4]>::try_from(match dn1.address() {
-        IpAddr::V4(ip) => ip.octets(),
-        IpAddr::V6(ip) => panic!("{ip}"),
-    })
-    .expect("four");
+    let address = dn1.address().to_string();
     let keys = |prefix: &str| {
         let mut keys = vec![
-            format!("{prefix}/arpa/in-addr/{one}/{two}/{three}/{four}"),
-            format!("{prefix}/internal/loden/all/loden-{one}-{two}-{three}-{four}"),
+            format!("{prefix}/arpa/in-addr/{}", address.replace('.', "/")),
+            format!("{prefix}/internal/loden/all/loden-{}", address.replace('.', "-")),
             format!("{prefix}/internal/loden/dn1/loden-1"),
         ];
         keys.sort();
@@ -159,6 +155,16 @@ fn an_export_is_kept_as_it_should_be_and_goes_with_its_flag() {
     etcd.put(&keys("/skydns")[2], "rubbish");
     stands(CHECKED, "what others have deleted or written over is there again", "/skydns");
     assert!(etcd.get(&keys("/skydns")[2]).is_some_and(|value| value.contains("\"host\"")));
+
+    let mut config: Value = serde_json::from_str(&Stack::Four.vxlan()).expect("JSON");
+    config["DNS"] = json!(false);
+    etcd.config(&config.to_string());
+    eventually(SOON, "where no names are served none is exported", || {
+        let keys = etcd.keys("/skydns/");
+        if keys == others[..1] { Ok(()) } else { Err(format!("{keys:?}")) }
+    });
+    etcd.config(&Stack::Four.vxlan());
+    stands(SOON, "and as they are served again", "/skydns");
 
     let again = |flags: &[&str]| a.daemon(flags).ready();
     cluster.daemons[0].terminate();

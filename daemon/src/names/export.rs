@@ -66,6 +66,10 @@ impl Exporter {
                 if let Some(reason) = &problem {
                     tracing::debug!(%reason, "names are not exported");
                     failures += 1;
+                    // A part may have been written, nobody knows which; where, is known.
+                    if let Some(written) = &mut written {
+                        written.records = Arc::default();
+                    }
                     next = Some(Instant::now() + Duration::from_millis(backoff.wait(clock::chance())));
                 } else {
                     backoff.reset();
