@@ -19,7 +19,7 @@
 //!  allocation files ──┬─► endpoints ──► port filter, bridge
 //!                     └─► names ──► zone ──► DNS (a thread)
 //!            Docker ───────►▲ │
-//!                      etcd ┘ └► etcd
+//!                      etcd ┘ └► etcd, exporter ► etcd
 //! ```
 //!
 //! Every arrow is a `watch` channel of whole values, the latest wins; `report` alone is asked for.
