@@ -42,6 +42,7 @@ fn says(from: &Ns, server: impl std::fmt::Display, question: &str, expected: &[&
     });
 }
 
+#[track_caller]
 fn both_ways(from: &Ns, server: impl std::fmt::Display, name: &str, address: IpAddr) {
     let full = format!("{name}.{ZONE}");
     says(from, &server, &format!("{full} A"), &[&address.to_string()]);
