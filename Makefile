@@ -38,6 +38,7 @@ PODMAN_PACKAGES := podman conmon golang-github-containers-common '?libsubid4' '?
 CARGO_DENY_VERSION := 0.20.2
 CARGO_FUZZ_VERSION := 0.13.2
 FLANNEL_VERSION := v0.28.7
+COREDNS_VERSION := v1.14.7
 CNITOOL_VERSION := v1.3.1
 # Docker publishes its module under versions of its own; the second is the release it became.
 MOBY_VERSION := v2.0.0-beta.24
@@ -175,10 +176,10 @@ $(TOOLS)/bin/cargo-deny:
 	cargo install --locked --root '$(TOOLS)' --version $(CARGO_DENY_VERSION) cargo-deny
 
 .PHONY: peers
-peers: ## Build the real flanneld and cnitool that scenarios run against (skipped without Go)
-	@if [ -x '$(PEERS)/flanneld' ] && [ -x '$(PEERS)/cnitool' ]; then exit 0; fi; \
+peers: ## Build the real flanneld, cnitool and CoreDNS that scenarios run against (skipped without Go)
+	@if [ -x '$(PEERS)/flanneld' ] && [ -x '$(PEERS)/cnitool' ] && [ -x '$(PEERS)/coredns' ]; then exit 0; fi; \
 	if ! command -v go >/dev/null; then \
-		echo 'peers: Go is not installed, so scenarios with a real flanneld or cnitool will be skipped'; exit 0; fi; \
+		echo 'peers: Go is not installed, so scenarios with a real flanneld, cnitool or CoreDNS will be skipped'; exit 0; fi; \
 	export GOBIN='$(PEERS)' GOFLAGS=-mod=mod; \
 	if ! [ -x '$(PEERS)/flanneld' ]; then \
 		scripts/install-deps gcc libc6-dev; \
@@ -187,6 +188,9 @@ peers: ## Build the real flanneld and cnitool that scenarios run against (skippe
 			-ldflags '-s -w -X github.com/flannel-io/flannel/pkg/version.Version=$(FLANNEL_VERSION)' \
 			github.com/flannel-io/flannel@$(FLANNEL_VERSION); \
 		mv '$(PEERS)/flannel' '$(PEERS)/flanneld'; fi; \
+	if ! [ -x '$(PEERS)/coredns' ]; then \
+		echo 'peers: building CoreDNS $(COREDNS_VERSION)'; \
+		CGO_ENABLED=0 go install -ldflags '-s -w' github.com/coredns/coredns@$(COREDNS_VERSION); fi; \
 	echo 'peers: building cnitool $(CNITOOL_VERSION)'; \
 	CGO_ENABLED=0 go install -ldflags '-s -w' github.com/containernetworking/cni/cnitool@$(CNITOOL_VERSION)
 

@@ -19,7 +19,7 @@
 //!  allocation files ──┬─► endpoints ──► port filter, bridge
 //!                     └─► names ──► zone ──► DNS (a thread)
 //!            Docker ───────►▲ │
-//!                      etcd ┘ └► etcd
+//!                      etcd ┘ └► etcd, exporter ► etcd
 //! ```
 //!
 //! Every arrow is a `watch` channel of whole values, the latest wins; `report` alone is asked for.
@@ -47,6 +47,8 @@ use crate::flanneld;
 use crate::kernel::{Kernel, Ports, Watch};
 use crate::lease::{Keeper, KeeperOptions, LeaseState, OwnLease};
 use crate::lock;
+use crate::names::export::Exporter;
+use crate::names::import::Importer;
 use crate::names::{self, Answers, Manual, Names};
 use crate::network_config;
 use crate::reconcile::{HostFacts, Reconciler, Settings};
@@ -74,6 +76,10 @@ pub struct Options {
     pub subnet_file: PathBuf,
     /// Who is asked for names that are not ours.
     pub dns_upstreams: Vec<IpAddr>,
+    /// Below which key names are written once more, for CoreDNS.
+    pub dns_export: Option<String>,
+    /// Below which key others have written names, in the same layout.
+    pub dns_import: Option<String>,
     /// Who may ask on the socket.
     pub socket_group: Option<String>,
     /// Where Docker would be.
@@ -131,6 +137,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (listening_sender, listening) = watch::channel(Default::default());
     let (names_sender, own_names) = watch::channel(Default::default());
     let (docker_sender, docker) = watch::channel(Default::default());
+    let (exported_sender, exported) = watch::channel(None);
+    let (export_problem_sender, export_problem) = watch::channel(None);
     let writer = Writer::new(&options.etcd.prefix, store.connections.clone());
 
     let remembered = NetworkConfig::parse(&last.config).ok();
@@ -166,6 +174,28 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         state: state.clone(),
     };
     let manual = Manual::open(state.clone());
+    let exporter = Exporter {
+        on: options.dns_export.is_some(),
+        writer: writer.clone(),
+        wanted: exported,
+        views: views.clone(),
+        problem: export_problem_sender,
+    };
+    let (import_problem_sender, import_problem) = watch::channel(None);
+    let (importer, imported) = match options.dns_import.clone() {
+        Some(prefix) => {
+            let (imported_sender, imported) = watch::channel(Default::default());
+            let importer = Importer {
+                prefix,
+                configs: configs.clone(),
+                connections: store.connections.clone(),
+                imported: imported_sender,
+                problem: import_problem_sender,
+            };
+            (Some(importer), Some(imported))
+        }
+        None => (None, None),
+    };
     let names = Names {
         manual: manual.watch(),
         folder: options.run_dir.join("ipam"),
@@ -176,6 +206,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         own: own.clone(),
         facts: facts.clone(),
         hold: options.settings.hold,
+        export: options.dns_export.clone(),
+        exported: exported_sender,
+        imported,
         docker: docker.clone(),
         listen: options.settings.options.dns_listen.clone(),
         zone: zone.clone(),
@@ -201,6 +234,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         docker_user: standing,
         docker,
         names: Answers { zone, standing: own_names, manual },
+        skydns: [export_problem, import_problem],
         listening: listening.clone(),
         questions,
         judged: Default::default(),
@@ -230,6 +264,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(endpoints_task.run());
     tasks.spawn(names.run());
     tasks.spawn(docker_names.run());
+    tasks.spawn(exporter.run());
+    if let Some(importer) = importer {
+        tasks.spawn(importer.run());
+    }
     tasks.spawn(async { status::serve(listener, sources, socket).await });
     let known = Known { state, configs, own, facts, in_place, endpoints, listening };
     tasks.spawn(announce(options, known, subnet_sender));

@@ -52,6 +52,8 @@ pub struct Sources {
     pub docker: watch::Receiver<names::docker::Seen>,
     /// Names.
     pub names: names::Answers,
+    /// What is in the way of exporting and of importing them.
+    pub skydns: [watch::Receiver<Option<String>>; 2],
     /// Where they are served.
     pub listening: watch::Receiver<dns::Listening>,
     /// Where the reconciler is asked.
@@ -158,6 +160,7 @@ impl Sources {
             status.repairs.insert("docker_user".into(), docker_user.repairs);
         }
         status.problems.extend(endpoints.problems);
+        status.problems.extend(self.skydns.iter().filter_map(|problem| problem.borrow().clone()));
         status.repairs.extend(endpoints.repairs);
         status.notes = notes(&news, &report, &status);
         for (address, problem) in &listening.problems {

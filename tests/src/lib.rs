@@ -21,6 +21,7 @@
 mod cnitool;
 mod container;
 mod containerd;
+mod coredns;
 mod cri;
 mod daemon;
 mod dig;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgAction, Args, CommandFactory, ValueEnum};
+use loden_core::names::skydns_prefix;
 use loden_core::options::{self, Listen};
 use loden_core::underlay::UnderlayOptions;
 use loden_proto::{DEFAULT_FWMARK, DEFAULT_NETWORK, Subnet};
@@ -227,6 +228,14 @@ struct DnsArgs {
     /// Servers for all other names, comma-separated [default: those of /etc/resolv.conf]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns_upstream: Vec<IpAddr>,
+    /// Write this host's names to etcd in SkyDNS's layout as well, for CoreDNS's etcd plugin, which reads them
+    /// below KEY (its path; /skydns where none is given)
+    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "/skydns", value_parser = skydns_prefix)]
+    dns_export: Option<String>,
+    /// Serve what others have written in this layout below KEY for our zone and for addresses of our networks,
+    /// where no container has the name or the address
+    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "/skydns", value_parser = skydns_prefix)]
+    dns_import: Option<String>,
     /// Docker's socket. Its containers in the overlay get names; a path at which nothing is turns that off
     #[arg(long, value_name = "PATH", default_value = "/var/run/docker.sock")]
     docker_socket: PathBuf,
@@ -284,6 +293,15 @@ struct DaemonCommand {
 
 fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
     let mark = args.filters.mark.value_and_mask()?;
+    let keys = [("--dns-export", &args.dns.dns_export), ("--dns-import", &args.dns.dns_import)];
+    for (flag, key) in keys.into_iter().filter_map(|(flag, key)| Some((flag, key.as_ref()?))) {
+        let (ours, theirs) = (format!("{}/", args.etcd.etcd_prefix.trim_end_matches('/')), format!("{key}/"));
+        anyhow::ensure!(
+            !ours.starts_with(&theirs) && !theirs.starts_with(&ours),
+            "{flag} {key} and --etcd-prefix {} lie in one another; give one beside it, such as /skydns",
+            args.etcd.etcd_prefix
+        );
+    }
     let public = [args.underlay.public_ip.map(IpAddr::V4), args.underlay.public_ipv6.map(IpAddr::V6)];
     let dns_listen = match args.dns.dns_listen.as_slice() {
         [] if args.place.network == DEFAULT_NETWORK => Listen::ALL.to_vec(),
@@ -298,6 +316,8 @@ fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {
         state_dir: args.place.state_dir(),
         subnet_file: args.place.subnet_file(),
         dns_upstreams: args.dns.dns_upstream,
+        dns_export: args.dns.dns_export,
+        dns_import: args.dns.dns_import,
         socket_group: Some(args.socket_group).filter(|g| !g.is_empty()),
         docker_socket: args.dns.docker_socket,
         settings: Settings {

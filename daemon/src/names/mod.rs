@@ -7,11 +7,15 @@
 //! - `local`: what this host says of its own endpoints
 //! - `manual`: what operators say
 //! - `remembered`: what others say, over a restart
+//! - `export`: brings them to where CoreDNS reads
+//! - `import`: follows what others have written there
 //! - `answers`: what is told about names on the local socket
 
 mod answers;
 pub mod docker;
 mod docker_api;
+pub mod export;
+pub mod import;
 mod local;
 mod manual;
 mod remembered;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use loden_core::Millis;
 use loden_core::backoff::Backoff;
 use loden_core::leases::LeaseRecord;
-use loden_core::names::{Hold, NameKey, NameTable, Settings, Write, Zone, publication};
+use loden_core::names::{Hold, Imported, NameKey, NameTable, Settings, Write, Zone, exported, publication};
 use loden_core::options::Listen;
 use loden_proto::config::NetworkConfig;
 use loden_proto::lease::LeaseKey;
@@ -18,6 +18,7 @@ use loden_proto::name_record::{NameRecord, NameSource};
 use tokio::sync::watch;
 
 use super::docker;
+use super::export::Wanted;
 use super::local::{self, Local};
 use super::manual::Given;
 use super::remembered::Remembered;
@@ -66,6 +67,12 @@ pub struct Names {
     pub manual: watch::Receiver<Arc<Given>>,
     /// Docker's containers.
     pub docker: watch::Receiver<docker::Seen>,
+    /// Below which key CoreDNS reads names as well (`--dns-export`).
+    pub export: Option<String>,
+    /// Where it is told what should stand there.
+    pub exported: watch::Sender<Option<Wanted>>,
+    /// What others have written for CoreDNS (`--dns-import`).
+    pub imported: Option<watch::Receiver<Arc<Imported>>>,
     /// Which kinds of addresses to answer on.
     pub listen: Vec<Listen>,
     /// What is served.
@@ -79,8 +86,8 @@ pub struct Names {
 /// How long etcd may take for a write. Meanwhile new containers have no name, and their ADD waits.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Leases that change within this time are looked at together: they tell where hosts are, which few ask for,
-/// and ten thousand can come at once.
-const LEASES: Duration = Duration::from_millis(250);
+/// and ten thousand can come at once. So are records of others.
+const LEISURE: Duration = Duration::from_millis(250);
 /// In case a notice was lost.
 const FULL_LOOK: Duration = Duration::from_secs(30);
 
@@ -136,11 +143,33 @@ fn whose(endpoint: &str, record: &NameRecord) -> String {
     format!("{endpoint} ({})", addresses.join(" "))
 }
 
-/// Returns a while after etcd's view has changed.
-async fn at_leisure(views: &mut watch::Receiver<View>) -> Result<(), watch::error::RecvError> {
-    views.changed().await?;
-    tokio::time::sleep(LEASES).await;
+/// Returns a while after a feed has changed.
+async fn at_leisure<T>(feed: &mut watch::Receiver<T>) -> Result<(), watch::error::RecvError> {
+    feed.changed().await?;
+    tokio::time::sleep(LEISURE).await;
     Ok(())
+}
+
+/// The same for a feed that there may not be.
+async fn at_leisure_if_any<T>(feed: Option<&mut watch::Receiver<T>>) -> Result<(), watch::error::RecvError> {
+    match feed {
+        Some(feed) => at_leisure(feed).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Our lease with its etcd lease; absent while it is not in etcd as ours.
+fn etcd_lease(own: &OwnLease, view: &View) -> Option<(LeaseKey, i64)> {
+    // One that an operator told to move is ours until we leave it.
+    let is_ours = |record: &&LeaseRecord| match own.state {
+        LeaseState::Held => true,
+        LeaseState::Lost(_) => record.value.as_ref().is_ok_and(|value| {
+            value.loden.as_ref().is_some_and(|m| m.released && m.host_id.to_str() == own.host_id)
+        }),
+        _ => false,
+    };
+    let key = own.key?;
+    Some((key, view.table.get(&key).filter(is_ours)?.etcd_lease))
 }
 
 /// What is to be written of our names, and where.
@@ -197,6 +226,7 @@ impl Names {
                 changed = self.facts.changed() => changed?,
                 changed = self.manual.changed() => changed?,
                 changed = self.docker.changed() => changed?,
+                changed = at_leisure_if_any(self.imported.as_mut()) => changed?,
                 changed = files.changed() => changed?,
                 () = tokio::time::sleep(wait) => {}
             }
@@ -231,6 +261,10 @@ impl Names {
         let Some((config, dns)) = config.as_ref().and_then(|c| Some((c, c.dns.clone()?))) else {
             *zone = None;
             self.wanted.send_if_modified(|told| !std::mem::take(told).is_empty());
+            // Known not to be wanted, or not known.
+            if config.is_some() {
+                self.export(etcd_lease(&lease, &view), BTreeMap::new());
+            }
             return (None, Vec::new());
         };
         let endpoints = underlay.iter().flat_map(|u| &u.endpoints);
@@ -262,16 +296,6 @@ impl Names {
         if view.synced {
             zone.set_complete();
         }
-        let Some(key) = lease.key else {
-            zone.set_names(others);
-            return (None, Vec::new());
-        };
-        // Others' first, so that who is new here knows whom it follows.
-        let mine =
-            names.of(key).filter_map(|(key, entry)| Some((key.endpoint.clone(), entry.record.clone().ok()?)));
-        let written: BTreeMap<Arc<str>, NameRecord> = mine.collect();
-        zone.set_names(others.with_own(key, written.clone()));
-        let found = endpoints::all(&self.folder);
         let unreadable = |(key, why): (&NameKey, &str)| {
             let NameKey { lease, endpoint } = key;
             format!(
@@ -279,6 +303,21 @@ impl Names {
             )
         };
         let mut problems: Vec<String> = names.malformed().map(unreadable).collect();
+        if let Some(imported) = &mut self.imported {
+            let imported = imported.borrow_and_update().clone();
+            problems.extend(imported.problems());
+            zone.set_imported(imported);
+        }
+        let Some(key) = lease.key else {
+            zone.set_names(others);
+            return (None, problems);
+        };
+        // Others' first, so that who is new here knows whom it follows.
+        let mine =
+            names.of(key).filter_map(|(key, entry)| Some((key.endpoint.clone(), entry.record.clone().ok()?)));
+        let written: BTreeMap<Arc<str>, NameRecord> = mine.collect();
+        zone.set_names(others.with_own(key, written.clone()));
+        let found = endpoints::all(&self.folder);
         let mut records = BTreeMap::new();
         let mut known = local::of_allocations(&found, &settings.dns.zone);
         let docker = self.docker.borrow_and_update().containers.clone();
@@ -315,16 +354,22 @@ impl Names {
             let us = NameKey { lease: key, endpoint: endpoint.clone() };
             record.names.retain(|name| zone.owner(name).is_some_and(|(owner, _)| *owner == us));
         }
-        // One that an operator told to move is ours until we leave it.
-        let is_ours = |record: &&LeaseRecord| match lease.state {
-            LeaseState::Held => true,
-            LeaseState::Lost(_) => record.value.as_ref().is_ok_and(|value| {
-                value.loden.as_ref().is_some_and(|m| m.released && m.host_id.to_str() == lease.host_id)
-            }),
-            _ => false,
-        };
-        let etcd_lease = view.table.get(&key).filter(is_ours).map(|record| record.etcd_lease);
-        (Some(Own { key, etcd_lease, records }), problems)
+        let etcd_lease = etcd_lease(&lease, &view);
+        let export = self.export.as_ref().map(|prefix| exported(zone, key, prefix));
+        self.export(etcd_lease, export.unwrap_or_default());
+        (Some(Own { key, etcd_lease: etcd_lease.map(|(_, id)| id), records }), problems)
+    }
+
+    /// Says what should stand where CoreDNS reads. Nobody can tell without our lease.
+    fn export(&self, lease: Option<(LeaseKey, i64)>, records: BTreeMap<String, String>) {
+        let Some(lease) = lease else { return };
+        self.exported.send_if_modified(|told| {
+            if told.as_ref().is_some_and(|told| told.lease == lease && *told.records == records) {
+                return false;
+            }
+            *told = Some(Wanted { lease, records: Arc::new(records) });
+            true
+        });
     }
 
     fn tell(&self, own: Option<Own>, unwritten: BTreeSet<Arc<str>>, problems: Vec<String>) {

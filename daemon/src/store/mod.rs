@@ -1,9 +1,10 @@
 //! etcd, where configs and leases stand. The only module that talks to it; no etcd type leaves it.
 //!
 //! Reading is one task (`sync`): a list at one revision, then a watch from the next, published
-//! as whole [`View`]s. Writing is by transactions that compare the key's revision ([`Writer`]).
+//! as whole [`View`]s; what others keep elsewhere in etcd is followed by `follow`. Writing is by transactions that compare the key's revision ([`Writer`]).
 
 mod connection;
+mod follow;
 mod sync;
 mod writer;
 
@@ -13,6 +14,7 @@ use loden_core::names::NameKey;
 use loden_proto::lease::LeaseKey;
 
 pub use connection::{Connection, EtcdOptions, Secret};
+pub use follow::{Change, follow};
 pub use sync::{Feeds, Sync, read_once};
 pub use writer::{Outcome, Writer};
 

@@ -22,7 +22,7 @@ use crate::clock;
 
 /// Keys per page. 2,000 leases take some 400 kB, a tenth of the client's limit.
 const PAGE: i64 = 2000;
-const RELIST: Duration = Duration::from_secs(6 * 3600);
+pub(super) const RELIST: Duration = Duration::from_secs(6 * 3600);
 /// How often certificate and password files are looked at.
 const FILE_CHECK: Duration = Duration::from_secs(5);
 
@@ -308,12 +308,12 @@ fn name_entry(kv: &KeyValue) -> NameEntry {
 }
 
 /// gRPC status OUT_OF_RANGE, with which the client refuses an answer of more than 4 MiB.
-fn too_large(error: &etcd_client::Error) -> bool {
+pub(super) fn too_large(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(status) if status.code() as i32 == 11)
 }
 
 /// The first key after all that begin with a prefix.
-fn prefix_end(prefix: &str) -> Vec<u8> {
+pub(super) fn prefix_end(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
         // The prefix ends with '/', never with 0xff.
@@ -322,7 +322,7 @@ fn prefix_end(prefix: &str) -> Vec<u8> {
     end
 }
 
-fn jittered(duration: Duration) -> Duration {
+pub(super) fn jittered(duration: Duration) -> Duration {
     duration.mul_f64(0.9 + (clock::chance() % 1000) as f64 / 5000.0)
 }
 

@@ -1,7 +1,11 @@
 //! Writes. Every write of a lease is a transaction on the revision that it replaces: two hosts can
 //! never both believe that they hold one subnet.
 
-use etcd_client::{Client, Compare, CompareOp, DeleteOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
+use std::sync::Arc;
+
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
+};
 use loden_core::leases::LeaseRecord;
 use loden_core::names::{NameKey, Write};
 use loden_proto::lease::{LeaseKey, LeaseValue};
@@ -105,23 +109,71 @@ impl Writer {
         etcd_lease: i64,
         writes: &[Write],
     ) -> Result<bool, StoreError> {
+        let name = |endpoint: &Arc<str>| self.keys.names(&NameKey { lease: key, endpoint: endpoint.clone() });
+        let operation = |write: &Write| match write {
+            Write::Put(endpoint, record) => {
+                TxnOp::put(name(endpoint), record.to_json(), Some(PutOptions::new().with_lease(etcd_lease)))
+            }
+            Write::Delete(endpoint) => TxnOp::delete(name(endpoint), None),
+        };
         for part in writes.chunks(WRITES_AT_ONCE) {
-            let write = |write: &Write| match write {
-                Write::Put(endpoint, record) => {
-                    let name = self.keys.names(&NameKey { lease: key, endpoint: endpoint.clone() });
-                    TxnOp::put(name, record.to_json(), Some(PutOptions::new().with_lease(etcd_lease)))
-                }
-                Write::Delete(endpoint) => {
-                    TxnOp::delete(self.keys.names(&NameKey { lease: key, endpoint: endpoint.clone() }), None)
-                }
-            };
-            let ours = Compare::lease(self.keys.lease(&key), CompareOp::Equal, etcd_lease);
-            let txn = Txn::new().when([ours]).and_then(part.iter().map(write).collect::<Vec<_>>());
-            if !self.client()?.txn(txn).await?.succeeded() {
+            let operations = part.iter().map(operation).collect();
+            if !self.as_holder(key, etcd_lease, Vec::new(), operations).await? {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Puts values that stand outside of our prefix on our etcd lease, and deletes keys, each as long as it hangs
+    /// on the etcd lease named beside it: somebody else may have it by now. `false`: that, or our lease, is not so
+    /// any more.
+    pub async fn export(
+        &self,
+        key: LeaseKey,
+        etcd_lease: i64,
+        puts: &[(&String, &String)],
+        deletes: &[(String, i64)],
+    ) -> Result<bool, StoreError> {
+        for part in deletes.chunks(WRITES_AT_ONCE) {
+            let hangs =
+                part.iter().map(|(name, lease)| Compare::lease(name.as_str(), CompareOp::Equal, *lease));
+            let operations = part.iter().map(|(name, _)| TxnOp::delete(name.as_str(), None));
+            if !self.as_holder(key, etcd_lease, hangs.collect(), operations.collect()).await? {
+                return Ok(false);
+            }
+        }
+        for part in puts.chunks(WRITES_AT_ONCE) {
+            let options = || Some(PutOptions::new().with_lease(etcd_lease));
+            let operations =
+                part.iter().map(|(name, value)| TxnOp::put(name.as_str(), value.as_str(), options()));
+            if !self.as_holder(key, etcd_lease, Vec::new(), operations.collect()).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Carries out operations if the lease is ours and all this is so.
+    async fn as_holder(
+        &self,
+        key: LeaseKey,
+        etcd_lease: i64,
+        mut conditions: Vec<Compare>,
+        operations: Vec<TxnOp>,
+    ) -> Result<bool, StoreError> {
+        conditions.push(Compare::lease(self.keys.lease(&key), CompareOp::Equal, etcd_lease));
+        let txn = Txn::new().when(conditions).and_then(operations);
+        Ok(self.client()?.txn(txn).await?.succeeded())
+    }
+
+    /// The keys outside of our prefix that hang on an etcd lease of ours; none, where it does not exist.
+    pub async fn exported(&self, etcd_lease: i64) -> Result<Vec<String>, StoreError> {
+        let options = LeaseTimeToLiveOptions::new().with_keys();
+        let response = self.client()?.lease_time_to_live(etcd_lease, Some(options)).await?;
+        let keys = response.keys().iter().map(|key| String::from_utf8_lossy(key).into_owned());
+        let below = self.keys.all();
+        Ok(keys.filter(|key| !key.starts_with(&below)).collect())
     }
 
     /// Writes the network config, unconditionally: an operator's word.

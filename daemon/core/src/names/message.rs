@@ -192,13 +192,14 @@ fn wire(zone: &Zone, record: &Record, query: &Query, apex: &DnsName) -> Option<W
         None => query.name.clone(),
         Some(name) => full(name)?,
     };
-    let ttl = zone.settings().dns.ttl;
+    let ttl = record.ttl.unwrap_or(zone.settings().dns.ttl);
     let data = match &record.data {
         Data::Address(IpAddr::V4(ip)) => RData::A(A(*ip)),
         Data::Address(IpAddr::V6(ip)) => RData::AAAA(AAAA(*ip)),
         Data::Ptr(name) => RData::PTR(PTR(full(name)?)),
-        // RFC 2782: any weight, as long as all have the same.
-        Data::Srv(port, target) => RData::SRV(SRV::new(0, 100, *port, full(target)?)),
+        Data::Srv { priority, weight, port, target } => {
+            RData::SRV(SRV::new(*priority, *weight, *port, full(target)?))
+        }
         Data::Ns(name) => RData::NS(NS(full(name)?)),
         Data::Soa => return soa(zone, apex, ttl),
     };

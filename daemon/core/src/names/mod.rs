@@ -4,16 +4,20 @@
 pub mod docker;
 mod given;
 mod hold;
+mod imported;
 mod manual;
 mod message;
 mod publish;
+mod skydns;
 mod table;
 mod zone;
 
 pub use given::Given;
 pub use hold::Hold;
+pub use imported::{Imported, Place};
 pub use manual::judge_manual;
 pub use message::{Asked, MAX_DATAGRAM, OUTSIDE_OPTION, Reply, Transport, failure, reply};
 pub use publish::{Write, publication};
+pub use skydns::{exported, skydns_prefix};
 pub use table::{NameEntry, NameKey, NameTable};
 pub use zone::{Answer, Data, Kind, Record, Settings, View, Zone};

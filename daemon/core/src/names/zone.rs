@@ -12,7 +12,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use loden_proto::config::{Dns, Outside};
 use loden_proto::dns_name::DnsName;
@@ -20,8 +20,11 @@ use loden_proto::lease::{LeaseKey, LeaseValue};
 use loden_proto::name_record::{NameRecord, Protocol, PublishedPort};
 use loden_proto::{Family, Subnet};
 
-use super::{NameEntry, NameKey, NameTable};
+use super::{Imported, NameEntry, NameKey, NameTable};
 use crate::leases::{LeaseRecord, LeaseTable};
+
+/// An answer has so many addresses at most, from what others have written.
+const MOST_ANSWERS: usize = 100;
 
 /// The label below which hosts are; no container can be there.
 pub(super) const HOSTS: &str = "host";
@@ -63,6 +66,14 @@ pub struct Record {
     pub owner: Option<DnsName>,
     /// What.
     pub data: Data,
+    /// For how many seconds it may be remembered, if not for those of the zone.
+    pub ttl: Option<u32>,
+}
+
+impl Record {
+    fn new(owner: Option<DnsName>, data: Data) -> Self {
+        Self { owner, data, ttl: None }
+    }
 }
 
 /// A record's data.
@@ -72,8 +83,17 @@ pub enum Data {
     Address(IpAddr),
     /// The name of an address.
     Ptr(DnsName),
-    /// A port at a name (RFC 2782). Priority 0, weight 100.
-    Srv(u16, DnsName),
+    /// A port at a name (RFC 2782).
+    Srv {
+        /// Of several, those of the least are tried first.
+        priority: u16,
+        /// How often it is chosen among those of its priority.
+        weight: u16,
+        /// Where it listens.
+        port: u16,
+        /// At which name.
+        target: DnsName,
+    },
     /// A name server.
     Ns(DnsName),
     /// Start of authority.
@@ -136,6 +156,8 @@ pub struct Zone {
     above: HashMap<DnsName, usize>,
     /// Made when somebody first asks for a host: it takes a mebibyte for ten thousand.
     hosts: OnceLock<Hosts>,
+    /// What others say.
+    imported: Arc<Imported>,
 }
 
 /// Leases by what else their hosts go by, of which only hashes are kept: the leases have the rest.
@@ -182,6 +204,7 @@ impl Zone {
             addresses: HashMap::new(),
             above: HashMap::new(),
             hosts: OnceLock::new(),
+            imported: Arc::default(),
         }
     }
 
@@ -308,6 +331,11 @@ impl Zone {
         self.names.iter().filter_map(|(key, entry)| Some((key, entry.record.as_ref().ok()?)))
     }
 
+    /// Those of one host.
+    pub(super) fn records_of(&self, host: LeaseKey) -> impl Iterator<Item = (&NameKey, &NameRecord)> {
+        self.names.of(host).filter_map(|(key, entry)| Some((key, entry.record.as_ref().ok()?)))
+    }
+
     /// What a host is called.
     pub fn host_name(&self, key: &LeaseKey) -> String {
         self.label_of(key).unwrap_or_else(|| numbered(key))
@@ -333,7 +361,7 @@ impl Zone {
     }
 
     /// The addresses of a record that its host may speak for: those of its lease, and such as are no overlay's.
-    fn sound_addresses<'a>(
+    pub(super) fn sound_addresses<'a>(
         &'a self,
         key: &'a NameKey,
         record: &'a NameRecord,
@@ -408,12 +436,12 @@ impl Zone {
         let (mut answers, mut additional) = (Vec::new(), Vec::new());
         match kind {
             Kind::Any => return Answer::Refused,
-            Kind::Soa => answers.push(Record { owner: None, data: Data::Soa }),
+            Kind::Soa => answers.push(Record::new(None, Data::Soa)),
             Kind::Ns => {
                 let server = self.name_server();
-                let owned = |address| Record { owner: Some(server.clone()), data: Data::Address(address) };
+                let owned = |address| Record::new(Some(server.clone()), Data::Address(address));
                 additional.extend(self.server_addresses(view).into_iter().map(owned));
-                answers.push(Record { owner: None, data: Data::Ns(server.clone()) });
+                answers.push(Record::new(None, Data::Ns(server.clone())));
             }
             _ => {}
         }
@@ -434,6 +462,11 @@ impl Zone {
 
     /// Records of a name relative to the zone; `None` where there is no such name.
     fn lookup(&self, view: View, name: &str, kind: Kind) -> Option<(Vec<Record>, Vec<Record>)> {
+        self.find(view, name, kind, true)
+    }
+
+    /// `follow`: what others have written may lead to another name.
+    fn find(&self, view: View, name: &str, kind: Kind, follow: bool) -> Option<(Vec<Record>, Vec<Record>)> {
         let Ok(name) = name.parse::<DnsName>() else { return None };
         let labels: Vec<&str> = name.labels().collect();
         if let Some((&HOSTS, host)) = labels.split_last() {
@@ -441,6 +474,7 @@ impl Zone {
             return Some((wanted(kind, addresses), Vec::new()));
         }
         let holders = self.holders(&name);
+        let ours = !holders.is_empty();
         let seen: Vec<_> = holders.into_iter().filter(|(_, record)| self.shows(view, record)).collect();
         if !seen.is_empty() {
             if kind == Kind::Srv {
@@ -451,6 +485,9 @@ impl Zone {
         }
         if let Some(services) = self.service(view, &labels, kind) {
             return Some(services);
+        }
+        if !ours && let Some(imported) = self.imported_records(view, &name, kind, follow) {
+            return Some(imported);
         }
         // Something is below it.
         self.above.contains_key(&name).then(Default::default)
@@ -515,9 +552,11 @@ impl Zone {
             let target = self.full(name.as_str());
             let number = |p: &PublishedPort| if view == View::Overlay { p.port } else { p.host_port };
             let ports: BTreeSet<u16> = record.ports.iter().filter(|p| asked(p)).map(number).collect();
-            let srv = |port| Record { owner: None, data: Data::Srv(port, target.clone()) };
+            // Any weight, as long as all have the same.
+            let data = |port| Data::Srv { priority: 0, weight: 100, port, target: target.clone() };
+            let srv = |port| Record::new(None, data(port));
             answers.extend(ports.into_iter().map(srv));
-            let address = |a| Record { owner: Some(target.clone()), data: Data::Address(a) };
+            let address = |a| Record::new(Some(target.clone()), Data::Address(a));
             additional.extend(self.seen_addresses(view, key, record).into_iter().map(address));
         }
         if answers.is_empty() {
@@ -565,32 +604,42 @@ impl Zone {
         let network = self.settings.networks.iter().find(|n| n.contains_subnet(&asked));
         let apex = match network {
             // Of hosts' own addresses we know those we know, and nobody else's.
-            None if ours && view == View::Overlay => reverse_name(&asked),
+            None if ours && view == View::Overlay => reverse_apex(&asked),
             None => return elsewhere,
             Some(_) if view == View::Outside => return Answer::Refused,
-            Some(network) => reverse_name(&cut(network, asked.address())),
+            Some(network) => reverse_apex(&cut(network, asked.address())),
         };
         let Ok(apex) = apex.parse::<DnsName>() else { return elsewhere };
         if kind == Kind::Any {
             return Answer::Refused;
         }
-        let found = |data: Option<Data>| Answer::Found {
-            answers: data.map(|data| Record { owner: None, data }).into_iter().collect(),
+        let found = |data: Option<Data>, ttl: Option<u32>| Answer::Found {
+            answers: data.map(|data| Record { owner: None, data, ttl }).into_iter().collect(),
             additional: Vec::new(),
             apex: apex.clone(),
         };
         if name == apex.as_str() && matches!(kind, Kind::Soa | Kind::Ns) {
-            return found(Some(if kind == Kind::Soa { Data::Soa } else { Data::Ns(self.name_server()) }));
+            return found(
+                Some(if kind == Kind::Soa { Data::Soa } else { Data::Ns(self.name_server()) }),
+                None,
+            );
         }
         // Above a single address there may always be one.
         if asked.length() < asked.family().bits() {
-            return found(None);
+            return found(None, None);
         }
-        match self.name_of(asked.address()) {
-            Some(name) => found((kind == Kind::Ptr).then_some(Data::Ptr(name))),
+        let own = self.name_of(asked.address()).map(|name| (name, None));
+        let others = || self.imported.name_of(asked.address()).filter(|_| self.is_free(asked.address()));
+        match own.or_else(others) {
+            Some((name, ttl)) => found((kind == Kind::Ptr).then_some(Data::Ptr(name)), ttl),
             None if self.complete => Answer::NoName(apex),
             None => Answer::NotYet,
         }
+    }
+
+    /// Whether none of ours has an address; one whose name is another's by now has it all the same.
+    fn is_free(&self, address: IpAddr) -> bool {
+        !self.addresses.contains_key(&address)
     }
 
     /// The lease of the host that has this public address.
@@ -709,12 +758,12 @@ fn wanted(kind: Kind, addresses: Vec<IpAddr>) -> Vec<Record> {
         Kind::Aaaa => address.is_ipv6(),
         _ => false,
     };
-    let record = |address| Record { owner: None, data: Data::Address(address) };
+    let record = |address| Record::new(None, Data::Address(address));
     addresses.into_iter().filter(fits).map(record).collect()
 }
 
 /// The prefix that a name below `in-addr.arpa` or `ip6.arpa` stands for (RFC 1035 §3.5, RFC 3596 §2.5).
-fn reverse(name: &str) -> Option<Subnet> {
+pub(super) fn reverse(name: &str) -> Option<Subnet> {
     if let Some(rest) = name.strip_suffix(".in-addr.arpa") {
         let mut octets = [0; 4];
         let mut length = 0;
@@ -741,16 +790,25 @@ fn reverse(name: &str) -> Option<Subnet> {
 }
 
 /// The other way; the length is one that names can have.
-fn reverse_name(subnet: &Subnet) -> String {
-    match subnet.address() {
+fn reverse_apex(subnet: &Subnet) -> String {
+    reverse_labels(subnet.address(), subnet.length())
+}
+
+/// The same for an address.
+pub(super) fn reverse_name(address: IpAddr) -> String {
+    reverse_labels(address, Family::of(address).bits())
+}
+
+fn reverse_labels(address: IpAddr, length: u8) -> String {
+    match address {
         IpAddr::V4(ip) => {
             let octets = ip.octets();
-            let labels = octets[..usize::from(subnet.length() / 8)].iter().rev().map(u8::to_string);
+            let labels = octets[..usize::from(length / 8)].iter().rev().map(u8::to_string);
             labels.chain(["in-addr.arpa".into()]).collect::<Vec<_>>().join(".")
         }
         IpAddr::V6(ip) => {
             let bits = ip.to_bits();
-            let nibbles = (0..u32::from(subnet.length() / 4)).rev();
+            let nibbles = (0..u32::from(length / 4)).rev();
             let labels = nibbles.map(|i| format!("{:x}", bits >> (124 - 4 * i) & 0xf));
             labels.chain(["ip6.arpa".into()]).collect::<Vec<_>>().join(".")
         }
@@ -764,6 +822,9 @@ fn cut(network: &Subnet, address: IpAddr) -> Subnet {
     let length = network.length().div_ceil(step) * step;
     Subnet::containing(address, length).unwrap_or(*network)
 }
+
+#[path = "zone_imported.rs"]
+mod imported;
 
 #[cfg(test)]
 #[path = "zone_tests.rs"]

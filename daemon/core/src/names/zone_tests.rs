@@ -90,7 +90,7 @@ fn said(zone: &Zone, view: View, name: &str, kind: Kind) -> String {
             let text = |record: &Record| match &record.data {
                 Data::Address(ip) => ip.to_string(),
                 Data::Ptr(name) | Data::Ns(name) => name.to_string(),
-                Data::Srv(port, name) => format!("{port} {name}"),
+                Data::Srv { port, target, .. } => format!("{port} {target}"),
                 Data::Soa => "soa".into(),
             };
             answers.iter().map(text).collect::<Vec<_>>().join(", ")
@@ -330,7 +330,7 @@ fn published_ports_are_services() {
     };
     assert_eq!(
         additional,
-        [Record { owner: Some(dns_name("web.loden.internal")), data: Data::Address(ip("192.0.2.1")) }]
+        [Record::new(Some(dns_name("web.loden.internal")), Data::Address(ip("192.0.2.1")))]
     );
 }
 
@@ -410,5 +410,94 @@ proptest! {
         prop_assert_eq!(&grown.claims, &made.claims);
         prop_assert_eq!(&grown.addresses, &made.addresses);
         prop_assert_eq!(&grown.above, &made.above);
+    }
+}
+
+/// What others have written: key below `/skydns` and value.
+fn imported(records: &[(&str, &str)]) -> Arc<Imported> {
+    let place = crate::names::Place::new("/skydns", DnsName::default_zone(), settings().networks);
+    let mut imported = Imported::default();
+    for (rest, value) in records {
+        imported.put(&place, &format!("/skydns/{rest}"), value.as_bytes());
+    }
+    assert_eq!(imported.problems().collect::<Vec<_>>(), [""; 0]);
+    Arc::new(imported)
+}
+
+#[test]
+fn what_others_have_written_is_served_where_we_have_nothing() {
+    let mut zone = zone(&[(key(A, "c1"), record(&["dn1", "ui.web"], &[], &["10.5.7.9"], 1))]);
+    zone.set_imported(imported(&[
+        ("internal/loden/dn1/x1", r#"{"host":"10.99.0.1"}"#),
+        ("internal/loden/legacy/x1", r#"{"host":"10.99.0.1","ttl":60}"#),
+        ("internal/loden/legacy/x2", r#"{"host":"10.5.9.2"}"#),
+        ("internal/loden/web/x1", r#"{"host":"fd99::1"}"#),
+        ("arpa/in-addr/10/5/7/9", r#"{"host":"thief.loden.internal"}"#),
+        ("arpa/in-addr/10/5/7/1", r#"{"host":"thief.loden.internal"}"#),
+        ("arpa/in-addr/10/5/9/2", r#"{"host":"x2.legacy.loden.internal","ttl":7}"#),
+    ]));
+    for (name, kind, said) in [
+        ("dn1.loden.internal", Kind::A, "10.5.7.9"),
+        ("x1.dn1.loden.internal", Kind::A, "10.99.0.1"),
+        ("legacy.loden.internal", Kind::A, "10.99.0.1, 10.5.9.2"),
+        ("legacy", Kind::A, "10.99.0.1, 10.5.9.2"),
+        ("legacy", Kind::Aaaa, ""),
+        ("x3.legacy.loden.internal", Kind::A, NO_NAME),
+        ("web", Kind::Aaaa, "fd99::1"),
+        ("9.7.5.10.in-addr.arpa", Kind::Ptr, "dn1.loden.internal"),
+        ("1.7.5.10.in-addr.arpa", Kind::Ptr, "gw.r1.host.loden.internal"),
+        ("2.9.5.10.in-addr.arpa", Kind::Ptr, "x2.legacy.loden.internal"),
+    ] {
+        assert_eq!(inside(&zone, name, kind), said, "{name}");
+    }
+    let ttl = |name: &str, kind| match zone.answer(View::Overlay, name, kind, 0) {
+        Answer::Found { answers, .. } => answers[0].ttl,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((ttl("legacy", Kind::A), ttl("dn1", Kind::A)), (Some(60), None));
+    assert_eq!(ttl("2.9.5.10.in-addr.arpa", Kind::Ptr), Some(7));
+    // Of what is inside those outside are told the host, as of our own.
+    assert_eq!(outside(&zone, "legacy.loden.internal", Kind::A), "10.99.0.1, 192.0.2.3");
+    let dns = Dns { outside: Outside::Published, ..Dns::default() };
+    zone.set(Settings { dns, ..settings() });
+    assert_eq!(outside(&zone, "legacy.loden.internal", Kind::A), "10.99.0.1");
+    assert_eq!(outside(&zone, "dn1.loden.internal", Kind::A), NO_NAME, "it is ours, and not published");
+    zone.set_imported(Arc::default());
+    assert_eq!(inside(&zone, "legacy", Kind::A), NO_NAME);
+}
+
+#[test]
+fn ports_of_others_are_services_and_their_aliases_are_followed_once() {
+    let mut zone = zone(&[(key(A, "c1"), record(&["dn1"], &[], &["10.5.7.9"], 1))]);
+    zone.set_imported(imported(&[
+        ("internal/loden/api/x1", r#"{"host":"10.99.0.1","port":8080,"priority":1,"weight":3,"ttl":60}"#),
+        ("internal/loden/api/x2", r#"{"host":"www.example.com","port":80}"#),
+        ("internal/loden/api/x3", r#"{"host":"10.99.0.3"}"#),
+        ("internal/loden/api/x4", r#"{"host":"10.5.9.2","port":81}"#),
+        ("internal/loden/one/x1", r#"{"host":"dn1.loden.internal","ttl":60}"#),
+        ("internal/loden/two/x1", r#"{"host":"one.loden.internal"}"#),
+        ("internal/loden/loop/x1", r#"{"host":"loop.loden.internal"}"#),
+    ]));
+    let services = "8080 x1.api.loden.internal, 80 www.example.com, 81 x4.api.loden.internal";
+    assert_eq!(inside(&zone, "api", Kind::Srv), services);
+    assert_eq!(inside(&zone, "api", Kind::A), "10.99.0.1, 10.99.0.3, 10.5.9.2");
+    assert_eq!(outside(&zone, "api.loden.internal", Kind::Srv), services.rsplit_once(',').expect("three").0);
+    match zone.answer(View::Overlay, "x1.api.loden.internal", Kind::Srv, 0) {
+        Answer::Found { answers, additional, .. } => {
+            let target = dns_name("x1.api.loden.internal");
+            let data = Data::Srv { priority: 1, weight: 3, port: 8080, target: target.clone() };
+            assert_eq!(answers, [Record { owner: None, data, ttl: Some(60) }]);
+            let data = Data::Address(ip("10.99.0.1"));
+            assert_eq!(additional, [Record { owner: Some(target), data, ttl: Some(60) }]);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(inside(&zone, "one", Kind::A), "10.5.7.9");
+    match zone.answer(View::Overlay, "one", Kind::A, 0) {
+        Answer::Found { answers, .. } => assert_eq!(answers[0].ttl, Some(5), "no longer than our own"),
+        other => panic!("{other:?}"),
+    }
+    for none in ["two", "loop"] {
+        assert_eq!(inside(&zone, none, Kind::A), "", "{none}");
     }
 }
