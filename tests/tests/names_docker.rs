@@ -29,6 +29,8 @@ scenarios! {
     a_published_port_is_told_to_the_outside
     restarts_of_docker_and_of_the_daemon_keep_the_names
     a_network_named_like_the_zone
+    the_later_start_has_the_name
+    containers_of_other_networks_resolve_as_well
 }
 
 const ZONE: &str = "loden.internal";
@@ -228,6 +230,40 @@ fn a_network_named_like_the_zone(engine: Engine) {
         both.sort();
         assert_eq!(group, both, "they share the alias");
     }
+}
+
+fn the_later_start_has_the_name(engine: Engine) {
+    let Some(scene) = Scene::start("later", engine, true) else { return };
+    let ([a, b], [docker_a, docker_b]) = (scene.hosts(), &scene.dockers);
+    let everywhere = |address: IpAddr| {
+        eventually(EVERYWHERE, "both hosts say who has started later", || {
+            both_ways(&a.ns(), "nn", address)?;
+            both_ways(&b.ns(), "nn", address)
+        });
+    };
+    let first = docker_a.container_with("nn-a", &["--hostname", "nn"]);
+    everywhere(first.address());
+    let second = docker_b.container_with("nn-b", &["--hostname", "nn"]);
+    everywhere(second.address());
+    docker_a.client(&["restart", "-t", "0", "nn-a"]);
+    everywhere(docker_a.find("nn-a").address());
+}
+
+/// dockerd has one resolver for all its networks.
+fn containers_of_other_networks_resolve_as_well(engine: Engine) {
+    let Some(scene) = Scene::start("others", engine, true) else { return };
+    let docker = &scene.dockers[0];
+    let dn1 = docker.container_with("dn1", &[]);
+    docker.client(&["network", "create", "plain"]);
+    let plain = docker.container_with("plain1", &["--network", "plain"]);
+    eventually(EVERYWHERE, "one that is not in the overlay finds those that are", || {
+        inside(docker, &plain, "dn1", dn1.address())
+    });
+    let stranger = scene.cluster.lab.outside();
+    let host = scene.hosts()[0].address();
+    stranger.ip(&format!("route add {SHARED} via {host}"));
+    let told = dig(&stranger, &format!("@{SHARED} dn1.{ZONE} A"));
+    assert_ne!(told.answers, [dn1.address().to_string()], "a neighbour of the host is outside");
 }
 
 #[test]

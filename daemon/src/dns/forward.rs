@@ -15,6 +15,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::places::Places;
 use super::upstreams::Upstreams;
 use crate::clock;
 
@@ -30,7 +31,8 @@ const MOST: usize = 1000;
 pub(super) struct Forwarder {
     upstreams: RefCell<Upstreams>,
     under_way: RefCell<HashMap<Question, watch::Receiver<Option<Answer>>>>,
-    clients: RefCell<HashMap<IpAddr, usize>>,
+    /// Of questions under way.
+    pub(super) places: Rc<Places>,
     /// Who answered last, when another before him did not.
     good: Cell<Option<SocketAddr>>,
 }
@@ -49,7 +51,7 @@ impl Forwarder {
         Self {
             upstreams: RefCell::new(upstreams),
             under_way: Default::default(),
-            clients: Default::default(),
+            places: Places::new(MOST_OF_CLIENT, MOST),
             good: Cell::new(None),
         }
     }
@@ -64,7 +66,7 @@ impl Forwarder {
         avoid: &[IpAddr],
     ) -> Option<Vec<u8>> {
         let (id, question) = request.split_at_checked(ID)?;
-        let _place = self.place(client)?;
+        let _place = self.places.take(client)?;
         let key = (transport, in_small_letters(question));
         let known = self.under_way.borrow().get(&key).cloned();
         let answer = match known {
@@ -87,24 +89,6 @@ impl Forwarder {
             name.copy_from_slice(&question[HEAD..end]);
         }
         (answer.len() > ID).then_some(answer)
-    }
-
-    /// A place among those under way, given back when it is dropped.
-    pub(super) fn place(&self, client: IpAddr) -> Option<impl Drop + '_> {
-        let mut clients = self.clients.borrow_mut();
-        let all: usize = clients.values().sum();
-        let of_client = clients.get(&client).copied().unwrap_or_default();
-        if all >= MOST || of_client >= MOST_OF_CLIENT {
-            return None;
-        }
-        clients.insert(client, of_client + 1);
-        Some(OnDrop(move || {
-            let mut clients = self.clients.borrow_mut();
-            match clients.get_mut(&client) {
-                Some(count) if *count > 1 => *count -= 1,
-                _ => _ = clients.remove(&client),
-            }
-        }))
     }
 
     async fn ask_servers(&self, question: &[u8], transport: Transport, avoid: &[IpAddr]) -> Option<Vec<u8>> {
@@ -250,17 +234,5 @@ mod tests {
         for end in 0..asked.len() {
             assert!(!answers(&question("example.com", true), &asked[..end]), "{end}");
         }
-    }
-
-    #[test]
-    fn nobody_has_more_than_his_places() {
-        let forwarder = Forwarder::new(Upstreams::of_the_host());
-        let (a, b) = ("10.5.7.2".parse().expect("ip"), "10.5.7.3".parse().expect("ip"));
-        let mut places: Vec<_> = (0..MOST_OF_CLIENT).map(|_| forwarder.place(a)).collect();
-        assert!(places.iter().all(Option::is_some));
-        assert!(forwarder.place(a).is_none());
-        assert!(forwarder.place(b).is_some());
-        places.pop();
-        assert!(forwarder.place(a).is_some());
     }
 }

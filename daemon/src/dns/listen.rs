@@ -1,7 +1,5 @@
 //! The sockets of one address, and what one client can have of them.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -16,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::forward::Forwarder;
+use super::places::{Place, Places};
 use super::turns::Turns;
 use super::{PORT, SharedZone};
 
@@ -25,15 +24,16 @@ pub(super) struct Shared {
     pub(super) forwarder: Forwarder,
     /// Where we answer.
     pub(super) own: watch::Receiver<Vec<IpAddr>>,
-    /// Connections of each client, by its view.
-    pub(super) connections: RefCell<HashMap<(View, IpAddr), usize>>,
+    /// For connections of clients inside.
+    pub(super) inside: Rc<Places>,
+    /// For those of clients outside.
+    pub(super) outside: Rc<Places>,
 }
 
-/// Connections of one client, and altogether. Each costs a descriptor, and the daemon needs its own.
-const MOST_OF_CLIENT: usize = 16;
-const MOST: usize = 256;
-/// Of these, those of clients outside.
-const MOST_OUTSIDE: usize = 64;
+/// Connections of one client, and of all of a view. Each costs a descriptor, and the daemon needs its own.
+pub(super) const MOST_OF_CLIENT: usize = 16;
+pub(super) const MOST_INSIDE: usize = 192;
+pub(super) const MOST_OUTSIDE: usize = 64;
 /// How long a question waits for the names of other hosts, which a daemon that has just started does not know
 /// yet, and how often it looks.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -105,17 +105,20 @@ impl Shared {
         names::reply(zone.as_ref(), request, asked)
     }
 
-    fn view(&self, client: IpAddr, at: IpAddr) -> View {
+    fn place(&self, client: IpAddr, at: IpAddr) -> Option<Place> {
         let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
-        zone.as_ref().map_or(View::Outside, |zone| zone.view(client, at))
+        match zone.as_ref().map_or(View::Outside, |zone| zone.view(client, at)) {
+            View::Overlay => self.inside.take(client),
+            View::Outside => self.outside.take(client),
+        }
     }
 
     /// The answer to a request that got this reply.
     async fn answer(&self, mut reply: Reply, request: &[u8], asked: Asked) -> Option<Vec<u8>> {
         if reply == Reply::Later {
-            let _place = self.forwarder.place(asked.client);
+            let place = self.forwarder.places.take(asked.client);
             let until = Instant::now() + PATIENCE;
-            while _place.is_some() && reply == Reply::Later && Instant::now() < until {
+            while place.is_some() && reply == Reply::Later && Instant::now() < until {
                 tokio::time::sleep(LOOK).await;
                 reply = self.reply(request, asked);
             }
@@ -184,47 +187,19 @@ async fn serve_connections(at: IpAddr, listener: TcpListener, shared: Rc<Shared>
         match listener.accept().await {
             Ok((stream, client)) => {
                 let client = client.ip();
-                let seat = (shared.view(client, at), client);
-                if !shared.enter(seat) {
-                    continue;
-                }
+                let Some(place) = shared.place(client, at) else { continue };
                 let shared = shared.clone();
                 tokio::task::spawn_local(async move {
                     if let Err(error) = serve_connection(stream, client, at, &shared).await {
                         tracing::debug!(%client, %error, "a DNS connection broke off");
                     }
-                    shared.leave(seat);
+                    drop(place);
                 });
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot accept DNS connections");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-        }
-    }
-}
-
-impl Shared {
-    fn enter(&self, seat: (View, IpAddr)) -> bool {
-        let mut connections = self.connections.borrow_mut();
-        let all: usize = connections.values().sum();
-        let outside: usize =
-            connections.iter().filter(|((view, _), _)| *view == View::Outside).map(|(_, count)| count).sum();
-        let of_client = connections.entry(seat).or_default();
-        let fits =
-            all < MOST && *of_client < MOST_OF_CLIENT && (seat.0 == View::Overlay || outside < MOST_OUTSIDE);
-        *of_client += usize::from(fits);
-        if *of_client == 0 {
-            connections.remove(&seat);
-        }
-        fits
-    }
-
-    fn leave(&self, seat: (View, IpAddr)) {
-        let mut connections = self.connections.borrow_mut();
-        match connections.get_mut(&seat) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => _ = connections.remove(&seat),
         }
     }
 }

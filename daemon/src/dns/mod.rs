@@ -1,13 +1,14 @@
 //! The DNS server, on a thread of its own, so that neither waits for the other: names resolve while ten
 //! thousand routes are programmed. It answers from the zone in memory and never asks etcd; what it answers is the core's (`names::reply`).
 //!
-//! - `listen`, `turns`: sockets, and how much of them one client can have
+//! - `listen`, `turns`, `places`: sockets, and how much of them one client can have
 //! - `forward`, `upstreams`: what is for other servers
 //! - `ask`: the other side, a client
 
 pub mod ask;
 mod forward;
 mod listen;
+mod places;
 mod turns;
 mod upstreams;
 
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, LocalSet};
 
 use forward::Forwarder;
+use places::Places;
 use upstreams::Upstreams;
 
 pub use upstreams::PORT;
@@ -69,7 +71,8 @@ impl Server {
             zone: self.zone.clone(),
             forwarder: Forwarder::new(Upstreams::chosen(&self.upstreams)),
             own: self.wanted.clone(),
-            connections: Default::default(),
+            inside: Places::new(listen::MOST_OF_CLIENT, listen::MOST_INSIDE),
+            outside: Places::new(listen::MOST_OF_CLIENT, listen::MOST_OUTSIDE),
         });
         let mut open: BTreeMap<IpAddr, JoinHandle<()>> = BTreeMap::new();
         loop {

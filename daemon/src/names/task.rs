@@ -257,6 +257,8 @@ impl Names {
             true => hold.keep(names.clone(), &view.table, self.hold, clock::now()),
             false => former.clone(),
         };
+        // Before the lock, which answers wait for.
+        let found = endpoints::all(&self.folder);
         let mut zone = self.zone.write().unwrap_or_else(PoisonError::into_inner);
         let Some((config, dns)) = config.as_ref().and_then(|c| Some((c, c.dns.clone()?))) else {
             *zone = None;
@@ -317,7 +319,6 @@ impl Names {
             names.of(key).filter_map(|(key, entry)| Some((key.endpoint.clone(), entry.record.clone().ok()?)));
         let written: BTreeMap<Arc<str>, NameRecord> = mine.collect();
         zone.set_names(others.with_own(key, written.clone()));
-        let found = endpoints::all(&self.folder);
         let mut records = BTreeMap::new();
         let mut known = local::of_allocations(&found, &settings.dns.zone);
         let docker = self.docker.borrow_and_update().containers.clone();
