@@ -391,3 +391,44 @@ impl Names {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use loden_core::names::{NameEntry, NameTable};
+
+    use super::*;
+
+    #[test]
+    fn who_is_started_again_takes_its_names_anew_and_follows_whom_it_takes_them_from() {
+        let record = |since| NameRecord {
+            names: vec!["nn".parse().expect("a name")],
+            groups: Vec::new(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            since,
+            source: NameSource::Docker,
+        };
+        let mut zone = Zone::new(Settings {
+            dns: Default::default(),
+            networks: Vec::new(),
+            own_addresses: BTreeSet::new(),
+            public_addresses: Vec::new(),
+            local_networks: Vec::new(),
+        });
+        let endpoint: Arc<str> = "docker-1".into();
+        let mut ages = Ages::default();
+        assert_eq!(ages.assign(&endpoint, &record(5), Some(7), &zone), 7, "as in a former life");
+        assert_eq!(ages.assign(&endpoint, &record(5), Some(7), &zone), 7);
+        assert_eq!(ages.assign(&endpoint, &record(9), Some(7), &zone), 9, "started again");
+
+        // Another host has the name, by a clock far ahead.
+        let lease = LeaseKey::parse("10.5.8.0-24").expect("a lease");
+        let mut names = NameTable::default();
+        let rival = NameEntry { record: Ok(record(1000)), etcd_lease: 1 };
+        names.put(NameKey { lease, endpoint: "docker-2".into() }, rival);
+        zone.set_names(names);
+        ages.retain(&[(endpoint.clone(), record(9))].into(), [NameSource::Docker].into_iter(), true);
+        assert_eq!(ages.assign(&endpoint, &record(9), Some(9), &zone), 9, "it has lost the name");
+        assert_eq!(ages.assign(&endpoint, &record(12), Some(9), &zone), 1001, "and has it again");
+    }
+}
