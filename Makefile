@@ -190,7 +190,10 @@ peers: ## Build the real flanneld, cnitool and CoreDNS that scenarios run agains
 		mv '$(PEERS)/flannel' '$(PEERS)/flanneld'; fi; \
 	if ! [ -x '$(PEERS)/coredns' ]; then \
 		echo 'peers: building CoreDNS $(COREDNS_VERSION)'; \
-		CGO_ENABLED=0 go install -ldflags '-s -w' github.com/coredns/coredns@$(COREDNS_VERSION); fi; \
+		folder=$$(mktemp -d); cp scripts/coredns.go "$$folder/main.go"; \
+		( cd "$$folder"; go mod init peer; go get github.com/coredns/coredns@$(COREDNS_VERSION); \
+			CGO_ENABLED=0 go build -ldflags '-s -w' -o '$(PEERS)/coredns' . ) 2>"$$folder/log" || { cat "$$folder/log" >&2; exit 1; }; \
+		rm -r "$$folder"; fi; \
 	echo 'peers: building cnitool $(CNITOOL_VERSION)'; \
 	CGO_ENABLED=0 go install -ldflags '-s -w' github.com/containernetworking/cni/cnitool@$(CNITOOL_VERSION)
 
