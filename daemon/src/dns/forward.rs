@@ -173,7 +173,7 @@ fn name_end(question: &[u8]) -> Option<usize> {
     while let Some(length @ 1..) = question.get(at).copied() {
         at += 1 + usize::from(length);
     }
-    (at + 1 <= question.len()).then_some(at + 1)
+    (at < question.len()).then_some(at + 1)
 }
 
 fn in_small_letters(question: &[u8]) -> Box<[u8]> {

@@ -13,8 +13,8 @@ use loden_proto::dns_name::DnsName;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::reverse::prefix_of;
 use super::skydns::path;
-use super::zone::reverse;
 
 /// More records than this are passed over.
 const MOST_RECORDS: usize = 10_000;
@@ -93,7 +93,7 @@ impl Place {
         }
         let rest = key.strip_prefix(&self.prefix)?.strip_prefix("/arpa/")?;
         let labels: Vec<&str> = rest.rsplit('/').collect();
-        let address = reverse(&format!("{}.arpa", labels.join(".")))?;
+        let address = prefix_of(&format!("{}.arpa", labels.join(".")))?;
         let whole = address.length() == address.family().bits();
         let ours = whole && self.networks.iter().any(|network| network.contains_subnet(&address));
         ours.then(|| Subject::Address(address.address()))

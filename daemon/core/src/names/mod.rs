@@ -4,10 +4,12 @@
 pub mod docker;
 mod given;
 mod hold;
+mod hosts;
 mod imported;
 mod manual;
 mod message;
 mod publish;
+mod reverse;
 mod skydns;
 mod table;
 mod zone;

@@ -23,7 +23,7 @@ use loden_proto::lease::LeaseKey;
 use serde_json::json;
 
 use super::Zone;
-use super::zone::reverse_name;
+use super::reverse::reverse_name;
 
 /// Keys and values of all that a host has names for, below a prefix such as `/skydns`.
 pub fn exported(zone: &Zone, host: LeaseKey, prefix: &str) -> BTreeMap<String, String> {

@@ -10,18 +10,19 @@
 //! ```
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use loden_proto::config::{Dns, Outside};
 use loden_proto::dns_name::DnsName;
-use loden_proto::lease::{LeaseKey, LeaseValue};
+use loden_proto::lease::LeaseKey;
 use loden_proto::name_record::{NameRecord, Protocol, PublishedPort};
 use loden_proto::{Family, Subnet};
 
+use super::hosts::{Hosts, host_label, numbered, public_addresses, value};
+use super::reverse::{cut, prefix_of, reverse_apex};
 use super::{Imported, NameEntry, NameKey, NameTable};
-use crate::leases::{LeaseRecord, LeaseTable};
+use crate::leases::LeaseTable;
 
 /// An answer has so many addresses at most, from what others have written.
 const MOST_ANSWERS: usize = 100;
@@ -158,37 +159,6 @@ pub struct Zone {
     hosts: OnceLock<Hosts>,
     /// What others say.
     imported: Arc<Imported>,
-}
-
-/// Leases by what else their hosts go by, of which only hashes are kept: the leases have the rest.
-#[derive(Debug, Default)]
-struct Hosts {
-    by_label: BTreeSet<(u32, LeaseKey)>,
-    by_public_address: BTreeSet<(u32, LeaseKey)>,
-}
-
-impl Hosts {
-    fn of(leases: &LeaseTable) -> Self {
-        let mut hosts = Self::default();
-        for (key, record) in leases.iter() {
-            hosts.enter(key, record);
-        }
-        hosts
-    }
-
-    fn enter(&mut self, key: &LeaseKey, record: &LeaseRecord) {
-        let Some(value) = value(record) else { return };
-        self.by_label.insert((hash(host_label(key, value).as_str()), *key));
-        self.by_public_address.extend(public_addresses(value).map(|address| (hash(&address), *key)));
-    }
-
-    fn leave(&mut self, key: &LeaseKey, record: &LeaseRecord) {
-        let Some(value) = value(record) else { return };
-        self.by_label.remove(&(hash(host_label(key, value).as_str()), *key));
-        for address in public_addresses(value) {
-            self.by_public_address.remove(&(hash(&address), *key));
-        }
-    }
 }
 
 impl Zone {
@@ -581,14 +551,12 @@ impl Zone {
         }
     }
 
-    /// The lease of a host by its label; of several, the oldest.
+    fn hosts(&self) -> &Hosts {
+        self.hosts.get_or_init(|| Hosts::of(&self.leases))
+    }
+
     fn host(&self, label: &str) -> Option<LeaseKey> {
-        let hosts = self.hosts.get_or_init(|| Hosts::of(&self.leases));
-        let named = hashed(&hosts.by_label, label).filter_map(|key| {
-            let record = self.leases.get(key)?;
-            (host_label(key, value(record)?) == label).then_some((record.create_revision, *key))
-        });
-        named.min().map(|(_, key)| key)
+        self.hosts().labelled(&self.leases, label)
     }
 
     /// A host's own label: that of its name, unless an older host has it.
@@ -599,7 +567,7 @@ impl Zone {
 
     fn answer_reverse(&self, view: View, name: &str, kind: Kind) -> Answer {
         let elsewhere = if view == View::Overlay { Answer::Elsewhere } else { Answer::Refused };
-        let Some(asked) = reverse(name) else { return elsewhere };
+        let Some(asked) = prefix_of(name) else { return elsewhere };
         let ours = asked.length() == asked.family().bits() && self.lease_of_public(asked.address()).is_some();
         let network = self.settings.networks.iter().find(|n| n.contains_subnet(&asked));
         let apex = match network {
@@ -642,14 +610,8 @@ impl Zone {
         !self.addresses.contains_key(&address)
     }
 
-    /// The lease of the host that has this public address.
     fn lease_of_public(&self, address: IpAddr) -> Option<LeaseKey> {
-        let hosts = self.hosts.get_or_init(|| Hosts::of(&self.leases));
-        let has = |key: &&LeaseKey| {
-            let value = self.leases.get(key).and_then(value);
-            value.is_some_and(|value| public_addresses(value).any(|public| public == address))
-        };
-        hashed(&hosts.by_public_address, &address).find(has).copied()
+        self.hosts().at(&self.leases, address)
     }
 
     /// The full name of an address: a container's first name, or that of a part of a host.
@@ -692,50 +654,6 @@ impl Zone {
     }
 }
 
-/// The key that sorts before all others.
-fn least_key() -> LeaseKey {
-    LeaseKey::single(Subnet::ALL_V6)
-}
-
-fn value(record: &LeaseRecord) -> Option<&LeaseValue> {
-    record.value.as_ref().ok()
-}
-
-fn public_addresses(value: &LeaseValue) -> impl Iterator<Item = IpAddr> + use<> {
-    let v4 = value.public_ip.map(IpAddr::V4);
-    v4.into_iter().chain(value.public_ipv6.map(IpAddr::V6))
-}
-
-/// The label of a host: the first of its name, else (flannel's have none) the number of its subnet.
-fn host_label(key: &LeaseKey, value: &LeaseValue) -> String {
-    let name = value.loden.as_ref().map(|m| m.host_name.to_str());
-    match name.and_then(|name| name.split('.').next()?.parse::<DnsName>().ok()) {
-        Some(label) if !matches!(label.as_str(), "ns" | "gw" | "vtep") => label.to_string(),
-        _ => numbered(key),
-    }
-}
-
-/// `host-10-5-7-0`, unique among hosts.
-fn numbered(key: &LeaseKey) -> String {
-    let address = key.subnets().next().map(|s| s.address().to_string()).unwrap_or_default();
-    format!("host-{}", address.replace(['.', ':'], "-").trim_end_matches('-'))
-}
-
-fn hash<T: Hash + ?Sized>(what: &T) -> u32 {
-    let mut hasher = DefaultHasher::new();
-    what.hash(&mut hasher);
-    hasher.finish() as u32
-}
-
-/// What has the hash of this.
-fn hashed<'a, T: Hash + ?Sized>(
-    index: &'a BTreeSet<(u32, LeaseKey)>,
-    what: &T,
-) -> impl Iterator<Item = &'a LeaseKey> + use<'a, T> {
-    let hash = hash(what);
-    index.range((hash, least_key())..).take_while(move |(h, _)| *h == hash).map(|(_, key)| key)
-}
-
 /// The names above a name, within the zone.
 fn ancestors(name: &DnsName) -> impl Iterator<Item = DnsName> {
     std::iter::successors(name.parent(), DnsName::parent)
@@ -760,67 +678,6 @@ fn wanted(kind: Kind, addresses: Vec<IpAddr>) -> Vec<Record> {
     };
     let record = |address| Record::new(None, Data::Address(address));
     addresses.into_iter().filter(fits).map(record).collect()
-}
-
-/// The prefix that a name below `in-addr.arpa` or `ip6.arpa` stands for (RFC 1035 §3.5, RFC 3596 §2.5).
-pub(super) fn reverse(name: &str) -> Option<Subnet> {
-    if let Some(rest) = name.strip_suffix(".in-addr.arpa") {
-        let mut octets = [0; 4];
-        let mut length = 0;
-        for (i, label) in rest.rsplit('.').enumerate() {
-            let octet: u8 = label.parse().ok()?;
-            // Not 010, nor +10.
-            if octet.to_string() != label {
-                return None;
-            }
-            *octets.get_mut(i)? = octet;
-            length += 8;
-        }
-        return Subnet::new(Ipv4Addr::from(octets).into(), length).ok();
-    }
-    let rest = name.strip_suffix(".ip6.arpa")?;
-    let mut bits = 0u128;
-    let mut length = 0;
-    for label in rest.rsplit('.') {
-        let nibble = u128::from_str_radix(label, 16).ok().filter(|_| label.len() == 1 && length < 128)?;
-        length += 4;
-        bits |= nibble << (128 - length);
-    }
-    Subnet::new(Ipv6Addr::from(bits).into(), length as u8).ok()
-}
-
-/// The other way; the length is one that names can have.
-fn reverse_apex(subnet: &Subnet) -> String {
-    reverse_labels(subnet.address(), subnet.length())
-}
-
-/// The same for an address.
-pub(super) fn reverse_name(address: IpAddr) -> String {
-    reverse_labels(address, Family::of(address).bits())
-}
-
-fn reverse_labels(address: IpAddr, length: u8) -> String {
-    match address {
-        IpAddr::V4(ip) => {
-            let octets = ip.octets();
-            let labels = octets[..usize::from(length / 8)].iter().rev().map(u8::to_string);
-            labels.chain(["in-addr.arpa".into()]).collect::<Vec<_>>().join(".")
-        }
-        IpAddr::V6(ip) => {
-            let bits = ip.to_bits();
-            let nibbles = (0..u32::from(length / 4)).rev();
-            let labels = nibbles.map(|i| format!("{:x}", bits >> (124 - 4 * i) & 0xf));
-            labels.chain(["ip6.arpa".into()]).collect::<Vec<_>>().join(".")
-        }
-    }
-}
-
-/// The part of a network, around an address, that a name can stand for: 10.16.0.0/12 has no name, but
-/// 10.17.0.0/16 in it has.
-fn cut(network: &Subnet, address: IpAddr) -> Subnet {
-    let step = if address.is_ipv4() { 8 } else { 4 };
-    let length = network.length().div_ceil(step) * step;
-    Subnet::containing(address, length).unwrap_or(*network)
 }
 
 #[path = "zone_imported.rs"]

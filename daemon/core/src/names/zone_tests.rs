@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
-use loden_proto::lease::LodenMember;
+use loden_proto::lease::{LeaseValue, LodenMember};
 use loden_proto::name_record::NameSource;
 use proptest::prelude::*;
 
 use super::*;
+use crate::leases::LeaseRecord;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect(text)
