@@ -39,6 +39,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::clock;
 use crate::dns::{self, SharedZone};
 use crate::docker_user::DockerUser;
 use crate::endpoints::{self, Endpoints};
@@ -196,10 +197,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
         None => (None, None),
     };
+    let (complete, names_complete) = watch::channel(false);
     let names = Names {
         manual: manual.watch(),
         folder: options.run_dir.join("ipam"),
         state: state.clone(),
+        gives_up_at: clock::now() + names::GIVE_UP,
+        complete,
         store,
         writer,
         configs: configs.clone(),
@@ -221,7 +225,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         seen: docker_sender,
     };
     let upstreams = options.dns_upstreams.clone();
-    dns::Server { zone: zone.clone(), upstreams, wanted: dns_wanted, listening: listening_sender }.start()?;
+    let server = dns::Server {
+        zone: zone.clone(),
+        complete: names_complete,
+        upstreams,
+        wanted: dns_wanted,
+        listening: listening_sender,
+    };
+    server.start()?;
     let sources = Sources {
         network: options.settings.options.network.clone(),
         etcd: (options.etcd.endpoints.clone(), options.etcd.prefix.clone()),

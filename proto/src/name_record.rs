@@ -140,8 +140,6 @@ pub const RECORD_LIMIT: usize = 64 * 1024;
 const MOST_NAMES: usize = 64;
 const MOST_ADDRESSES: usize = 64;
 const MOST_PORTS: usize = 512;
-/// The largest time, so that a later one is still a number in any JSON (RFC 8259 §6: 2^53).
-const LATEST: u64 = 1 << 53;
 
 /// Those of a transport that this version knows.
 fn known_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PublishedPort>, D::Error> {
@@ -150,6 +148,9 @@ fn known_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Publish
 }
 
 impl NameRecord {
+    /// The latest time, in milliseconds since 1970, that every JSON reader knows exactly (RFC 8259 §6).
+    pub const LATEST: u64 = (1 << 53) - 1;
+
     /// Leaves out what is too much for one record, and tells of it.
     pub fn bound(&mut self) -> Vec<String> {
         let own = self.names.len().min(MOST_NAMES);
@@ -170,7 +171,7 @@ impl NameRecord {
             return Err(format!("it is {} bytes long, but at most {RECORD_LIMIT} are read", bytes.len()));
         }
         let record: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-        if record.since > LATEST {
+        if record.since > Self::LATEST {
             return Err(format!("its Since is {}, which is no time", record.since));
         }
         Ok(record)
@@ -250,7 +251,7 @@ mod tests {
                 .map(|n| IpAddr::from([0xfd00, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, n]))
                 .collect(),
             ports: (10_000..12_000).map(port).collect(),
-            since: LATEST,
+            since: NameRecord::LATEST,
             source: NameSource::Unknown,
         };
         assert_eq!(record.bound().len(), 3);

@@ -32,7 +32,7 @@ pub(super) struct Forwarder {
     upstreams: RefCell<Upstreams>,
     under_way: RefCell<HashMap<Question, watch::Receiver<Option<Answer>>>>,
     /// Of questions under way.
-    pub(super) places: Rc<Places>,
+    places: Rc<Places>,
     /// Who answered last, when another before him did not.
     good: Cell<Option<SocketAddr>>,
 }

@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::forward::Forwarder;
 use super::places::{Place, Places};
@@ -21,6 +21,10 @@ use super::{PORT, SharedZone};
 /// What all sockets share.
 pub(super) struct Shared {
     pub(super) zone: SharedZone,
+    /// Whether all names are in it.
+    pub(super) complete: watch::Receiver<bool>,
+    /// For questions that wait for that.
+    pub(super) waiting: Rc<Places>,
     pub(super) forwarder: Forwarder,
     /// Where we answer.
     pub(super) own: watch::Receiver<Vec<IpAddr>>,
@@ -35,9 +39,10 @@ pub(super) const MOST_OF_CLIENT: usize = 16;
 pub(super) const MOST_INSIDE: usize = 192;
 pub(super) const MOST_OUTSIDE: usize = 64;
 /// How long a question waits for the names of other hosts, which a daemon that has just started does not know
-/// yet, and how often it looks.
+/// yet, and how many do, of one client and altogether.
 const PATIENCE: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(20);
+pub(super) const MOST_WAITING_OF_CLIENT: usize = 100;
+pub(super) const MOST_WAITING: usize = 1000;
 /// How long a connection may be silent (RFC 7766 §6.2.3: a few seconds).
 const IDLE: Duration = Duration::from_secs(10);
 /// Datagrams taken from one socket, and of these answered, before others have their turn. To take one costs a
@@ -116,12 +121,11 @@ impl Shared {
     /// The answer to a request that got this reply.
     async fn answer(&self, mut reply: Reply, request: &[u8], asked: Asked) -> Option<Vec<u8>> {
         if reply == Reply::Later {
-            let place = self.forwarder.places.take(asked.client);
-            let until = Instant::now() + PATIENCE;
-            while place.is_some() && reply == Reply::Later && Instant::now() < until {
-                tokio::time::sleep(LOOK).await;
-                reply = self.reply(request, asked);
+            let mut complete = self.complete.clone();
+            if let Some(_place) = self.waiting.take(asked.client) {
+                let _ = timeout(PATIENCE, complete.wait_for(|complete| *complete)).await;
             }
+            reply = self.reply(request, asked);
         }
         if reply == Reply::Forward {
             let own = self.own.borrow().clone();

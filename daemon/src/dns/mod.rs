@@ -45,6 +45,8 @@ pub struct Listening {
 pub struct Server {
     /// What is answered from.
     pub zone: SharedZone,
+    /// Whether all names are in it.
+    pub complete: watch::Receiver<bool>,
     /// Who is asked for all other names; the host's own servers if there is none.
     pub upstreams: Vec<IpAddr>,
     /// Where to answer.
@@ -69,6 +71,8 @@ impl Server {
     async fn run(mut self) {
         let shared = Rc::new(listen::Shared {
             zone: self.zone.clone(),
+            complete: self.complete.clone(),
+            waiting: Places::new(listen::MOST_WAITING_OF_CLIENT, listen::MOST_WAITING),
             forwarder: Forwarder::new(Upstreams::chosen(&self.upstreams)),
             own: self.wanted.clone(),
             inside: Places::new(listen::MOST_OF_CLIENT, listen::MOST_INSIDE),

@@ -59,6 +59,9 @@ impl Exporter {
                 let brought = tokio::time::timeout(PATIENCE, self.bring(&wanted, written.as_ref())).await;
                 let problem = match brought {
                     Ok(Ok(true)) => None,
+                    Ok(Ok(false)) if wanted.lease.1 == 0 => {
+                        Some("this host's subnet is reserved, so its names hang on no etcd lease".to_owned())
+                    }
                     Ok(Ok(false)) => Some("others write the same keys of etcd".to_owned()),
                     Ok(Err(error)) => Some(error.to_string()),
                     Err(_) => Some("etcd does not answer".into()),
@@ -100,6 +103,10 @@ impl Exporter {
     /// Brings what stands there to this. `false`: somebody else has changed it meanwhile.
     async fn bring(&self, wanted: &Wanted, written: Option<&Wanted>) -> Result<bool, StoreError> {
         let (key, etcd_lease) = wanted.lease;
+        if etcd_lease == 0 {
+            // Nothing would ever take away what a host without an etcd lease has written there.
+            return Ok(wanted.records.is_empty());
+        }
         let there = self.writer.exported(etcd_lease).await?;
         let value = |key: &String| {
             let known = written.filter(|written| written.lease == wanted.lease)?;

@@ -17,7 +17,7 @@ pub struct Importer {
     /// How to talk to etcd at the moment.
     pub connections: watch::Receiver<Option<Connection>>,
     /// Where it is told what there is.
-    pub imported: watch::Sender<Arc<Imported>>,
+    pub imported: watch::Sender<Option<Arc<Imported>>>,
     /// Where it is told what is in the way.
     pub problem: watch::Sender<Option<String>>,
 }
@@ -40,7 +40,7 @@ impl Importer {
             }
             self.configs = configs;
             // The zone is another; and what stands below it is told soon.
-            self.imported.send_replace(Arc::default());
+            self.imported.send_replace(None);
         }
     }
 
@@ -60,9 +60,9 @@ impl Importer {
             Change::Done => {
                 self.tell(None);
                 self.imported.send_if_modified(|told| {
-                    let news = **told != all;
+                    let news = told.as_deref() != Some(&all);
                     if news {
-                        *told = Arc::new(all.clone());
+                        *told = Some(Arc::new(all.clone()));
                     }
                     news
                 });

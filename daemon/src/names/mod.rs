@@ -24,4 +24,4 @@ mod task;
 pub use answers::Answers;
 pub use local::Local;
 pub use manual::Manual;
-pub use task::{Names, Standing};
+pub use task::{GIVE_UP, Names, Standing};

@@ -12,6 +12,9 @@ use crate::state::{RememberedName, StateDir};
 const LEAST_INTERVAL: Millis = 10_000;
 const INTERVAL_PER_NAME: Millis = 30;
 
+/// Some etcd lease, which one is nobody's concern.
+const UNKNOWN: i64 = 1;
+
 /// What is remembered.
 pub(super) struct Remembered {
     state: StateDir,
@@ -33,7 +36,7 @@ impl Remembered {
             let Ok(lease) = LeaseKey::parse(&lease) else { continue };
             names.put(
                 NameKey { lease, endpoint: endpoint.into() },
-                NameEntry { record: Ok(record), etcd_lease: 0 },
+                NameEntry { record: Ok(record), etcd_lease: UNKNOWN },
             );
         }
         names

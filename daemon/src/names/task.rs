@@ -59,6 +59,8 @@ pub struct Names {
     pub own: watch::Receiver<OwnLease>,
     /// Lasting state.
     pub state: StateDir,
+    /// When what is known counts as all that there is.
+    pub gives_up_at: Millis,
     /// The underlay.
     pub facts: watch::Receiver<Option<HostFacts>>,
     /// How long names of hosts stay that vanished all at once, in milliseconds.
@@ -72,7 +74,9 @@ pub struct Names {
     /// Where it is told what should stand there.
     pub exported: watch::Sender<Option<Wanted>>,
     /// What others have written for CoreDNS (`--dns-import`).
-    pub imported: Option<watch::Receiver<Arc<Imported>>>,
+    pub imported: Option<watch::Receiver<Option<Arc<Imported>>>>,
+    /// Where it is told that all names are known, so that what is not among them does not exist.
+    pub complete: watch::Sender<bool>,
     /// Which kinds of addresses to answer on.
     pub listen: Vec<Listen>,
     /// What is served.
@@ -88,6 +92,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Leases that change within this time are looked at together: they tell where hosts are, which few ask for,
 /// and ten thousand can come at once. So are records of others.
 const LEISURE: Duration = Duration::from_millis(250);
+/// How long after its start the daemon waits for etcd before it takes what it knows for all. Every name that a
+/// resolver tries in the zone first waits for as long.
+pub const GIVE_UP: Millis = 5_000;
 /// In case a notice was lost.
 const FULL_LOOK: Duration = Duration::from_secs(30);
 
@@ -111,7 +118,7 @@ impl Ages {
         let rival = || {
             let owners = record.names.iter().filter_map(|name| zone.owner(name));
             owners
-                .map(|(_, owner)| owner.since.saturating_add(1))
+                .map(|(_, owner)| (owner.since + 1).min(NameRecord::LATEST))
                 .max()
                 .filter(|_| self.settled.contains(&record.source))
         };
@@ -189,10 +196,15 @@ impl Names {
         let mut remembered = Remembered::new(self.state.clone());
         let mut former = remembered.load();
         let mut backoff = Backoff::new(100, 5000);
+        let mut last = Vec::new();
         loop {
             files.cover(&self.folder);
             let (own, problems) = self.look(&mut ages, &mut hold, &former);
             let mut wait = FULL_LOOK;
+            if !*self.complete.borrow() {
+                let left = self.gives_up_at.saturating_sub(clock::now());
+                wait = wait.min(Duration::from_millis(left + 1));
+            }
             if self.store.views.borrow().synced {
                 former = NameTable::default();
                 let names = self.store.names.borrow().clone();
@@ -206,9 +218,15 @@ impl Names {
             if let Some(own) = &own {
                 let table = self.store.names.borrow().clone();
                 let writes = publication(&table, own.key, own.etcd_lease.unwrap_or_default(), &own.records);
-                if !writes.is_empty() {
+                if writes.is_empty() {
+                    backoff.reset();
+                } else if writes == last {
+                    // Written just now, and etcd has not told of it yet. Should it never, not as fast as it can.
+                    last.clear();
+                    wait = wait.min(Duration::from_millis(backoff.wait(clock::chance())));
+                } else {
                     match self.write(own, &writes).await {
-                        Ok(()) => backoff.reset(),
+                        Ok(()) => last = writes,
                         Err(reason) => {
                             tracing::debug!(%reason, "names are not published");
                             unwritten.extend(writes.iter().map(|write| write.endpoint().clone()));
@@ -253,8 +271,13 @@ impl Names {
         let lease = self.own.borrow_and_update().clone();
         let facts = self.facts.borrow_and_update().clone();
         let underlay = facts.as_ref().and_then(|f| f.underlay.as_ref().ok());
+        let malformed = names.malformed(&view.table);
         let others = match view.synced {
-            true => hold.keep(names.clone(), &view.table, self.hold, clock::now()),
+            true => {
+                let mut sound = names.clone();
+                malformed.iter().for_each(|(key, _)| sound.delete(key));
+                hold.keep(sound, &view.table, self.hold, clock::now())
+            }
             false => former.clone(),
         };
         // Before the lock, which answers wait for.
@@ -295,20 +318,21 @@ impl Names {
             zone.set(settings.clone());
         }
         zone.set_leases(view.table.clone());
-        if view.synced {
-            zone.set_complete();
-        }
-        let unreadable = |(key, why): (&NameKey, &str)| {
-            let NameKey { lease, endpoint } = key;
-            format!(
-                "the record {lease}/{endpoint} in etcd cannot be read, so its names are not served: {why}"
-            )
+        let mut known = view.synced;
+        let not_served = |(NameKey { lease, endpoint }, why): (NameKey, String)| {
+            format!("the record {lease}/{endpoint} in etcd is not served: {why}")
         };
-        let mut problems: Vec<String> = names.malformed().map(unreadable).collect();
+        let mut problems: Vec<String> = malformed.into_iter().map(not_served).collect();
         if let Some(imported) = &mut self.imported {
-            let imported = imported.borrow_and_update().clone();
+            let told = imported.borrow_and_update().clone();
+            known &= told.is_some();
+            let imported = told.unwrap_or_default();
             problems.extend(imported.problems());
             zone.set_imported(imported);
+        }
+        if known || clock::now() >= self.gives_up_at {
+            zone.set_complete();
+            self.complete.send_if_modified(|complete| !std::mem::replace(complete, true));
         }
         let Some(key) = lease.key else {
             zone.set_names(others);
@@ -430,5 +454,12 @@ mod tests {
         ages.retain(&[(endpoint.clone(), record(9))].into(), [NameSource::Docker].into_iter(), true);
         assert_eq!(ages.assign(&endpoint, &record(9), Some(9), &zone), 9, "it has lost the name");
         assert_eq!(ages.assign(&endpoint, &record(12), Some(9), &zone), 1001, "and has it again");
+
+        let mut names = NameTable::default();
+        let last = NameEntry { record: Ok(record(NameRecord::LATEST)), etcd_lease: 1 };
+        names.put(NameKey { lease, endpoint: "docker-2".into() }, last);
+        zone.set_names(names);
+        let late = ages.assign(&endpoint, &record(2000), Some(1001), &zone);
+        assert_eq!(late, NameRecord::LATEST, "no later one could be read");
     }
 }

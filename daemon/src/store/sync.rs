@@ -300,11 +300,7 @@ fn text(kv: &KeyValue) -> String {
 
 /// A key-value pair as an endpoint's names.
 fn name_entry(kv: &KeyValue) -> NameEntry {
-    let record = match kv.lease() {
-        0 => Err("it hangs on no etcd lease, so it would outlive its host".into()),
-        _ => NameRecord::parse(kv.value()),
-    };
-    NameEntry { record, etcd_lease: kv.lease() }
+    NameEntry { record: NameRecord::parse(kv.value()), etcd_lease: kv.lease() }
 }
 
 /// gRPC status OUT_OF_RANGE, with which the client refuses an answer of more than 4 MiB.

@@ -90,7 +90,9 @@ pub fn reply(zone: Option<&Zone>, request: &[u8], asked: Asked) -> Reply {
         // Who does not ask us to ask others (RD) is a server that looks for ours alone.
         Answer::Elsewhere if message.metadata.recursion_desired => Reply::Forward,
         Answer::Elsewhere | Answer::Refused => finish(&message, ResponseCode::Refused, view, transport),
-        Answer::NotYet => Reply::Later,
+        Answer::NotYet if view == View::Overlay => Reply::Later,
+        // Those outside ask again.
+        Answer::NotYet => finish(&message, ResponseCode::ServFail, view, transport),
         Answer::NoName(apex) => {
             let mut answer = response(&message, ResponseCode::NXDomain, view);
             answer.authorities.extend(soa(zone, &apex, zone.settings().dns.negative_ttl));

@@ -7,6 +7,8 @@ use imbl::{OrdMap, OrdSet};
 use loden_proto::lease::LeaseKey;
 use loden_proto::name_record::NameRecord;
 
+use crate::leases::LeaseTable;
+
 /// Whose names: the lease of the host, and the endpoint's id there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NameKey {
@@ -21,7 +23,7 @@ pub struct NameKey {
 pub struct NameEntry {
     /// The record, or why it cannot be read.
     pub record: Result<NameRecord, String>,
-    /// The etcd lease that the key hangs on.
+    /// The etcd lease that the key hangs on; 0: none.
     pub etcd_lease: i64,
 }
 
@@ -29,29 +31,39 @@ pub struct NameEntry {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NameTable {
     entries: OrdMap<NameKey, Arc<NameEntry>>,
-    /// Those that cannot be read.
-    malformed: OrdSet<NameKey>,
+    /// Those that cannot be read, or hang on no etcd lease.
+    doubtful: OrdSet<NameKey>,
 }
 
 impl NameTable {
     /// Takes in an entry.
     pub fn put(&mut self, key: NameKey, entry: NameEntry) {
-        match &entry.record {
-            Ok(_) => self.malformed.remove(&key),
-            Err(_) => self.malformed.insert(key.clone()),
+        match entry.record.is_err() || entry.etcd_lease == 0 {
+            true => self.doubtful.insert(key.clone()),
+            false => self.doubtful.remove(&key),
         };
         self.entries.insert(key, Arc::new(entry));
     }
 
-    /// What cannot be read, and why.
-    pub fn malformed(&self) -> impl Iterator<Item = (&NameKey, &str)> {
-        self.malformed.iter().filter_map(|key| Some((key, self.get(key)?.record.as_ref().err()?.as_str())))
+    /// What is not to be served, and why: values that cannot be read, and those that would outlive their
+    /// host, whose own key in etcd hangs on an etcd lease.
+    pub fn malformed(&self, leases: &LeaseTable) -> Vec<(NameKey, String)> {
+        let lasting = |host: &LeaseKey| leases.get(host).is_some_and(|record| record.etcd_lease == 0);
+        let judged = self.doubtful.iter().filter_map(|key| {
+            let why = match &self.get(key)?.record {
+                Err(why) => why.clone(),
+                Ok(_) if lasting(&key.lease) => return None,
+                Ok(_) => "it hangs on no etcd lease, and would outlive its host".into(),
+            };
+            Some((key.clone(), why))
+        });
+        judged.collect()
     }
 
     /// Takes in a deletion.
     pub fn delete(&mut self, key: &NameKey) {
         self.entries.remove(key);
-        self.malformed.remove(key);
+        self.doubtful.remove(key);
     }
 
     /// What stands under a key.
