@@ -45,6 +45,17 @@ pub struct Last {
     pub macs: BTreeMap<Family, Mac>,
 }
 
+/// What other hosts have told of names.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct OthersNames {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// The values of their leases, by the leases' keys in etcd.
+    pub hosts: BTreeMap<String, Value>,
+    /// Their endpoints.
+    pub names: Vec<RememberedName>,
+}
+
 /// An endpoint's names as another host told them.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RememberedName {
@@ -56,7 +67,7 @@ pub struct RememberedName {
     pub record: NameRecord,
 }
 
-const REMEMBERED_NAMES: &str = "others-names.json";
+const OTHERS_NAMES: &str = "others-names.json";
 
 impl StateDir {
     /// Opens the folder, making it if need be.
@@ -96,7 +107,7 @@ impl StateDir {
 
     /// Forgets subnet, MACs, peers and names by hand.
     pub fn forget(&self) {
-        for name in ["last.json", "peers.json", "names.json", REMEMBERED_NAMES] {
+        for name in ["last.json", "peers.json", "names.json", OTHERS_NAMES] {
             let _ = std::fs::remove_file(self.folder.join(name));
         }
     }
@@ -135,20 +146,19 @@ impl StateDir {
     /// error says so.
     pub fn names(&self) -> Result<Vec<Value>, String> {
         let path = self.names_path();
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
+        let read = match std::fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => {
-                return Err(format!("names given by hand: {} cannot be read: {error}", path.display()));
-            }
+            Err(error) => Err(error.to_string()),
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
         };
-        serde_json::from_slice(&bytes).map_err(|error| {
+        read.map_err(|error| {
             let aside = path.with_extension("json.damaged");
-            let kept = std::fs::rename(&path, &aside);
-            let what =
-                kept.map_or_else(|e| format!("stays, since {e}"), |()| format!("is now {}", aside.display()));
+            let kept = match std::fs::rename(&path, &aside) {
+                Ok(()) => format!("is now {}", aside.display()),
+                Err(error) => format!("stays: {error}"),
+            };
             format!(
-                "names given by hand: {} is damaged ({error}) and {what}; give them again (loden name add)",
+                "names given by hand: {} is damaged ({error}) and {kept}; give them again (loden name add)",
                 path.display()
             )
         })
@@ -160,13 +170,13 @@ impl StateDir {
     }
 
     /// The names of other hosts known last.
-    pub fn remembered_names(&self) -> Vec<RememberedName> {
-        self.read(REMEMBERED_NAMES).unwrap_or_default()
+    pub fn others_names(&self) -> OthersNames {
+        self.read(OTHERS_NAMES).unwrap_or_default()
     }
 
     /// Remembers them.
-    pub fn save_remembered_names(&self, names: impl Iterator<Item = RememberedName>) -> io::Result<()> {
-        self.write(REMEMBERED_NAMES, &names.collect::<Vec<_>>())
+    pub fn save_others_names(&self, names: &OthersNames) -> io::Result<()> {
+        self.write(OTHERS_NAMES, names)
     }
 
     fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Option<T> {

@@ -144,7 +144,7 @@ impl Shared {
 
 async fn serve_datagrams(at: IpAddr, socket: Rc<UdpSocket>, shared: Rc<Shared>) {
     // The largest request that makes sense, and a byte more to know a larger one by.
-    let mut buffer = [0; 4097];
+    let mut buffer = [0; names::MAX_DATAGRAM as usize + 1];
     let mut turns = Turns::default();
     let mut turn = 0usize;
     loop {

@@ -2,16 +2,19 @@
 //! they were.
 
 use loden_core::Millis;
+use loden_core::leases::{LeaseRecord, LeaseTable};
 use loden_core::names::{NameEntry, NameKey, NameTable};
-use loden_proto::lease::LeaseKey;
+use loden_proto::lease::{LeaseKey, LeaseValue};
 
 use crate::clock;
-use crate::state::{RememberedName, StateDir};
+use crate::state::{OthersNames, RememberedName, StateDir};
 
 /// How often they are written at most: seldom where there are many, since a write is of all of them.
 const LEAST_INTERVAL: Millis = 10_000;
 const INTERVAL_PER_NAME: Millis = 30;
 
+/// After so many seconds names are not what they were: as long as a lease of a host that is away lasts.
+const OLDEST: u64 = 86_400;
 /// Some etcd lease, which one is nobody's concern.
 const UNKNOWN: i64 = 1;
 
@@ -29,21 +32,34 @@ impl Remembered {
         Self { state, saved: NameTable::default(), next: clock::now() + LEAST_INTERVAL }
     }
 
-    /// What was known in our former life.
-    pub(super) fn load(&self) -> NameTable {
-        let mut names = NameTable::default();
-        for RememberedName { lease, endpoint, record } in self.state.remembered_names() {
-            let Ok(lease) = LeaseKey::parse(&lease) else { continue };
-            names.put(
-                NameKey { lease, endpoint: endpoint.into() },
-                NameEntry { record: Ok(record), etcd_lease: UNKNOWN },
-            );
+    /// What was known in our former life: names, and the leases of their hosts.
+    pub(super) fn load(&self) -> (NameTable, LeaseTable) {
+        let (mut names, mut leases) = <(NameTable, LeaseTable)>::default();
+        let OthersNames { at, hosts, names: all } = self.state.others_names();
+        if clock::unix_seconds().saturating_sub(at) > OLDEST {
+            return (names, leases);
         }
-        names
+        for (key, value) in hosts {
+            let Ok(key) = LeaseKey::parse(&key) else { continue };
+            let value = LeaseValue::parse(value.to_string().as_bytes()).map_err(|e| e.to_string());
+            let record = LeaseRecord { value, etcd_lease: UNKNOWN, create_revision: 0, mod_revision: 0 };
+            leases.insert(key, record);
+        }
+        for RememberedName { lease, endpoint, record } in all {
+            let Ok(lease) = LeaseKey::parse(&lease) else { continue };
+            let entry = NameEntry { record: Ok(record), etcd_lease: UNKNOWN };
+            names.put(NameKey { lease, endpoint: endpoint.into() }, entry);
+        }
+        (names, leases)
     }
 
     /// Writes others' names, if they have changed and it is time. Returns when it is time again.
-    pub(super) fn keep(&mut self, names: &NameTable, own: Option<LeaseKey>) -> Option<Millis> {
+    pub(super) fn keep(
+        &mut self,
+        names: &NameTable,
+        leases: &LeaseTable,
+        own: Option<LeaseKey>,
+    ) -> Option<Millis> {
         if self.saved.changed_keys(names).is_empty() {
             return None;
         }
@@ -51,11 +67,18 @@ impl Remembered {
         if now < self.next {
             return Some(self.next - now);
         }
-        let others = names.iter().filter(|(key, _)| Some(key.lease) != own).filter_map(|(key, entry)| {
-            let record = entry.record.as_ref().ok()?.clone();
-            Some(RememberedName { lease: key.lease.to_string(), endpoint: key.endpoint.to_string(), record })
-        });
-        if let Err(error) = self.state.save_remembered_names(others) {
+        let mut all = OthersNames { at: clock::unix_seconds(), ..OthersNames::default() };
+        for (key, entry) in names.iter().filter(|(key, _)| Some(key.lease) != own) {
+            let Ok(record) = entry.record.clone() else { continue };
+            let (lease, endpoint) = (key.lease.to_string(), key.endpoint.to_string());
+            if let Some(Ok(value)) = leases.get(&key.lease).map(|record| &record.value)
+                && let Ok(value) = serde_json::from_str(&value.to_json())
+            {
+                all.hosts.entry(lease.clone()).or_insert(value);
+            }
+            all.names.push(RememberedName { lease, endpoint, record });
+        }
+        if let Err(error) = self.state.save_others_names(&all) {
             tracing::warn!(%error, "cannot remember the names of other hosts");
         }
         self.saved = names.clone();

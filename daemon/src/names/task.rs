@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use loden_core::Millis;
 use loden_core::backoff::Backoff;
-use loden_core::leases::LeaseRecord;
+use loden_core::leases::{LeaseRecord, LeaseTable};
 use loden_core::names::{Hold, Imported, NameKey, NameTable, Settings, Write, Zone, exported, publication};
 use loden_core::options::Listen;
 use loden_proto::config::NetworkConfig;
@@ -28,7 +28,7 @@ use crate::endpoints::{self, FolderWatch};
 use crate::lease::{LeaseState, OwnLease};
 use crate::reconcile::HostFacts;
 use crate::state::StateDir;
-use crate::store::{Feeds, View, Writer};
+use crate::store::{Feeds, StoreError, View, Writer};
 
 /// How things stand with this host's own names.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -179,6 +179,13 @@ fn etcd_lease(own: &OwnLease, view: &View) -> Option<(LeaseKey, i64)> {
     Some((key, view.table.get(&key).filter(is_ours)?.etcd_lease))
 }
 
+/// Why names are not written.
+struct Unwritten {
+    reason: String,
+    /// Whether people should know.
+    is_problem: bool,
+}
+
 /// What is to be written of our names, and where.
 struct Own {
     key: LeaseKey,
@@ -199,16 +206,17 @@ impl Names {
         let mut last = Vec::new();
         loop {
             files.cover(&self.folder);
-            let (own, problems) = self.look(&mut ages, &mut hold, &former);
+            let (own, mut problems) = self.look(&mut ages, &mut hold, &former);
             let mut wait = FULL_LOOK;
             if !*self.complete.borrow() {
                 let left = self.gives_up_at.saturating_sub(clock::now());
                 wait = wait.min(Duration::from_millis(left + 1));
             }
             if self.store.views.borrow().synced {
-                former = NameTable::default();
+                former = Default::default();
                 let names = self.store.names.borrow().clone();
-                let again = remembered.keep(&names, own.as_ref().map(|own| own.key));
+                let leases = self.store.views.borrow().table.clone();
+                let again = remembered.keep(&names, &leases, own.as_ref().map(|own| own.key));
                 wait = again.map_or(wait, |again| wait.min(Duration::from_millis(again + 1)));
             }
             if let Some(at) = hold.next_deadline() {
@@ -227,7 +235,10 @@ impl Names {
                 } else {
                     match self.write(own, &writes).await {
                         Ok(()) => last = writes,
-                        Err(reason) => {
+                        Err(Unwritten { reason, is_problem }) => {
+                            problems.extend(
+                                is_problem.then(|| format!("etcd takes no names of this host: {reason}")),
+                            );
                             tracing::debug!(%reason, "names are not published");
                             unwritten.extend(writes.iter().map(|write| write.endpoint().clone()));
                             wait = wait.min(Duration::from_millis(backoff.wait(clock::chance())));
@@ -251,20 +262,30 @@ impl Names {
         }
     }
 
-    async fn write(&self, own: &Own, writes: &[Write]) -> Result<(), String> {
-        let Some(etcd_lease) = own.etcd_lease else { return Err("our lease is not in etcd".into()) };
+    async fn write(&self, own: &Own, writes: &[Write]) -> Result<(), Unwritten> {
+        let because = |reason: &str| Unwritten { reason: reason.into(), is_problem: false };
+        let Some(etcd_lease) = own.etcd_lease else { return Err(because("our lease is not in etcd")) };
         let written = self.writer.publish(own.key, etcd_lease, writes);
         match tokio::time::timeout(PATIENCE, written).await {
             Ok(Ok(true)) => Ok(()),
-            Ok(Ok(false)) => Err("our lease has just changed".into()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("etcd does not answer".into()),
+            Ok(Ok(false)) => Err(because("our lease has just changed")),
+            Ok(Err(error)) => {
+                // That etcd is away is told elsewhere.
+                let is_problem = matches!(error, StoreError::Refused(_) | StoreError::Other(_));
+                Err(Unwritten { reason: error.to_string(), is_problem })
+            }
+            Err(_) => Err(because("etcd does not answer")),
         }
     }
 
     /// Brings the zone to what there is; returns what etcd should have of us, and what can be no name.
     /// `former`: what was known of others in our former life, which counts until etcd has told.
-    fn look(&mut self, ages: &mut Ages, hold: &mut Hold, former: &NameTable) -> (Option<Own>, Vec<String>) {
+    fn look(
+        &mut self,
+        ages: &mut Ages,
+        hold: &mut Hold,
+        former: &(NameTable, LeaseTable),
+    ) -> (Option<Own>, Vec<String>) {
         let names = self.store.names.borrow_and_update().clone();
         let view = self.store.views.borrow_and_update().clone();
         let config = self.configs.borrow_and_update().clone();
@@ -278,7 +299,7 @@ impl Names {
                 malformed.iter().for_each(|(key, _)| sound.delete(key));
                 hold.keep(sound, &view.table, self.hold, clock::now())
             }
-            false => former.clone(),
+            false => former.0.clone(),
         };
         // Before the lock, which answers wait for.
         let found = endpoints::all(&self.folder);
@@ -296,6 +317,7 @@ impl Names {
         let gateways = || lease.key.iter().flat_map(LeaseKey::subnets).map(|s| s.gateway());
         let settings = Settings {
             networks: config.pools().map(|pool| pool.network).collect(),
+            own_subnets: lease.key.iter().flat_map(LeaseKey::subnets).collect(),
             own_addresses: endpoints
                 .clone()
                 .flat_map(|e| [e.local, e.public])
@@ -317,7 +339,7 @@ impl Names {
         if *zone.settings() != settings {
             zone.set(settings.clone());
         }
-        zone.set_leases(view.table.clone());
+        zone.set_leases(if view.synced { view.table.clone() } else { former.1.clone() });
         let mut known = view.synced;
         let not_served = |(NameKey { lease, endpoint }, why): (NameKey, String)| {
             format!("the record {lease}/{endpoint} in etcd is not served: {why}")
@@ -435,6 +457,7 @@ mod tests {
         let mut zone = Zone::new(Settings {
             dns: Default::default(),
             networks: Vec::new(),
+            own_subnets: Vec::new(),
             own_addresses: BTreeSet::new(),
             public_addresses: Vec::new(),
             local_networks: Vec::new(),

@@ -16,6 +16,8 @@ use super::{Connection, Keys, StoreError};
 
 /// etcd takes 128 operations in a transaction, unless told otherwise (`--max-txn-ops`).
 const WRITES_AT_ONCE: usize = 100;
+/// And 1.5 MiB (`--max-request-bytes`): so many records of names at their longest.
+const RECORDS_AT_ONCE: usize = 16;
 
 /// What became of a transaction.
 #[derive(Debug)]
@@ -116,7 +118,7 @@ impl Writer {
             }
             Write::Delete(endpoint) => TxnOp::delete(name(endpoint), None),
         };
-        for part in writes.chunks(WRITES_AT_ONCE) {
+        for part in writes.chunks(RECORDS_AT_ONCE) {
             let operations = part.iter().map(operation).collect();
             if !self.as_holder(key, etcd_lease, Vec::new(), operations).await? {
                 return Ok(false);

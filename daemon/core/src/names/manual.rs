@@ -65,6 +65,7 @@ mod tests {
         let settings = Settings {
             networks: config.pools().map(|pool| pool.network).collect(),
             dns: config.dns.clone().expect("on by default"),
+            own_subnets: Vec::new(),
             own_addresses: Default::default(),
             public_addresses: Vec::new(),
             local_networks: Vec::new(),

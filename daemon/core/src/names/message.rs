@@ -236,6 +236,7 @@ mod tests {
         let mut zone = Zone::new(Settings {
             dns: Dns::default(),
             networks: vec!["10.5.0.0/16".parse().expect("network")],
+            own_subnets: Vec::new(),
             own_addresses: Default::default(),
             public_addresses: Vec::new(),
             local_networks: Vec::new(),

@@ -130,6 +130,8 @@ pub struct Settings {
     pub dns: Dns,
     /// The overlay's networks.
     pub networks: Vec<Subnet>,
+    /// Our own part of them.
+    pub own_subnets: Vec<Subnet>,
     /// Our own addresses and public addresses, which are the overlay's too.
     pub own_addresses: BTreeSet<IpAddr>,
     /// Where name servers of the zone are for the outside: our public addresses.
@@ -279,7 +281,8 @@ impl Zone {
         let inside = match () {
             () if client.is_loopback() || self.settings.own_addresses.contains(&client) => true,
             () if self.in_networks(client) => {
-                self.lease_around(client).is_none_or(|(_, subnet)| subnet.address() != client)
+                let own = self.settings.own_subnets.iter().any(|subnet| subnet.contains(client));
+                own || self.lease_around(client).is_some_and(|(_, subnet)| subnet.address() != client)
             }
             () if self.settings.dns.addresses.contains(&at) => {
                 self.settings.local_networks.iter().any(|network| network.contains(client))

@@ -23,6 +23,7 @@ fn settings() -> Settings {
     Settings {
         dns: Dns::default(),
         networks: vec!["10.5.0.0/16".parse().expect("network"), "fd00:10:5::/48".parse().expect("network")],
+        own_subnets: Vec::new(),
         own_addresses: [ip("192.0.2.1")].into(),
         public_addresses: vec![ip("192.0.2.1")],
         local_networks: Vec::new(),
@@ -257,11 +258,11 @@ fn who_asks_is_told_by_his_address() {
     let zone = zone(&[]);
     let (public, gateway) = (ip("192.0.2.1"), ip("10.5.7.1"));
     for inside in
-        ["10.5.250.3", "10.5.7.1", "fd00:10:5:ffff::1", "127.0.0.1", "::1", "192.0.2.2", "::ffff:192.0.2.3"]
+        ["10.5.8.3", "10.5.7.1", "fd00:10:5:8::9", "127.0.0.1", "::1", "192.0.2.2", "::ffff:192.0.2.3"]
     {
         assert_eq!(zone.view(ip(inside), public), View::Overlay, "{inside}");
     }
-    for outside in ["10.6.0.1", "192.0.2.4", "169.254.1.1", "2001:db8::1"] {
+    for outside in ["10.6.0.1", "10.5.250.3", "192.0.2.4", "169.254.1.1", "2001:db8::1"] {
         assert_eq!(zone.view(ip(outside), public), View::Outside, "{outside}");
     }
     let mut with_docker = settings();
