@@ -157,7 +157,7 @@ fn emit(answer: Message, request: &Message, transport: Transport) -> Reply {
 }
 
 fn soa(zone: &Zone, apex: &DnsName, ttl: u32) -> Option<WireRecord> {
-    let (server, contact) = (full(&zone.name_server())?, full(&zone.settings().dns.zone)?);
+    let (server, contact) = (full(zone.name_server())?, full(&zone.settings().dns.zone)?);
     let contact = contact.prepend_label("hostmaster").ok()?;
     let minimum = zone.settings().dns.negative_ttl;
     let soa = SOA::new(server, contact, zone.serial(), REFRESH, RETRY, EXPIRE, minimum);

@@ -116,6 +116,8 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Zone {
     settings: Settings,
+    /// Follows from the settings; every negative answer has it.
+    name_server: DnsName,
     /// Grows with every change, as secondary servers expect.
     serial: u32,
     names: NameTable,
@@ -136,6 +138,7 @@ impl Zone {
     /// An empty zone.
     pub fn new(settings: Settings) -> Self {
         Self {
+            name_server: in_zone(&settings, &format!("ns.{HOSTS}")),
             settings,
             serial: 1,
             names: NameTable::default(),
@@ -156,6 +159,7 @@ impl Zone {
     /// Takes in new settings.
     pub fn set(&mut self, settings: Settings) {
         self.serial = self.serial.wrapping_add(1);
+        self.name_server = in_zone(&settings, &format!("ns.{HOSTS}"));
         self.settings = settings;
     }
 
@@ -343,7 +347,7 @@ impl Zone {
             Kind::Any => return Answer::Refused,
             Kind::Soa => answers.push(Record { owner: None, data: Data::Soa }),
             Kind::Ns => {
-                let server = self.name_server();
+                let server = &self.name_server;
                 let owned = |address| Record { owner: Some(server.clone()), data: Data::Address(address) };
                 additional.extend(self.server_addresses(view).into_iter().map(owned));
                 answers.push(Record { owner: None, data: Data::Ns(server.clone()) });
@@ -354,8 +358,8 @@ impl Zone {
     }
 
     /// The name of who serves the zone.
-    pub fn name_server(&self) -> DnsName {
-        self.full(&format!("ns.{HOSTS}"))
+    pub fn name_server(&self) -> &DnsName {
+        &self.name_server
     }
 
     fn server_addresses(&self, view: View) -> Vec<IpAddr> {
@@ -514,7 +518,11 @@ impl Zone {
             apex: apex.clone(),
         };
         if name == apex.as_str() && matches!(kind, Kind::Soa | Kind::Ns) {
-            return found(Some(if kind == Kind::Soa { Data::Soa } else { Data::Ns(self.name_server()) }));
+            return found(Some(if kind == Kind::Soa {
+                Data::Soa
+            } else {
+                Data::Ns(self.name_server.clone())
+            }));
         }
         // Above a single address there may always be one.
         if asked.length() < asked.family().bits() {
@@ -562,12 +570,16 @@ impl Zone {
         }
     }
 
-    /// A name of ours in full. One that would be too long is cut to the zone, which cannot happen to what
-    /// has been checked.
     fn full(&self, name: &str) -> DnsName {
-        let zone = &self.settings.dns.zone;
-        format!("{name}.{zone}").parse().unwrap_or_else(|_| zone.clone())
+        in_zone(&self.settings, name)
     }
+}
+
+/// A name of ours in full. One that would be too long is cut to the zone, which cannot happen to what
+/// has been checked.
+fn in_zone(settings: &Settings, name: &str) -> DnsName {
+    let zone = &settings.dns.zone;
+    format!("{name}.{zone}").parse().unwrap_or_else(|_| zone.clone())
 }
 
 /// The key that sorts before all others.
