@@ -116,7 +116,7 @@ test-netavark: deps netavark build ## The plugin below a real netavark, which is
 
 # The process that does only what the kernel needs is built as the plugin is.
 .PHONY: bench
-bench: deps release peers ## Measure beside flannel and the kernel itself (ONLY=cni or ONLY=control.steady; FLANNEL_CNI=flannel's plugin)
+bench: deps release peers ## Measure beside flannel, other DNS servers and the kernel itself (ONLY=cni or ONLY=control.steady or ONLY=dns; FLANNEL_CNI=flannel's plugin)
 	cargo build --locked --release -p loden-bench --bin loden-bench --bin loden-bench-bare
 	$(call build_musl,loden-bench-floor,loden-bench-floor)
 	@$(if $(filter-out 0,$(shell id -u)),sudo -E) env LODEN_BIN_DIR='$(TARGET)/release' LODEN_BENCH_DIR='$(CURDIR)/target/bench' \

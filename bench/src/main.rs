@@ -14,6 +14,7 @@ mod cni;
 mod confined;
 mod control;
 mod data;
+mod dns;
 mod host;
 mod peers;
 mod report;
@@ -41,7 +42,7 @@ struct Part {
     tools: &'static [&'static str],
 }
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 10] = [
     control("control.cold-start", control::cold_start),
     control("control.convergence", control::convergence),
     control("control.mass", control::mass),
@@ -60,8 +61,21 @@ const PARTS: [Part; 8] = [
         tools: &DATA_TOOLS,
     },
     Part { name: "gains", measure: data::run_gains, peers: &[], tools: &DATA_TOOLS },
+    Part {
+        name: "dns.serve",
+        measure: dns::serve,
+        peers: &[peers::DNSMASQ, peers::COREDNS],
+        tools: &DNS_TOOLS,
+    },
+    Part {
+        name: "dns.distribution",
+        measure: dns::distribution,
+        peers: &[peers::COREDNS],
+        tools: &DNS_TOOLS,
+    },
 ];
 const DATA_TOOLS: [&str; 8] = ["ip", "bridge", "nft", "ethtool", "etcd", "etcdctl", "iptables", "ping"];
+const DNS_TOOLS: [&str; 7] = ["ip", "bridge", "nft", "etcd", "etcdctl", "iptables", "taskset"];
 const ROUNDS: u32 = 5;
 
 const fn control(name: &'static str, measure: fn(u32) -> Result<Vec<Row>>) -> Part {

@@ -45,6 +45,24 @@ pub(crate) const FLANNELD: Peer = Peer {
     get: "`make peers` builds it (needs Go)",
 };
 
+/// The DNS server that Kubernetes has; with its plugin `etcd` it took SkyDNS's place.
+pub(crate) const COREDNS: Peer = Peer {
+    name: "CoreDNS",
+    variable: "COREDNS",
+    usual: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/coredns")),
+    lost: "no comparison with it",
+    get: "`make peers` builds it (needs Go)",
+};
+
+/// The DNS server that reads hosts files.
+pub(crate) const DNSMASQ: Peer = Peer {
+    name: "dnsmasq",
+    variable: "DNSMASQ",
+    usual: Some("/usr/sbin/dnsmasq"),
+    lost: "no comparison with it, and no server to forward to",
+    get: "`make deps` installs dnsmasq-base",
+};
+
 impl Peer {
     /// Where it is. A variable that names what is not there counts as missing: somebody wanted that one.
     pub(crate) fn find(&self) -> Option<PathBuf> {

@@ -29,7 +29,7 @@ static ZONE: LazyLock<Zone> = LazyLock::new(|| {
     let mut zone = Zone::new(Settings {
         dns: Default::default(),
         networks: vec!["10.5.0.0/16".parse().expect("a network"), "fd00::/48".parse().expect("a network")],
-        own_subnets: Vec::new(),
+        own_subnets: vec!["10.5.7.0/24".parse().expect("network")],
         own_addresses: Default::default(),
         public_addresses: Vec::new(),
         local_networks: Vec::new(),

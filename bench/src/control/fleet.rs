@@ -1,4 +1,5 @@
-//! The fleet: leases in etcd as that many hosts would hold them. Used by every part of the group.
+//! The fleet: leases in etcd as that many hosts would hold them. Used by every part of the group, and by
+//! group `dns`.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;

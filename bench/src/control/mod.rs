@@ -9,13 +9,13 @@
 mod cold_start;
 mod contender;
 mod convergence;
-mod fleet;
+pub(crate) mod fleet;
 mod in_place;
 mod mass;
 mod notices;
 mod repair;
 mod steady;
-mod usage;
+pub(crate) mod usage;
 
 use anyhow::Result;
 use loden_tests::{Host, Lab};

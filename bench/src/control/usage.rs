@@ -1,5 +1,5 @@
 //! What a process and its children use: CPU time, memory, wake-ups, read from /proc. Used by the
-//! parts of the group.
+//! parts of the group, and by group `dns`.
 
 use std::fs;
 use std::sync::Arc;

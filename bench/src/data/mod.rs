@@ -10,7 +10,7 @@ mod gains;
 mod sides;
 mod sockets;
 mod traffic;
-mod underlay;
+pub(crate) mod underlay;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The underlay between two hosts: one pair of virtual Ethernet devices. Used by `sides.rs`.
+//! The underlay between two hosts: one pair of virtual Ethernet devices. Used by `sides.rs` and group `dns`.
 
 use std::cell::Cell;
 use std::net::IpAddr;

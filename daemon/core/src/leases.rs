@@ -2,6 +2,7 @@
 //! The store folds its snapshot and events into a [`LeaseTable`]; copies share structure, so
 //! handing one on costs nothing, and two of them are compared in the time of their difference.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -144,6 +145,25 @@ impl LeaseTable {
         self.inside(subnet).or_else(|| exact.next())
     }
 
+    /// The key with this address, and its subnet there. Of leases within leases, which are nobody's wish, the
+    /// last one before the address counts: this is asked for each question of the DNS.
+    pub fn around(&self, address: IpAddr) -> Option<(LeaseKey, Subnet)> {
+        let single = Subnet::new(address, Family::of(address).bits()).ok()?;
+        let (key, subnet) = match single.family() {
+            Family::V4 => {
+                // A key that has an IPv6 part as well comes after the one that has not.
+                let after = LeaseKey::new(Some(single), Some(Subnet::ALL_V6))?;
+                let (key, _) = self.leases.range(..=after).next_back()?;
+                (*key, key.subnet(Family::V4)?)
+            }
+            Family::V6 => {
+                let (subnet, key) = self.v6.range(..=(single, LeaseKey::single(single))).next_back()?;
+                (*key, *subnet)
+            }
+        };
+        subnet.contains(address).then_some((key, subnet))
+    }
+
     /// Subnets of its family with their keys, in order, from this one on. A key with the subnet alone
     /// sorts before every other key that holds it: absent parts come first.
     fn since(&self, subnet: Subnet) -> impl Iterator<Item = (Subnet, LeaseKey)> {
@@ -164,6 +184,29 @@ mod tests {
 
     fn record() -> LeaseRecord {
         LeaseRecord { value: Ok(LeaseValue::default()), etcd_lease: 1, create_revision: 1, mod_revision: 1 }
+    }
+
+    #[test]
+    fn an_address_is_in_the_lease_around_it() {
+        let mut table = LeaseTable::default();
+        for key in ["10.5.7.0-24", "10.5.8.0-24&fd00:10:5:8::-64", "fd00:10:5:9::-64"] {
+            table.put(key, record());
+        }
+        for (address, key) in [
+            ("10.5.7.0", Some("10.5.7.0-24")),
+            ("10.5.7.255", Some("10.5.7.0-24")),
+            ("10.5.8.0", Some("10.5.8.0-24&fd00:10:5:8::-64")),
+            ("10.5.8.9", Some("10.5.8.0-24&fd00:10:5:8::-64")),
+            ("10.5.6.255", None),
+            ("10.5.9.0", None),
+            ("fd00:10:5:8::9", Some("10.5.8.0-24&fd00:10:5:8::-64")),
+            ("fd00:10:5:9::", Some("fd00:10:5:9::-64")),
+            ("fd00:10:5:7::1", None),
+            ("fd00:10:5:a::1", None),
+        ] {
+            let found = table.around(address.parse().expect("address")).map(|(key, _)| key.to_string());
+            assert_eq!(found.as_deref(), key, "{address}");
+        }
     }
 
     #[test]

@@ -181,7 +181,7 @@ fn emit(answer: Message, request: &Message, transport: Transport) -> Reply {
 }
 
 fn soa(zone: &Zone, apex: &DnsName, ttl: u32) -> Option<WireRecord> {
-    let (server, contact) = (full(&zone.name_server())?, full(&zone.settings().dns.zone)?);
+    let (server, contact) = (full(zone.name_server())?, full(&zone.settings().dns.zone)?);
     let contact = contact.prepend_label("hostmaster").ok()?;
     let minimum = zone.settings().dns.negative_ttl;
     let soa = SOA::new(server, contact, zone.serial(), REFRESH, RETRY, EXPIRE, minimum);
@@ -236,7 +236,7 @@ mod tests {
         let mut zone = Zone::new(Settings {
             dns: Dns::default(),
             networks: vec!["10.5.0.0/16".parse().expect("network")],
-            own_subnets: Vec::new(),
+            own_subnets: vec!["10.5.7.0/24".parse().expect("network")],
             own_addresses: Default::default(),
             public_addresses: Vec::new(),
             local_networks: Vec::new(),

@@ -114,7 +114,7 @@ mod tests {
         let mut zone = Zone::new(Settings {
             dns,
             networks: ["10.5.0.0/16", "fd00::/48"].map(|n| n.parse().expect("network")).to_vec(),
-            own_subnets: Vec::new(),
+            own_subnets: vec!["10.5.7.0/24".parse().expect("network")],
             own_addresses: BTreeSet::new(),
             public_addresses: Vec::new(),
             local_networks: Vec::new(),

@@ -145,6 +145,8 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Zone {
     settings: Settings,
+    /// Follows from the settings; every negative answer has it.
+    name_server: DnsName,
     /// Grows with every change, as secondary servers expect.
     serial: u32,
     names: NameTable,
@@ -167,6 +169,7 @@ impl Zone {
     /// An empty zone.
     pub fn new(settings: Settings) -> Self {
         Self {
+            name_server: in_zone(&settings, &format!("ns.{HOSTS}")),
             settings,
             serial: 1,
             names: NameTable::default(),
@@ -188,6 +191,7 @@ impl Zone {
     /// Takes in new settings.
     pub fn set(&mut self, settings: Settings) {
         self.serial = self.serial.wrapping_add(1);
+        self.name_server = in_zone(&settings, &format!("ns.{HOSTS}"));
         self.settings = settings;
     }
 
@@ -282,7 +286,7 @@ impl Zone {
             () if client.is_loopback() || self.settings.own_addresses.contains(&client) => true,
             () if self.in_networks(client) => {
                 let own = self.settings.own_subnets.iter().any(|subnet| subnet.contains(client));
-                own || self.lease_around(client).is_some_and(|(_, subnet)| subnet.address() != client)
+                own || self.leases.around(client).is_some_and(|(_, subnet)| subnet.address() != client)
             }
             () if self.settings.dns.addresses.contains(&at) => {
                 self.settings.local_networks.iter().any(|network| network.contains(client))
@@ -411,7 +415,7 @@ impl Zone {
             Kind::Any => return Answer::Refused,
             Kind::Soa => answers.push(Record::new(None, Data::Soa)),
             Kind::Ns => {
-                let server = self.name_server();
+                let server = &self.name_server;
                 let owned = |address| Record::new(Some(server.clone()), Data::Address(address));
                 additional.extend(self.server_addresses(view).into_iter().map(owned));
                 answers.push(Record::new(None, Data::Ns(server.clone())));
@@ -422,8 +426,8 @@ impl Zone {
     }
 
     /// The name of who serves the zone.
-    pub fn name_server(&self) -> DnsName {
-        self.full(&format!("ns.{HOSTS}"))
+    pub fn name_server(&self) -> &DnsName {
+        &self.name_server
     }
 
     fn server_addresses(&self, view: View) -> Vec<IpAddr> {
@@ -591,7 +595,7 @@ impl Zone {
         };
         if name == apex.as_str() && matches!(kind, Kind::Soa | Kind::Ns) {
             return found(
-                Some(if kind == Kind::Soa { Data::Soa } else { Data::Ns(self.name_server()) }),
+                Some(if kind == Kind::Soa { Data::Soa } else { Data::Ns(self.name_server.clone()) }),
                 None,
             );
         }
@@ -625,7 +629,7 @@ impl Zone {
             return host(&self.lease_of_public(address)?, "");
         }
         // Whatever a record says, these are no container's.
-        if let Some((lease, subnet)) = self.lease_around(address) {
+        if let Some((lease, subnet)) = self.leases.around(address) {
             if address == subnet.gateway() {
                 return host(&lease, "gw.");
             }
@@ -643,18 +647,16 @@ impl Zone {
         named.max().map(|(_, _, name)| self.full(name.as_str()))
     }
 
-    /// The lease with an address of the overlay, and its subnet there.
-    fn lease_around(&self, address: IpAddr) -> Option<(LeaseKey, Subnet)> {
-        let lease = self.leases.overlapping(&Subnet::new(address, Family::of(address).bits()).ok()?)?;
-        Some((lease, lease.subnets().find(|s| s.contains(address))?))
-    }
-
-    /// A name of ours in full. One that would be too long is cut to the zone, which cannot happen to what
-    /// has been checked.
     fn full(&self, name: &str) -> DnsName {
-        let zone = &self.settings.dns.zone;
-        format!("{name}.{zone}").parse().unwrap_or_else(|_| zone.clone())
+        in_zone(&self.settings, name)
     }
+}
+
+/// A name of ours in full. One that would be too long is cut to the zone, which cannot happen to what
+/// has been checked.
+fn in_zone(settings: &Settings, name: &str) -> DnsName {
+    let zone = &settings.dns.zone;
+    format!("{name}.{zone}").parse().unwrap_or_else(|_| zone.clone())
 }
 
 /// The names above a name, within the zone.

@@ -465,7 +465,7 @@ fn what_others_have_written_is_served_where_we_have_nothing() {
     assert_eq!(outside(&zone, "legacy.loden.internal", Kind::A), "10.99.0.1");
     assert_eq!(outside(&zone, "dn1.loden.internal", Kind::A), NO_NAME, "it is ours, and not published");
     zone.set_imported(Arc::default());
-    assert_eq!(inside(&zone, "legacy", Kind::A), NO_NAME);
+    assert_eq!(inside(&zone, "legacy.loden.internal", Kind::A), NO_NAME);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod allocator;
 mod fleet;
+mod names;
 mod operations;
 
 use std::io::{self, Write as _, stdout};

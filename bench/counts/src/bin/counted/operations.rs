@@ -10,12 +10,13 @@ use loden_core::plan::Desired;
 
 use crate::allocator::counted;
 use crate::fleet::{self, Own, PEERS};
+use crate::names::{self, ANSWERS};
 
 /// Name and work.
 type Operation = (&'static str, fn());
 
 /// All of them, in the order in which a lease passes through. The names are those in the table.
-pub(crate) const OPERATIONS: [Operation; 9] = [
+pub(crate) const OPERATIONS: [Operation; 12] = [
     ("decode-10000", decode),
     ("table-10000", table),
     ("book-10000", book),
@@ -25,6 +26,9 @@ pub(crate) const OPERATIONS: [Operation; 9] = [
     ("diff-one-peer", diff_one),
     ("book-one-lease", book_one),
     ("one-lease-to-operations", one_lease),
+    ("answer-address", || answer(names::forward)),
+    ("answer-reverse", || answer(names::reverse)),
+    ("answer-no-name", || answer(names::nobody)),
 ];
 
 /// The value of every lease, as the store reads them.
@@ -121,6 +125,15 @@ fn one_lease() {
         peers(&desired, &kernel, Scope::Since(&former.peers))
     });
     assert!(!operations.is_empty());
+}
+
+/// The DNS server's answers to questions for these names, from the request's bytes to the answer's.
+fn answer(question: fn(u32) -> Vec<u8>) {
+    let zone = names::zone();
+    let questions: Vec<Vec<u8>> = (0..ANSWERS).map(question).collect();
+    let mut answers = Vec::with_capacity(questions.len());
+    counted(|| answers.extend(black_box(&questions).iter().map(|question| names::answer(&zone, question))));
+    assert!(answers.iter().zip(&questions).all(|(answer, question)| answer.len() > question.len()));
 }
 
 fn desired() -> Desired {
