@@ -182,7 +182,7 @@ fn measure_apart(part: &Part) -> Result<Vec<Row>> {
     let answer = output.stdout.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
     match serde_json::from_slice::<Answer>(answer) {
         Ok(answer) => answer.map_err(anyhow::Error::msg),
-        Err(_) => bail!("its process ended without an answer ({})", output.status),
+        Err(error) => bail!("its process ended without an answer ({}; {error})", output.status),
     }
 }
 
