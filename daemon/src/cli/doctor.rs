@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
-use loden_core::names::View;
+use loden_core::names::{View, reverse_name};
 use loden_proto::Subnet;
 use loden_proto::dns_name::DnsName;
 use loden_proto::status::{EndpointStatus, Endpoints, NameStatus, Names, Request, Status};
@@ -198,7 +198,7 @@ fn compile(names: &Names, wanted: Option<&str>, networks: &[Subnet]) -> (Finding
             let named = names.names.iter().filter(|n| !n.group && n.addresses.contains(address));
             questions.push(Question {
                 about: name.into(),
-                asked: reverse(*address),
+                asked: reverse_name(*address),
                 kind: RecordType::PTR,
                 view: View::Overlay,
                 expected: named.filter(|n| n.state != "withdrawn").map(|n| format!("{}.", n.name)).collect(),
@@ -222,20 +222,6 @@ fn compile(names: &Names, wanted: Option<&str>, networks: &[Subnet]) -> (Finding
         });
     }
     (found, questions)
-}
-
-/// The name below which an address's name stands.
-fn reverse(address: IpAddr) -> String {
-    match address {
-        IpAddr::V4(ip) => {
-            let [a, b, c, d] = ip.octets();
-            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
-        }
-        IpAddr::V6(ip) => {
-            let nibbles = (0..32).map(|i| format!("{:x}.", ip.to_bits() >> (4 * i) & 0xf));
-            format!("{}ip6.arpa", nibbles.collect::<String>())
-        }
-    }
 }
 
 /// Everybody who is to be asked: this host at each of its addresses, the others at theirs.

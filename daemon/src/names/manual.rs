@@ -12,7 +12,7 @@ use crate::state::StateDir;
 
 /// What operators have given.
 #[derive(Debug, Clone, Default)]
-pub struct Given {
+pub struct ManualTable {
     /// The names.
     pub names: BTreeMap<DnsName, ManualName>,
     /// What cannot be read of the file; it stays in there, for whoever can mend it.
@@ -25,13 +25,13 @@ pub struct Given {
 #[derive(Debug, Clone)]
 pub struct Manual {
     state: StateDir,
-    given: watch::Sender<Arc<Given>>,
+    given: watch::Sender<Arc<ManualTable>>,
 }
 
 impl Manual {
     /// Those of lasting state.
     pub fn open(state: StateDir) -> Self {
-        let mut given = Given::default();
+        let mut given = ManualTable::default();
         match state.names() {
             Ok(entries) => {
                 for entry in entries {
@@ -53,18 +53,18 @@ impl Manual {
     }
 
     /// All of them, and a notice of each change.
-    pub fn watch(&self) -> watch::Receiver<Arc<Given>> {
+    pub fn watch(&self) -> watch::Receiver<Arc<ManualTable>> {
         self.given.subscribe()
     }
 
     /// All of them.
-    pub fn all(&self) -> Arc<Given> {
+    pub fn all(&self) -> Arc<ManualTable> {
         self.given.borrow().clone()
     }
 
     /// Changes them, first on disk.
     pub fn change(&self, change: impl FnOnce(&mut BTreeMap<DnsName, ManualName>)) -> Result<(), String> {
-        let mut given = Given::clone(&self.all());
+        let mut given = ManualTable::clone(&self.all());
         change(&mut given.names);
         let entries = given.names.values().map(|name| serde_json::json!(name));
         let entries: Vec<Value> = given.unreadable.iter().cloned().chain(entries).collect();

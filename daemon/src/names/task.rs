@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::docker;
 use super::export::Wanted;
 use super::local::{self, Local};
-use super::manual::Given;
+use super::manual::ManualTable;
 use super::remembered::Remembered;
 use crate::clock;
 use crate::dns::SharedZone;
@@ -66,7 +66,7 @@ pub struct Names {
     /// How long names of hosts stay that vanished all at once, in milliseconds.
     pub hold: Millis,
     /// Names by hand.
-    pub manual: watch::Receiver<Arc<Given>>,
+    pub manual: watch::Receiver<Arc<ManualTable>>,
     /// Docker's containers.
     pub docker: watch::Receiver<docker::Seen>,
     /// Below which key CoreDNS reads names as well (`--dns-export`).
@@ -227,6 +227,8 @@ impl Names {
                 let table = self.store.names.borrow().clone();
                 let writes = publication(&table, own.key, own.etcd_lease.unwrap_or_default(), &own.records);
                 if writes.is_empty() {
+                    // Should etcd lose them later, they are written again at once.
+                    last.clear();
                     backoff.reset();
                 } else if writes == last {
                     // Written just now, and etcd has not told of it yet. Should it never, not as fast as it can.
@@ -340,19 +342,19 @@ impl Names {
             zone.set(settings.clone());
         }
         zone.set_leases(if view.synced { view.table.clone() } else { former.1.clone() });
-        let mut known = view.synced;
+        let mut complete = view.synced;
         let not_served = |(NameKey { lease, endpoint }, why): (NameKey, String)| {
             format!("the record {lease}/{endpoint} in etcd is not served: {why}")
         };
         let mut problems: Vec<String> = malformed.into_iter().map(not_served).collect();
         if let Some(imported) = &mut self.imported {
             let told = imported.borrow_and_update().clone();
-            known &= told.is_some();
+            complete &= told.is_some();
             let imported = told.unwrap_or_default();
             problems.extend(imported.problems());
             zone.set_imported(imported);
         }
-        if known || clock::now() >= self.gives_up_at {
+        if complete || clock::now() >= self.gives_up_at {
             zone.set_complete();
             self.complete.send_if_modified(|complete| !std::mem::replace(complete, true));
         }

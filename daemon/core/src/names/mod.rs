@@ -20,6 +20,7 @@ pub use imported::{Imported, Place};
 pub use manual::judge_manual;
 pub use message::{Asked, MAX_DATAGRAM, OUTSIDE_OPTION, Reply, Transport, failure, reply};
 pub use publish::{Write, publication};
+pub use reverse::reverse_name;
 pub use skydns::{exported, skydns_prefix};
 pub use table::{NameEntry, NameKey, NameTable};
 pub use zone::{Answer, Data, Kind, Record, Settings, View, Zone};

@@ -36,8 +36,8 @@ pub(super) fn reverse_apex(subnet: &Subnet) -> String {
     reverse_labels(subnet.address(), subnet.length())
 }
 
-/// The same for an address.
-pub(super) fn reverse_name(address: IpAddr) -> String {
+/// The name below which an address's name stands.
+pub fn reverse_name(address: IpAddr) -> String {
     reverse_labels(address, Family::of(address).bits())
 }
 
