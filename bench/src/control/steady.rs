@@ -10,9 +10,14 @@ use super::notices::{Direction, Notices};
 use super::{MANY, Stage, fleet, usage};
 use crate::report::Row;
 
-/// How long each is looked at in a round: as long as from one refresh of Loden's lease to the next, and
-/// twice as long as from one full pass to the next.
-const OBSERVED: Duration = Duration::from_secs(60);
+/// After a start what has been learnt is written to files, and memory is given back.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// How long each is looked at in a round. In Loden's time are two refreshes of its lease, and a full pass or
+/// two; flanneld does the same over and over.
+fn observed(kind: Kind) -> Duration {
+    Duration::from_secs(if kind == Kind::Loden { 120 } else { 30 })
+}
 
 const REQUESTS: Metric = Metric { name: "etcd requests an hour", unit: "" };
 const CPU: Metric = Metric { name: "CPU", unit: "%" };
@@ -36,13 +41,14 @@ fn rest(stage: &mut Stage<'_>, kind: Kind, found: &mut Found) -> Result<()> {
     let running = kind.start(&host)?;
     let pid = running.pid();
     notices.wait_for_all(fleet::routes(0..MANY), Direction::Come)?;
+    sleep(SETTLED);
     let (start, requests) = (Instant::now(), stage.fleet.requests()?);
     let (cpu, wake_ups) = (usage::cpu_seconds(pid)?, usage::wake_ups(pid)?);
-    sleep(OBSERVED);
-    let observed = start.elapsed();
-    let an_hour = |count: f64| count / observed.as_secs_f64() * 3600.0;
+    sleep(observed(kind));
+    let seconds = start.elapsed().as_secs_f64();
+    let an_hour = |count: f64| count / seconds * 3600.0;
     found.push(kind, REQUESTS, an_hour(stage.fleet.requests()? - requests));
-    let percent = (usage::cpu_seconds(pid)? - cpu) / observed.as_secs_f64() * 100.0;
+    let percent = (usage::cpu_seconds(pid)? - cpu) / seconds * 100.0;
     found.push(kind, CPU, percent);
     found.push(kind, WAKE_UPS, an_hour(usage::wake_ups(pid)? - wake_ups));
     running.has_in_place(MANY)
