@@ -22,7 +22,7 @@ use loden_core::diff::{self, Conflict, Operation, Scope};
 use loden_core::observed::{Link, Observed};
 use loden_core::options::Options;
 use loden_core::peers::{Peer, PeerBook, Rules, found_in_kernel};
-use loden_core::plan::{Desired, Inputs, plan};
+use loden_core::plan::{Base, Desired, Inputs, plan};
 use loden_core::underlay::{self, NoUnderlay, Underlay, UnderlayOptions};
 use loden_proto::config::{Backend, NetworkConfig, Vxlan};
 use loden_proto::lease::LeaseKey;
@@ -117,6 +117,8 @@ struct Loop<K, N> {
     seeded: bool,
     rules: Option<Arc<Rules>>,
     desired: Option<Desired>,
+    /// The base as last planned, and what from.
+    planned: Option<(Inputs, Arc<Base>)>,
     /// Peers as last brought into the kernel.
     programmed: OrdMap<Subnet, Peer>,
     conflicts: Vec<Conflict>,
@@ -132,7 +134,6 @@ struct Loop<K, N> {
     /// When the peers are to be written to lasting state, if they are others.
     save_peers_at: Option<Millis>,
     saved_peers_at: Millis,
-    bridges: BTreeSet<String>,
     /// Whether the pass needed memory that lies between what is kept.
     untidy: bool,
 }
@@ -168,6 +169,7 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             seeded: false,
             rules: None,
             desired: None,
+            planned: None,
             programmed: OrdMap::new(),
             conflicts: Vec::new(),
             refusals: Refusals::default(),
@@ -178,7 +180,6 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             look_again: false,
             save_peers_at: None,
             saved_peers_at: now.saturating_sub(SAVE_PEERS),
-            bridges: BTreeSet::new(),
             untidy: false,
             io: self,
         };
@@ -211,11 +212,6 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             }
             self.save_peers();
             reason |= deadline <= clock::now();
-        }
-        let earliest = self.agenda.earliest();
-        // Even a wait for a time that is over would take a millisecond.
-        if earliest > clock::now() {
-            until(earliest).await;
         }
         Ok(())
     }
@@ -262,8 +258,8 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     fn absorb(&mut self, notice: Notice) -> bool {
         self.pass_on(&notice);
         let way = self.is_way(&notice);
-        let networks = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
-        let underlay = self.desired.as_ref().map(|d| d.underlay);
+        let networks = self.desired.as_ref().map(|d| d.base.networks.as_slice()).unwrap_or_default();
+        let underlay = self.desired.as_ref().map(|d| d.base.underlay);
         let text = tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{notice:?}"));
         let of_bridge = match &notice {
             Notice::Address(index, _) | Notice::AddressGone(index, _) => {
@@ -333,63 +329,68 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             self.set_conflicts(vec![conflict], true);
             return None;
         }
-        self.bridges = self.gateway_holders(&key);
-        Some(plan(Inputs {
-            config: &config,
+        let base = self.base(Inputs {
+            config,
             own: key,
-            macs: &own.macs,
-            underlay: &underlay,
-            options: &self.io.settings.options,
-            adopted: &adopted,
-            bridges: &self.bridges,
+            macs: own.macs,
+            underlay,
+            adopted,
+            bridges: self.gateway_holders(&key),
             docker_shares: self.io.state.docker_shares(),
-            peers: self.book.peers(),
-        }))
+        });
+        Some(Desired { base, peers: self.book.peers() })
+    }
+
+    /// The base, planned anew only if what it is planned from is new: leases that come and go are not in it.
+    fn base(&mut self, from: Inputs) -> Arc<Base> {
+        match &self.planned {
+            Some((former, base)) if *former == from => Arc::clone(base),
+            _ => {
+                let base = Arc::new(plan(&from, &self.io.settings.options));
+                self.planned = Some((from, Arc::clone(&base)));
+                base
+            }
+        }
     }
 
     /// Brings what is to what should be.
     async fn bring(&mut self, desired: Desired, look: Look) -> anyhow::Result<()> {
-        let same_base = self.desired.as_ref().is_some_and(|old| {
-            old.devices == desired.devices
-                && old.filters == desired.filters
-                && old.forwarding == desired.forwarding
-                && old.underlay == desired.underlay
-                && old.shared == desired.shared
-        });
-        let former_shared: Vec<IpAddr> = self.desired.iter().flat_map(|old| old.shared.clone()).collect();
+        let same_base = self.desired.as_ref().is_some_and(|old| old.base == desired.base);
+        let former_shared: Vec<IpAddr> =
+            self.desired.iter().flat_map(|old| old.base.shared.clone()).collect();
         self.desired = Some(desired.clone());
-        self.io.docker_user.send_if_modified(|wanted| {
-            let now = Some((desired.options.clone(), desired.docker_user.clone()));
-            let news = *wanted != now;
-            *wanted = now;
-            news
-        });
         if !same_base {
+            self.io.docker_user.send_if_modified(|wanted| {
+                let now = Some((desired.base.options.clone(), desired.base.docker_user.clone()));
+                let news = *wanted != now;
+                *wanted = now;
+                news
+            });
             // What concerns us was not known when the kernel was last read.
             self.observe().await?;
         }
         let mut pass = Pass {
-            look: if same_base { look } else { Look::Full },
+            look: if same_base { look } else { Look::All },
             repairing: same_base,
             repaired: false,
             conflicts: Vec::new(),
             failed: Vec::new(),
         };
         // Peers that go with a device come back with it, which is no repair of theirs.
-        let repairing_peers = same_base && look == Look::Full;
+        let repairing_peers = same_base && look >= Look::All;
         if pass.look >= Look::Base {
             let left = diff::left_shared_addresses(&former_shared, &desired, &self.observed);
             self.apply(left, &mut pass).await?;
             self.bring_base(&desired, &mut pass).await?;
         }
         let former = std::mem::take(&mut self.programmed);
-        if pass.look < Look::Full || !former.is_empty() {
+        if pass.look < Look::All || !former.is_empty() {
             // What inputs changed is done first: what is then left to do is a repair. And what former
             // peers had outside the networks of now is told by nothing else.
             pass.repairing = false;
             self.bring_peers(&desired, Scope::Since(&former), &mut pass).await?;
         }
-        if pass.look == Look::Full {
+        if pass.look >= Look::All {
             pass.repairing = repairing_peers;
             self.bring_peers(&desired, Scope::All, &mut pass).await?;
         }
@@ -404,9 +405,9 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             self.forwarded.clone_from(&self.observed.forwarding);
         }
         self.io.in_place.send_if_modified(|done| !std::mem::replace(done, true));
-        self.set_conflicts(pass.conflicts, pass.look == Look::Full);
+        self.set_conflicts(pass.conflicts, pass.look >= Look::All);
         let tried = |subnet: Option<Subnet>| match subnet {
-            _ if pass.look == Look::Full => true,
+            _ if pass.look >= Look::All => true,
             Some(subnet) => former.get(&subnet) != desired.peers.get(&subnet),
             None => pass.look == Look::Base,
         };
@@ -424,9 +425,9 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     /// Filters, devices, addresses and forwarding. A device must be there before its address can be;
     /// three rounds do for everything.
     async fn bring_base(&mut self, desired: &Desired, pass: &mut Pass) -> anyhow::Result<()> {
-        if pass.look < Look::Full && self.observe_rules().await {
+        if pass.look < Look::All && self.observe_rules().await {
             // Which peers are admitted is compared with all of them.
-            pass.look = Look::Full;
+            pass.look = Look::All;
         }
         for round in 0..3 {
             let (operations, found) = diff::base(desired, &self.observed);
@@ -443,7 +444,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             }
             self.apply(rest, pass).await?;
             self.observe().await?;
-            pass.look = Look::Full;
+            pass.look = Look::All;
         }
         Ok(())
     }
@@ -494,6 +495,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                     self.agenda.contradict(Look::Base);
                 }
                 self.observed = observed;
+                self.agenda.was_read();
             }
             // What is believed stays; the next pass tries again, since the notices are gone.
             Err(error) => {
@@ -519,10 +521,10 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     fn interest(&self) -> Interest {
         let Some(desired) = &self.desired else { return Interest::default() };
         Interest {
-            networks: desired.networks.iter().map(|(network, _)| *network).collect(),
-            forwarding: desired.forwarding.clone(),
+            networks: desired.base.networks.iter().map(|(network, _)| *network).collect(),
+            forwarding: desired.base.forwarding.clone(),
             filters: true,
-            peer_sets: desired.filters.peer_sets.clone(),
+            peer_sets: desired.base.filters.peer_sets.clone(),
         }
     }
 
@@ -590,7 +592,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             self.observed.links.values().filter(|l| l.bridge && underlay.is_some_and(|u| u.index != l.index));
         let addresses = bridges.flat_map(|l| self.observed.addresses.get(&l.index).into_iter().flatten());
         let networks = addresses.filter_map(|a| Subnet::containing(a.address, a.length).ok());
-        let overlay = self.desired.as_ref().map(|d| d.networks.as_slice()).unwrap_or_default();
+        let overlay = self.desired.as_ref().map(|d| d.base.networks.as_slice()).unwrap_or_default();
         let mut networks: Vec<Subnet> =
             networks.filter(|n| !overlay.iter().any(|(network, _)| network.contains_subnet(n))).collect();
         networks.sort();
@@ -607,7 +609,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         });
     }
 
-    fn update_peers(&mut self, config: &NetworkConfig, own: &OwnLease, underlay: Option<&Underlay>) {
+    fn update_peers(&mut self, config: &Arc<NetworkConfig>, own: &OwnLease, underlay: Option<&Underlay>) {
         let view = self.io.views.borrow_and_update().clone();
         let now = clock::now();
         let (own_addresses, on_link) = match (underlay, &self.rules) {
@@ -619,7 +621,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             ),
         };
         let rules = Rules {
-            config: config.clone(),
+            config: Arc::clone(config),
             own: own.key,
             host_id: own.host_id.as_str().into(),
             own_macs: own.macs.values().copied().collect(),

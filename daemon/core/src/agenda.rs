@@ -2,13 +2,11 @@
 //!
 //! | what happens | what follows |
 //! |---|---|
-//! | inputs change | a pass at once; in a rush of changes a pass for a handful of them |
+//! | inputs change | a pass at once |
 //! | a notice contradicts the belief | a look as large as needed; at once, or when the calm after a repair is over |
 //! | the kernel refuses something | a full look after a pause that grows while the same is refused, up to the period |
 //! | nothing, for a period | a full look, in case a notice was lost; the period is long enough for the looks' cost |
 //! | a pass cannot get through, say for want of an underlay | the next pass owes what it was to look at |
-
-use std::collections::VecDeque;
 
 use crate::Millis;
 use crate::backoff::{Backoff, Pace};
@@ -20,6 +18,8 @@ pub enum Look {
     Changes,
     /// Filters, devices, addresses, forwarding too.
     Base,
+    /// Compare everything with what the kernel held when it was last read.
+    All,
     /// Read the kernel anew and compare everything.
     Full,
 }
@@ -44,10 +44,6 @@ const PERIOD: Millis = 30_000;
 const SHARE: Millis = 3_000;
 /// The first wait after a refusal.
 const PAUSE: Millis = 20;
-/// So many passes within [`RUSH_TIME`] are a rush: each costs more than what one change adds to it.
-const RUSH: usize = 32;
-/// The next pass waits until the first of a rush is so long ago.
-const RUSH_TIME: Millis = 25;
 
 /// The schedule. Time is `CLOCK_BOOTTIME` in milliseconds, `chance` any random number.
 #[derive(Debug)]
@@ -64,8 +60,6 @@ pub struct Agenda {
     calm_until: Millis,
     retry: Backoff,
     retry_at: Option<Millis>,
-    /// Begins of the last passes, at most [`RUSH`].
-    passes: VecDeque<Millis>,
 }
 
 impl Agenda {
@@ -83,7 +77,6 @@ impl Agenda {
             calm_until: now,
             retry: Backoff::new(PAUSE, period),
             retry_at: None,
-            passes: VecDeque::with_capacity(RUSH),
         }
     }
 
@@ -103,20 +96,8 @@ impl Agenda {
         [contradicted, self.retry_at].into_iter().flatten().fold(self.next_full, Millis::min)
     }
 
-    /// When a pass for changed inputs may begin.
-    pub fn earliest(&self) -> Millis {
-        match self.passes.front() {
-            Some(first) if self.passes.len() == RUSH => first.saturating_add(RUSH_TIME),
-            _ => 0,
-        }
-    }
-
     /// A pass begins: what it has to look at.
     pub fn begin(&mut self, now: Millis) -> Look {
-        if self.passes.len() == RUSH {
-            self.passes.pop_front();
-        }
-        self.passes.push_back(now);
         if self.calm_until <= now {
             self.owed = self.owed.max(std::mem::replace(&mut self.contradicted, Look::Changes));
         }
@@ -131,6 +112,11 @@ impl Agenda {
         self.owed
     }
 
+    /// The kernel has been read. A pass that then does not get through leaves only the comparing to the next.
+    pub fn was_read(&mut self) {
+        self.owed = self.owed.min(Look::All);
+    }
+
     /// The kernel could not be read: the belief is as old as it was, and notices of it are gone.
     pub fn unreadable(&mut self, now: Millis, chance: u64) {
         self.contradict(Look::Full);
@@ -141,7 +127,7 @@ impl Agenda {
     /// the CPU (`cost`). What a pass that does not get through had to look at stays owed.
     pub fn done(&mut self, look: Look, cost: Millis, outcome: Outcome, now: Millis, chance: u64) {
         self.owed = Look::Changes;
-        if look == Look::Full {
+        if look >= Look::All {
             self.period = self.wished.unwrap_or_else(|| cost.saturating_mul(SHARE).max(PERIOD));
             self.next_full = now.saturating_add(self.period);
         }
@@ -156,7 +142,7 @@ impl Agenda {
             Outcome::RefusedAgain if self.retry_at.is_none() => {
                 self.retry_at = Some(now + self.retry.wait(chance));
             }
-            Outcome::Well | Outcome::Repaired if look == Look::Full => self.retry_at = None,
+            Outcome::Well | Outcome::Repaired if look >= Look::All => self.retry_at = None,
             _ => {}
         }
     }
@@ -231,8 +217,14 @@ mod tests {
         // No underlay, say: it is not done, and nothing is due before there is news.
         assert_eq!(agenda.deadline(), PERIOD);
         assert_eq!(agenda.begin(200), Look::Full);
-        agenda.done(Look::Full, COST, Outcome::Well, 200, NO_CHANCE);
-        assert_eq!(agenda.begin(300), Look::Changes);
+        agenda.was_read();
+        for now in 300..400 {
+            assert_eq!(agenda.begin(now), Look::All, "what was read need not be read again");
+        }
+        agenda.contradict(Look::Full);
+        assert_eq!(agenda.begin(400), Look::Full, "but when it was wrong");
+        agenda.done(Look::Full, COST, Outcome::Well, 400, NO_CHANCE);
+        assert_eq!(agenda.begin(500), Look::Changes);
     }
 
     #[test]
@@ -259,19 +251,5 @@ mod tests {
         agenda.begin(at + PAUSE);
         agenda.done(Look::Full, COST, Outcome::Well, at + PAUSE, NO_CHANCE);
         assert_eq!(agenda.deadline(), at + PAUSE + PERIOD);
-    }
-
-    #[test]
-    fn a_rush_of_changes_is_taken_in_by_handfuls_and_single_ones_at_once() {
-        let mut agenda = settled();
-        for n in 0..RUSH as Millis {
-            assert!(agenda.earliest() <= 1_000 + n);
-            agenda.begin(1_000 + n);
-        }
-        assert_eq!(agenda.earliest(), 1_000 + RUSH_TIME);
-        for n in 0..100 {
-            agenda.begin(2_000 + n);
-            assert!(agenda.earliest() <= 2_001 + n, "one every millisecond waits for nothing");
-        }
     }
 }

@@ -57,9 +57,52 @@ impl Pace {
     }
 }
 
+/// Takes single events at once, and a rush of them in handfuls: a token bucket. What follows an event costs
+/// more than what one more event adds to it.
+#[derive(Debug, Clone)]
+pub struct Throttle {
+    /// When the next handful would come if all had kept to [`Throttle::INTERVAL`].
+    paced: Millis,
+}
+
+impl Throttle {
+    /// So many may follow one another at once, after as many intervals of calm.
+    pub const BURST: u64 = 600;
+    /// The time between those that go on for ever, in milliseconds.
+    pub const INTERVAL: Millis = 20;
+
+    /// One that has met no event.
+    pub fn new(now: Millis) -> Self {
+        Self { paced: now }
+    }
+
+    /// A handful has been taken; how long to wait now before the next is.
+    pub fn wait(&mut self, now: Millis) -> Millis {
+        self.paced = self.paced.max(now).saturating_add(Self::INTERVAL);
+        self.paced.saturating_sub(Self::BURST * Self::INTERVAL).saturating_sub(now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn single_events_are_met_at_once_and_a_rush_of_them_by_the_interval() {
+        let (mut now, mut throttle) = (10_000, Throttle::new(0));
+        for _ in 0..Throttle::BURST {
+            assert_eq!(throttle.wait(now), 0, "one right after the other");
+        }
+        for _ in 0..100 {
+            // Waits of a timer that is late now and then.
+            let wait = throttle.wait(now);
+            assert!((1..=Throttle::INTERVAL).contains(&wait), "{wait}");
+            now += wait + now % 3;
+        }
+        now += 50 * Throttle::INTERVAL;
+        let at_once = (0..100).take_while(|_| throttle.wait(now) == 0).count();
+        assert!((49..=51).contains(&at_once), "calm is made use of: {at_once}");
+    }
 
     #[test]
     fn waits_double_up_to_the_maximum_and_begin_anew() {

@@ -44,19 +44,20 @@ pub enum Scope<'a> {
 pub fn base(desired: &Desired, observed: &Observed) -> (Vec<Operation>, Vec<Conflict>) {
     let mut operations = Vec::new();
     let mut conflicts = Vec::new();
-    if observed.filters.as_ref() != Some(&desired.filters.digest()) {
-        let wanted = admitted(&desired.peers, &desired.filters.peer_sets);
+    if observed.filters.as_ref() != Some(&desired.base.filters.digest()) {
+        let wanted = admitted(&desired.peers, &desired.base.filters.peer_sets);
         // Where packets flow already, nobody is shut out for a moment. On a fresh host the sets are
         // filled over netlink, which is cheaper than as text.
         let up = |d: &Device| observed.vxlan(d.vni, d.port, d.family).is_some_and(|l| l.up);
-        let flowing = desired.devices.iter().any(up) || wanted.iter().any(|(set, _)| *set == PeerSet::Direct);
+        let flowing =
+            desired.base.devices.iter().any(up) || wanted.iter().any(|(set, _)| *set == PeerSet::Direct);
         let keep = wanted.into_iter().filter(|m| flowing || observed.admitted.contains(m)).collect();
-        operations.push(Operation::ReplaceFilters(Box::new(desired.filters.clone()), keep));
+        operations.push(Operation::ReplaceFilters(Box::new(desired.base.filters.clone()), keep));
     }
     for link in observed.links.values().filter(|l| ownership::leftover(l, desired)) {
         operations.push(Operation::DeleteDevice { index: link.index, name: link.name.clone() });
     }
-    for device in &desired.devices {
+    for device in &desired.base.devices {
         match observed.vxlan(device.vni, device.port, device.family) {
             Some(link) => existing_device(device, link, desired, observed, &mut operations, &mut conflicts),
             None => match observed.link(&device.name) {
@@ -70,7 +71,7 @@ pub fn base(desired: &Desired, observed: &Observed) -> (Vec<Operation>, Vec<Conf
     }
     operations.extend(former_gateways(desired, observed));
     operations.extend(shared_addresses(desired, observed));
-    for (family, name) in &desired.forwarding {
+    for (family, name) in &desired.base.forwarding {
         if observed.link(name).is_some() && !observed.forwarding.contains(&(*family, name.clone())) {
             operations.push(Operation::Forward(*family, name.clone()));
         }
@@ -84,8 +85,8 @@ pub fn left_shared_addresses(former: &[IpAddr], desired: &Desired, observed: &Ob
     let loopbacks = observed.links.values().filter(|l| l.loopback);
     let held =
         loopbacks.flat_map(|l| observed.addresses.get(&l.index).into_iter().flatten().map(|a| (l.index, a)));
-    let left =
-        held.filter(|(_, a)| a.ours && former.contains(&a.address) && !desired.shared.contains(&a.address));
+    let left = held
+        .filter(|(_, a)| a.ours && former.contains(&a.address) && !desired.base.shared.contains(&a.address));
     left.map(|(device, a)| Operation::DeleteAddress { device, address: a.address, length: a.length })
         .collect()
 }
@@ -94,21 +95,22 @@ pub fn left_shared_addresses(former: &[IpAddr], desired: &Desired, observed: &Ob
 fn shared_addresses(desired: &Desired, observed: &Observed) -> Vec<Operation> {
     let Some(loopback) = observed.links.values().find(|l| l.loopback) else { return Vec::new() };
     let has = |address: &IpAddr| observed.addresses.values().flatten().any(|a| a.address == *address);
-    let lacking = desired.shared.iter().filter(|address| !has(address));
+    let lacking = desired.base.shared.iter().filter(|address| !has(address));
     lacking.map(|a| Operation::AddAddress { device: loopback.index, address: *a }).collect()
 }
 
 /// Gateway addresses of former subnets on our bridge, once no container hangs on it: they would keep
 /// us from whoever holds those subnets now. The plugin gives it the new one at the next ADD.
 fn former_gateways(desired: &Desired, observed: &Observed) -> Vec<Operation> {
-    let Some(bridge) = observed.link(&desired.options.bridge()).filter(|l| l.bridge) else {
+    let Some(bridge) = observed.link(&desired.base.options.bridge()).filter(|l| l.bridge) else {
         return Vec::new();
     };
     if observed.links.values().any(|l| l.controller == bridge.index) {
         return Vec::new();
     }
-    let of_network = |a: &Address| desired.networks.iter().any(|(network, _)| network.contains(a.address));
-    let former = |a: &&Address| of_network(a) && !desired.own.subnets().any(|s| s.contains(a.address));
+    let of_network =
+        |a: &Address| desired.base.networks.iter().any(|(network, _)| network.contains(a.address));
+    let former = |a: &&Address| of_network(a) && !desired.base.own.subnets().any(|s| s.contains(a.address));
     let all = observed.addresses.get(&bridge.index).into_iter().flatten();
     all.filter(former)
         .map(|a| Operation::DeleteAddress { device: bridge.index, address: a.address, length: a.length })
@@ -132,7 +134,7 @@ fn existing_device(
             _ if vxlan.group => "a group or default remote",
             _ => "another GBP setting",
         };
-        if desired.options.names_device(&link.name) {
+        if desired.base.options.names_device(&link.name) {
             operations.push(Operation::DeleteDevice { index: link.index, name: link.name.clone() });
             operations.push(Operation::AddDevice(Box::new(device.clone())));
         } else {
@@ -166,7 +168,7 @@ fn existing_device(
         }
         if *address == device.address && *length == host {
             present = true;
-        } else if desired.networks.iter().any(|(network, _)| network.contains(*address)) {
+        } else if desired.base.networks.iter().any(|(network, _)| network.contains(*address)) {
             operations.push(Operation::DeleteAddress {
                 device: link.index,
                 address: *address,

@@ -4,7 +4,7 @@ use loden_proto::{Family, Subnet};
 use serde::{Deserialize, Serialize};
 
 /// The operator's choices that shape the kernel's objects.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// `--network`: names devices, bridge and table.
     pub network: String,

@@ -93,7 +93,7 @@ pub enum Path {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
     /// The config in force.
-    pub config: NetworkConfig,
+    pub config: Arc<NetworkConfig>,
     /// Our own subnets, if known.
     pub own: Option<LeaseKey>,
     /// Our host id: a key that we wrote can be seen before we know that it was written.

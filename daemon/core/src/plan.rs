@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use imbl::OrdMap;
 use loden_proto::config::{Backend, NetworkConfig, Vxlan};
@@ -25,32 +26,37 @@ pub const fn vxlan_overhead(family: Family) -> u32 {
     }
 }
 
-/// What a plan is made from.
-#[derive(Debug, Clone)]
-pub struct Inputs<'a> {
+/// What the base is planned from, beside the operator's choices, which do not change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inputs {
     /// The config in force.
-    pub config: &'a NetworkConfig,
+    pub config: Arc<NetworkConfig>,
     /// Our own lease.
     pub own: LeaseKey,
     /// MACs of our VXLAN devices.
-    pub macs: &'a BTreeMap<Family, Mac>,
+    pub macs: BTreeMap<Family, Mac>,
     /// The underlay.
-    pub underlay: &'a Underlay,
-    /// The operator's choices.
-    pub options: &'a Options,
+    pub underlay: Underlay,
     /// Names of existing VXLAN devices of our identity that somebody else made.
-    pub adopted: &'a BTreeMap<Family, String>,
+    pub adopted: BTreeMap<Family, String>,
     /// Interfaces that hold our subnet's gateway address.
-    pub bridges: &'a BTreeSet<String>,
+    pub bridges: BTreeSet<String>,
     /// Whether Docker uses the plugin's bridge, and with it the upper half of our subnets.
     pub docker_shares: bool,
-    /// The peers.
-    pub peers: OrdMap<Subnet, Peer>,
 }
 
 /// What the kernel should hold.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
+    /// What does not depend on the peers.
+    pub base: Arc<Base>,
+    /// The peers, from which their objects follow.
+    pub peers: OrdMap<Subnet, Peer>,
+}
+
+/// What the kernel should hold whoever the peers are, and what tells whose an object is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
     /// VXLAN devices, at most one per family.
     pub devices: Vec<Device>,
     /// Interfaces that must forward.
@@ -59,8 +65,6 @@ pub struct Desired {
     pub filters: Filters,
     /// Our rules in Docker's chain for others, by family.
     pub docker_user: BTreeMap<Family, Vec<String>>,
-    /// The peers, from which their objects follow.
-    pub peers: OrdMap<Subnet, Peer>,
     /// The overlay networks and the length of a lease in each: what ownership is told by.
     pub networks: Vec<(Subnet, u8)>,
     /// Our own subnets.
@@ -132,9 +136,9 @@ impl PeerObjects {
     }
 }
 
-/// Makes the plan.
-pub fn plan(inputs: Inputs<'_>) -> Desired {
-    let Inputs { config, own, macs, underlay, options, adopted, bridges, docker_shares, peers } = inputs;
+/// Plans the base.
+pub fn plan(inputs: &Inputs, options: &Options) -> Base {
+    let Inputs { config, own, macs, underlay, adopted, bridges, docker_shares } = inputs;
     let mut devices = Vec::new();
     if let Backend::Vxlan(vxlan) = &config.backend {
         for subnet in own.subnets() {
@@ -174,24 +178,23 @@ pub fn plan(inputs: Inputs<'_>) -> Desired {
         .filter_map(|pool| {
             let family = pool.network.family();
             let own = own.subnet(family)?;
-            let dockers = own.upper_half().filter(|_| docker_shares);
+            let dockers = own.upper_half().filter(|_| *docker_shares);
             Some((family, user_chain::rules(pool.network, own, options, dockers)))
         })
         .collect();
     let shared = config.dns.as_ref().filter(|_| options.dns_listen.contains(&Listen::Shared));
-    Desired {
+    Base {
         filters: filters::filters(
             config,
-            own,
+            *own,
             options,
             &devices.iter().map(|d| (d.family, d.name.clone())).collect(),
         ),
         docker_user,
         devices,
         forwarding,
-        peers,
         networks: config.pools().map(|p| (p.network, p.subnet_length)).collect(),
-        own,
+        own: *own,
         underlay: underlay.index,
         shared: shared.map(|dns| dns.addresses.clone()).unwrap_or_default(),
         options: options.clone(),

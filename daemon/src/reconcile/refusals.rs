@@ -61,7 +61,7 @@ impl Refusals {
 /// The peer that an operation serves.
 fn subnet_of(operation: &Operation, desired: &Desired) -> Option<Subnet> {
     let by_gateway = |address: IpAddr| {
-        let (_, length) = desired.networks.iter().find(|(network, _)| network.contains(address))?;
+        let (_, length) = desired.base.networks.iter().find(|(network, _)| network.contains(address))?;
         Subnet::new(address, *length).ok().filter(|subnet| desired.peers.contains_key(subnet))
     };
     match operation {

@@ -64,37 +64,37 @@ impl<K, N> Loop<K, N> {
             devices: devices.collect(),
             repairs: self.repairs.clone(),
             failure: self.refusals.first(),
-            bridges: self.bridges.clone(),
+            bridges: self.planned.iter().flat_map(|(from, _)| from.bridges.clone()).collect(),
             surroundings: self.desired.as_ref().map(|desired| self.surroundings(desired)),
         }
     }
 
     fn surroundings(&self, desired: &Desired) -> Surroundings {
         let named = |index: &u32| self.observed.links.get(index).map(|l| l.name.clone());
-        let underlay = named(&desired.underlay).unwrap_or_default();
+        let underlay = named(&desired.base.underlay).unwrap_or_default();
         let of_family = |own: Subnet| {
-            let (network, _) = desired.networks.iter().find(|(n, _)| n.family() == own.family())?;
+            let (network, _) = desired.base.networks.iter().find(|(n, _)| n.family() == own.family())?;
             Some((*network, own))
         };
         let mut overlay: Vec<(Family, String)> =
-            desired.devices.iter().map(|d| (d.family, d.name.clone())).collect();
+            desired.base.devices.iter().map(|d| (d.family, d.name.clone())).collect();
         let direct = desired.peers.values().filter(|p| p.path == Path::Direct);
         let direct: BTreeSet<Family> = direct.map(|p| p.subnet.family()).collect();
         overlay.extend(direct.into_iter().map(|family| (family, underlay.clone())));
-        let inside = |a: &Address| desired.networks.iter().any(|(n, _)| n.contains(a.address));
+        let inside = |a: &Address| desired.base.networks.iter().any(|(n, _)| n.contains(a.address));
         let bridges = self.observed.links.values().filter(|l| l.bridge).flat_map(|link| {
             let addresses = self.observed.addresses.get(&link.index).into_iter().flatten();
             let bridge = |a: &Address| Bridge { name: link.name.clone(), address: a.address };
             addresses.filter(|a| inside(a)).map(bridge).collect::<Vec<_>>()
         });
         Surroundings {
-            options: desired.options.clone(),
-            families: desired.own.subnets().filter_map(of_family).collect(),
+            options: desired.base.options.clone(),
+            families: desired.base.own.subnets().filter_map(of_family).collect(),
             overlay,
-            vxlan_port: desired.devices.first().map(|d| d.port),
+            vxlan_port: desired.base.devices.first().map(|d| d.port),
             bridges: bridges.collect(),
             peers: self.book.peers().values().map(|p| p.public_address).take(EXAMPLES).collect(),
-            underlay: (underlay.clone(), desired.devices.iter().map(|d| d.local).collect()),
+            underlay: (underlay.clone(), desired.base.devices.iter().map(|d| d.local).collect()),
         }
     }
 }

@@ -5,12 +5,15 @@
 //!   not gone back in time (wiped, or restored from a backup).
 //! - A compacted revision leaves etcd's stream open and mute after one response; then we list.
 //! - Every six hours a list, against events that etcd never sent.
+//! - In a rush, such as the start of a fleet, what comes within some milliseconds is taken in together:
+//!   everybody who hears of a change then does once what is not for a single one of them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, EventType, GetOptions, KeyValue, WatchOptions};
-use loden_core::backoff::Backoff;
+use futures_util::FutureExt;
+use loden_core::backoff::{Backoff, Throttle};
 use loden_core::leases::{LeaseRecord, LeaseTable};
 use loden_core::names::{NameEntry, NameTable};
 use loden_proto::lease::LeaseValue;
@@ -192,25 +195,39 @@ impl Sync {
         let relist = tokio::time::sleep(jittered(RELIST));
         tokio::pin!(relist);
         let mut files = tokio::time::interval(FILE_CHECK);
+        let mut throttle = Throttle::new(clock::now());
         loop {
-            let response = tokio::select! {
-                response = stream.message() => match response {
-                    // A single event beyond the limit: a list, page by page, gets past it.
-                    Err(error) if too_large(&error) => return Ok(WatchEnd::List),
-                    response => response?,
-                },
-                () = &mut relist => return Ok(WatchEnd::List),
-                () = self.moved.notified() => {
-                    tracing::info!("the underlay's address changed; connecting to etcd anew");
-                    return Ok(WatchEnd::Reconnect);
-                }
-                _ = files.tick() => {
-                    if connection.outdated() {
-                        tracing::info!("certificate or password files changed; connecting to etcd anew");
-                        return Ok(WatchEnd::Reconnect);
+            // Others have their turns, however much is here.
+            tokio::task::consume_budget().await;
+            let response = match stream.message().now_or_never() {
+                Some(response) => response,
+                None => {
+                    let wait = throttle.wait(clock::now());
+                    // Even a sleep for no time would take a millisecond.
+                    if wait > 0 {
+                        tokio::time::sleep(Duration::from_millis(wait)).await;
                     }
-                    continue;
+                    tokio::select! {
+                        response = stream.message() => response,
+                        () = &mut relist => return Ok(WatchEnd::List),
+                        () = self.moved.notified() => {
+                            tracing::info!("the underlay's address changed; connecting to etcd anew");
+                            return Ok(WatchEnd::Reconnect);
+                        }
+                        _ = files.tick() => {
+                            if connection.outdated() {
+                                tracing::info!("certificate or password files changed; connecting to etcd anew");
+                                return Ok(WatchEnd::Reconnect);
+                            }
+                            continue;
+                        }
+                    }
                 }
+            };
+            let response = match response {
+                // A single event beyond the limit: a list, page by page, gets past it.
+                Err(error) if too_large(&error) => return Ok(WatchEnd::List),
+                response => response?,
             };
             let Some(response) = response else { return Err(StoreError::Ended("the stream closed".into())) };
             if response.compact_revision() > 0 {

@@ -87,6 +87,7 @@ struct Differ<'a> {
 impl<'a> Differ<'a> {
     fn new(desired: &'a Desired, observed: &'a Observed) -> Self {
         let devices = desired
+            .base
             .devices
             .iter()
             .filter_map(|d| {
@@ -114,7 +115,7 @@ impl<'a> Differ<'a> {
     fn peer(&mut self, subnet: &Subnet, peer: Option<&Peer>, present: &[&Route]) {
         let target = match peer.map(PeerObjects::of) {
             None => None,
-            Some(PeerObjects::Direct { gateway }) => Some((self.desired.underlay, gateway, false)),
+            Some(PeerObjects::Direct { gateway }) => Some((self.desired.base.underlay, gateway, false)),
             Some(PeerObjects::Vxlan { gateway, mac, endpoint }) => {
                 let Some(device) = self.devices.get(&subnet.family()).copied() else { return };
                 self.fdb(device, mac, endpoint);
@@ -260,7 +261,7 @@ impl<'a> Differ<'a> {
     /// Everything on our devices that belongs to no peer, and the whole peer sets.
     fn strays(&mut self) {
         let ours: BTreeSet<u32> = self.devices.values().copied().collect();
-        let inside = |address: &IpAddr| self.desired.networks.iter().any(|(n, _)| n.contains(*address));
+        let inside = |address: &IpAddr| self.desired.base.networks.iter().any(|(n, _)| n.contains(*address));
         for (device, address) in
             self.observed.neighbours.keys().filter(|(d, a)| ours.contains(d) && inside(a))
         {
@@ -284,7 +285,7 @@ impl<'a> Differ<'a> {
                 self.after_routes.push(delete);
             }
         }
-        let wanted = admitted(&self.desired.peers, &self.desired.filters.peer_sets);
+        let wanted = admitted(&self.desired.peers, &self.desired.base.filters.peer_sets);
         let missing = wanted.difference(&self.observed.admitted).copied().collect();
         let extra = self.observed.admitted.difference(&wanted).copied().collect();
         self.change_sets(missing, extra);
@@ -294,7 +295,7 @@ impl<'a> Differ<'a> {
     /// checked against all of them; peers that come, or stay where they are, cost nothing extra.
     fn admit(&mut self, changes: &[(Option<&Peer>, Option<&Peer>)]) {
         let admitted = &self.observed.admitted;
-        let members = |peer| members_of(peer, &self.desired.filters.peer_sets);
+        let members = |peer| members_of(peer, &self.desired.base.filters.peer_sets);
         let arriving: BTreeSet<Member> =
             changes.iter().filter_map(|(_, new)| *new).flat_map(members).collect();
         let missing: Vec<Member> = arriving.difference(admitted).copied().collect();

@@ -37,17 +37,16 @@ fn desired(peers: OrdMap<Subnet, Peer>) -> Desired {
         endpoints: vec![Endpoint { local: ip("192.168.0.1"), public: ip("192.168.0.1") }],
         on_link: vec!["192.168.0.0/24".parse().expect("subnet")],
     };
-    plan(Inputs {
-        config: &config,
+    let inputs = Inputs {
+        config: config.into(),
         own: LeaseKey::parse("10.5.1.0-24").expect("key"),
-        macs: &[(Family::V4, Mac([2, 0, 0, 0, 0, 1]))].into(),
-        underlay: &underlay,
-        options: &options(),
-        adopted: &BTreeMap::new(),
-        bridges: &BTreeSet::new(),
+        macs: [(Family::V4, Mac([2, 0, 0, 0, 0, 1]))].into(),
+        underlay,
+        adopted: BTreeMap::new(),
+        bridges: BTreeSet::new(),
         docker_shares: false,
-        peers,
-    })
+    };
+    Desired { base: plan(&inputs, &options()).into(), peers }
 }
 
 fn peer(n: u8, endpoint: u8, mac: u8, direct: bool) -> Peer {
@@ -78,7 +77,7 @@ fn host(device: bool) -> Observed {
     observed.links.insert(UNDERLAY, plain(UNDERLAY, "eth0"));
     observed.links.insert(3, plain(3, "cilium_host"));
     if device {
-        add_device(&mut observed, &desired(OrdMap::new()).devices[0]);
+        add_device(&mut observed, &desired(OrdMap::new()).base.devices[0]);
     }
     observed
 }
@@ -333,7 +332,7 @@ fn removal_takes_exactly_ours() {
     }
     let before = observed.clone();
     pass(&desired, &mut observed);
-    let networks: Vec<Subnet> = desired.networks.iter().map(|(n, _)| *n).collect();
+    let networks: Vec<Subnet> = desired.base.networks.iter().map(|(n, _)| *n).collect();
     for operation in removal(&observed, &options(), &networks) {
         match operation {
             Operation::DeleteDevice { index, .. } => remove_device(&mut observed, index),
@@ -378,7 +377,7 @@ fn what_is_handed_to_flannel_is_whole_and_no_longer_ours() {
         observed.routes.insert(route);
     }
     pass(&desired, &mut observed);
-    let networks: Vec<Subnet> = desired.networks.iter().map(|(n, _)| *n).collect();
+    let networks: Vec<Subnet> = desired.base.networks.iter().map(|(n, _)| *n).collect();
     let before = observed.clone();
     for operation in to_flannel(&observed.clone(), &options(), &networks) {
         check_safe(&operation, &observed);
@@ -463,19 +462,19 @@ fn an_ipv6_route_by_another_device_goes_before_the_right_one_comes() {
         endpoints: vec![endpoint],
         on_link: Vec::new(),
     };
-    let desired = plan(Inputs {
-        config: &config.expect("config"),
+    let inputs = Inputs {
+        config: config.expect("config").into(),
         own: LeaseKey::parse("fd00:0:0:1::-64").expect("key"),
-        macs: &[(Family::V6, Mac([2, 0, 0, 0, 0, 1]))].into(),
-        underlay: &underlay,
-        options: &options(),
-        adopted: &BTreeMap::new(),
-        bridges: &BTreeSet::new(),
+        macs: [(Family::V6, Mac([2, 0, 0, 0, 0, 1]))].into(),
+        underlay,
+        adopted: BTreeMap::new(),
+        bridges: BTreeSet::new(),
         docker_shares: false,
-        peers: [(subnet, peer)].into_iter().collect(),
-    });
+    };
+    let peers_wanted = [(subnet, peer)].into_iter().collect();
+    let desired = Desired { base: plan(&inputs, &options()).into(), peers: peers_wanted };
     let mut observed = host(false);
-    add_device(&mut observed, &desired.devices[0]);
+    add_device(&mut observed, &desired.base.devices[0]);
     observed.links.get_mut(&DEVICE).expect("the device").up = true;
     let via = Via::Gateway { device: UNDERLAY, gateway: ip("fd77::1"), onlink: false };
     let wrong = Route { subnet, via, protocol: ROUTE_PROTOCOL, metric: 1024 };

@@ -8,7 +8,7 @@ fn rules() -> Arc<Rules> {
     let config =
         NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("config");
     Arc::new(Rules {
-        config,
+        config: config.into(),
         own: Some(key("10.5.1.0-24")),
         host_id: "us".into(),
         own_macs: vec![Mac([2, 0, 0, 0, 0, 1])],
@@ -98,7 +98,7 @@ fn dual_rules() -> Arc<Rules> {
         r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}}"#,
     );
     let mut rules = Rules {
-        config: config.expect("config"),
+        config: config.expect("config").into(),
         own: Some(key("10.5.1.0-24&fd00:0:0:1::-64")),
         ..(*rules()).clone()
     };
@@ -190,7 +190,7 @@ fn other_hosts_of_the_alloc_backend_are_no_peers_and_nothing_is_wrong_with_them(
     let mut table = LeaseTable::default();
     put(&mut table, "10.5.2.0-24", 1, r#"{"PublicIP":"192.168.0.2"}"#);
     let mut book = PeerBook::default();
-    book.update(table, Arc::new(Rules { config, ..(*rules()).clone() }), 0);
+    book.update(table, Arc::new(Rules { config: config.into(), ..(*rules()).clone() }), 0);
     assert_eq!((book.peers().len(), book.rejected()), (0, Vec::new()));
 }
 
@@ -364,7 +364,8 @@ fn direct_routing_takes_the_plain_path_on_the_link_only() {
     let mut rules = (*rules()).clone();
     rules.config =
         NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#)
-            .expect("config");
+            .expect("config")
+            .into();
     let mut table = LeaseTable::default();
     put(&mut table, "10.5.2.0-24", 1, &lease("192.168.0.2", 2));
     put(&mut table, "10.5.3.0-24", 2, &lease("172.16.0.3", 3));

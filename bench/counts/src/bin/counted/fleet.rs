@@ -5,17 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use loden_core::diff::{Operation, Scope, applied, base, peers};
 use loden_core::leases::{LeaseRecord, LeaseTable};
 use loden_core::observed::{Link, Observed, VxlanLink};
 use loden_core::options::Options;
-use loden_core::peers::{Peer, PeerBook, Rules};
-use loden_core::plan::{Desired, Device, Inputs, plan};
+use loden_core::peers::{PeerBook, Rules};
+use loden_core::plan::{Base, Desired, Device, Inputs, plan};
 use loden_core::underlay::{Endpoint, Underlay};
 use loden_proto::config::{DEFAULT_VNI, NetworkConfig};
 use loden_proto::lease::{BackendData, LeaseKey, LeaseValue, LodenMember};
-use loden_proto::{Family, Mac, Subnet};
+use loden_proto::{Family, Mac};
 
 /// How many peers.
 pub(crate) const PEERS: u32 = 10_000;
@@ -100,20 +99,17 @@ pub(crate) fn book(table: &LeaseTable, rules: &Arc<Rules>) -> PeerBook {
 
 /// What one host knows of itself.
 pub(crate) struct Own {
-    config: NetworkConfig,
-    key: LeaseKey,
-    underlay: Underlay,
+    inputs: Inputs,
     options: Options,
-    macs: BTreeMap<Family, Mac>,
-    adopted: BTreeMap<Family, String>,
-    bridges: BTreeSet<String>,
 }
 
 impl Own {
     pub(crate) fn new() -> Self {
-        Self {
-            config: NetworkConfig::parse(CONFIG).expect("a config that the tests of its parser cover"),
-            key: LeaseKey::parse("10.127.255.0-24").expect("a key"),
+        let config = NetworkConfig::parse(CONFIG).expect("a config that the tests of its parser cover");
+        let inputs = Inputs {
+            config: config.into(),
+            own: LeaseKey::parse("10.127.255.0-24").expect("a key"),
+            macs: [(Family::V4, OWN_MAC)].into(),
             underlay: Underlay {
                 interface: "eth0".into(),
                 index: UNDERLAY,
@@ -121,37 +117,27 @@ impl Own {
                 endpoints: vec![Endpoint { local: OWN_ADDRESS, public: OWN_ADDRESS }],
                 on_link: vec!["172.16.0.0/24".parse().expect("a subnet")],
             },
-            options: Options::named("loden"),
-            macs: [(Family::V4, OWN_MAC)].into(),
             adopted: BTreeMap::new(),
             bridges: BTreeSet::new(),
-        }
+            docker_shares: false,
+        };
+        Self { inputs, options: Options::named("loden") }
     }
 
     pub(crate) fn rules(&self) -> Arc<Rules> {
         Arc::new(Rules {
-            config: self.config.clone(),
-            own: Some(self.key),
+            config: Arc::clone(&self.inputs.config),
+            own: Some(self.inputs.own),
             host_id: "us".into(),
             own_macs: vec![OWN_MAC],
             own_addresses: [OWN_ADDRESS].into(),
-            on_link: self.underlay.on_link.clone(),
+            on_link: self.inputs.underlay.on_link.clone(),
             hold: 600_000,
         })
     }
 
-    pub(crate) fn plan(&self, peers: OrdMap<Subnet, Peer>) -> Desired {
-        plan(Inputs {
-            config: &self.config,
-            own: self.key,
-            macs: &self.macs,
-            underlay: &self.underlay,
-            options: &self.options,
-            adopted: &self.adopted,
-            bridges: &self.bridges,
-            docker_shares: false,
-            peers,
-        })
+    pub(crate) fn base(&self) -> Base {
+        plan(&self.inputs, &self.options)
     }
 }
 
