@@ -127,8 +127,6 @@ struct Loop<K, N> {
     /// Interfaces that forwarded when the last pass ended. To let a new one forward is no repair.
     forwarded: BTreeSet<(Family, String)>,
     agenda: Agenda,
-    /// Time of the CPU, in milliseconds, that the last reading of the kernel took.
-    look_cost: Millis,
     /// Whether what the host is turned out to be another in the middle of a pass.
     look_again: bool,
     /// When the peers are to be written to lasting state, if they are others.
@@ -176,7 +174,6 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             repairs: BTreeMap::new(),
             forwarded: BTreeSet::new(),
             agenda: Agenda::new(now, self.settings.full_pass.map(|period| period.as_millis() as Millis)),
-            look_cost: 0,
             look_again: false,
             save_peers_at: None,
             saved_peers_at: now.saturating_sub(SAVE_PEERS),
@@ -231,7 +228,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         }
         // More of the same burst are likely under way.
         let end = Instant::now() + COALESCE;
-        while self.agenda.is_contradicted()
+        while (reason || self.agenda.is_contradicted())
             && let Ok(more) = tokio::time::timeout_at(end, self.io.notices.next()).await
         {
             for notice in more? {
@@ -304,7 +301,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     /// had to look at to the next.
     async fn pass(&mut self) -> anyhow::Result<()> {
         let look = self.agenda.begin(clock::now());
-        if look == Look::Full {
+        if self.agenda.must_read() {
             self.observe().await?;
             // In case a notice was lost.
             self.io.rules_changed.notify_one();
@@ -366,31 +363,31 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                 *wanted = now;
                 news
             });
-            // What concerns us was not known when the kernel was last read.
+            // What concerns us may be more than was known when the kernel was last read.
             self.observe().await?;
         }
         let mut pass = Pass {
-            look: if same_base { look } else { Look::All },
+            look: if same_base { look } else { Look::Full },
             repairing: same_base,
             repaired: false,
             conflicts: Vec::new(),
             failed: Vec::new(),
         };
         // Peers that go with a device come back with it, which is no repair of theirs.
-        let repairing_peers = same_base && look >= Look::All;
+        let repairing_peers = same_base && look == Look::Full;
         if pass.look >= Look::Base {
             let left = diff::left_shared_addresses(&former_shared, &desired, &self.observed);
             self.apply(left, &mut pass).await?;
             self.bring_base(&desired, &mut pass).await?;
         }
         let former = std::mem::take(&mut self.programmed);
-        if pass.look < Look::All || !former.is_empty() {
+        if pass.look < Look::Full || !former.is_empty() {
             // What inputs changed is done first: what is then left to do is a repair. And what former
             // peers had outside the networks of now is told by nothing else.
             pass.repairing = false;
             self.bring_peers(&desired, Scope::Since(&former), &mut pass).await?;
         }
-        if pass.look >= Look::All {
+        if pass.look == Look::Full {
             pass.repairing = repairing_peers;
             self.bring_peers(&desired, Scope::All, &mut pass).await?;
         }
@@ -405,9 +402,9 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             self.forwarded.clone_from(&self.observed.forwarding);
         }
         self.io.in_place.send_if_modified(|done| !std::mem::replace(done, true));
-        self.set_conflicts(pass.conflicts, pass.look >= Look::All);
+        self.set_conflicts(pass.conflicts, pass.look == Look::Full);
         let tried = |subnet: Option<Subnet>| match subnet {
-            _ if pass.look >= Look::All => true,
+            _ if pass.look == Look::Full => true,
             Some(subnet) => former.get(&subnet) != desired.peers.get(&subnet),
             None => pass.look == Look::Base,
         };
@@ -418,16 +415,16 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             false if pass.repaired => Outcome::Repaired,
             false => Outcome::Well,
         };
-        self.agenda.done(pass.look, self.look_cost, outcome, now, clock::chance());
+        self.agenda.done(pass.look, outcome, now, clock::chance());
         Ok(())
     }
 
     /// Filters, devices, addresses and forwarding. A device must be there before its address can be;
     /// three rounds do for everything.
     async fn bring_base(&mut self, desired: &Desired, pass: &mut Pass) -> anyhow::Result<()> {
-        if pass.look < Look::All && self.observe_rules().await {
+        if pass.look < Look::Full && self.observe_rules().await {
             // Which peers are admitted is compared with all of them.
-            pass.look = Look::All;
+            pass.look = Look::Full;
         }
         for round in 0..3 {
             let (operations, found) = diff::base(desired, &self.observed);
@@ -444,7 +441,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             }
             self.apply(rest, pass).await?;
             self.observe().await?;
-            pass.look = Look::All;
+            pass.look = Look::Full;
         }
         Ok(())
     }
@@ -485,7 +482,8 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         let began = clock::cpu_time();
         match self.io.kernel.observe(&interest).await {
             Ok(observed) => {
-                self.look_cost = clock::cpu_time().saturating_sub(began);
+                let cost = clock::cpu_time().saturating_sub(began);
+                self.agenda.was_read(clock::now(), cost);
                 // What the pass under way has decided by already, and no notice will tell of any more.
                 if self.observed.links != observed.links
                     || self.observed.addresses != observed.addresses
@@ -495,7 +493,6 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                     self.agenda.contradict(Look::Base);
                 }
                 self.observed = observed;
-                self.agenda.was_read();
             }
             // What is believed stays; the next pass tries again, since the notices are gone.
             Err(error) => {
@@ -512,7 +509,8 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         let before = self.observed.admitted.clone();
         let interest = self.interest();
         if let Err(error) = self.io.kernel.observe_rules(&interest, &mut self.observed).await {
-            tracing::warn!(%error, "cannot read the rules");
+            tracing::warn!(%error, "cannot read the rules; trying again");
+            self.agenda.unreadable(clock::now(), clock::chance());
         }
         self.observed.admitted != before
     }

@@ -10,13 +10,12 @@ use super::notices::{Direction, Notices};
 use super::{MANY, Stage, fleet, usage};
 use crate::report::Row;
 
-/// After a start what has been learnt is written to files, and memory is given back.
-const SETTLED: Duration = Duration::from_secs(10);
-
-/// How long each is looked at in a round. In Loden's time are two refreshes of its lease, and a full pass or
-/// two; flanneld does the same over and over.
-fn observed(kind: Kind) -> Duration {
-    Duration::from_secs(if kind == Kind::Loden { 120 } else { 30 })
+/// How long after the last route each is looked at, and for how long. Loden writes what it has learnt to files at
+/// first, and its first full pass is after half a minute; they are more than a minute and a half apart then, so
+/// that one is in its time, and two refreshes of its lease. What flanneld does comes more often.
+fn observed(kind: Kind) -> (Duration, Duration) {
+    let (after, seconds) = if kind == Kind::Loden { (35, 120) } else { (5, 30) };
+    (Duration::from_secs(after), Duration::from_secs(seconds))
 }
 
 const REQUESTS: Metric = Metric { name: "etcd requests an hour", unit: "" };
@@ -41,10 +40,11 @@ fn rest(stage: &mut Stage<'_>, kind: Kind, found: &mut Found) -> Result<()> {
     let running = kind.start(&host)?;
     let pid = running.pid();
     notices.wait_for_all(fleet::routes(0..MANY), Direction::Come)?;
-    sleep(SETTLED);
+    let (after, observed) = observed(kind);
+    sleep(after);
     let (start, requests) = (Instant::now(), stage.fleet.requests()?);
     let (cpu, wake_ups) = (usage::cpu_seconds(pid)?, usage::wake_ups(pid)?);
-    sleep(observed(kind));
+    sleep(observed);
     let seconds = start.elapsed().as_secs_f64();
     let an_hour = |count: f64| count / seconds * 3600.0;
     found.push(kind, REQUESTS, an_hour(stage.fleet.requests()? - requests));

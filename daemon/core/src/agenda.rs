@@ -6,7 +6,7 @@
 //! | a notice contradicts the belief | a look as large as needed; at once, or when the calm after a repair is over |
 //! | the kernel refuses something | a full look after a pause that grows while the same is refused, up to the period |
 //! | nothing, for a period | a full look, in case a notice was lost; the period is long enough for the looks' cost |
-//! | a pass cannot get through, say for want of an underlay | the next pass owes what it was to look at |
+//! | a pass cannot get through, say for want of an underlay | the next pass owes what it was to look at; what was read is read again only if it was wrong |
 
 use crate::Millis;
 use crate::backoff::{Backoff, Pace};
@@ -16,10 +16,8 @@ use crate::backoff::{Backoff, Pace};
 pub enum Look {
     /// What inputs changed.
     Changes,
-    /// Filters, devices, addresses, forwarding too.
+    /// Filters, devices, addresses, forwarding too: rules and forwarding are read anew.
     Base,
-    /// Compare everything with what the kernel held when it was last read.
-    All,
     /// Read the kernel anew and compare everything.
     Full,
 }
@@ -54,6 +52,8 @@ pub struct Agenda {
     next_full: Millis,
     /// What the next pass has to look at, whenever and for whatever reason it comes.
     owed: Look,
+    /// Whether the kernel has been read since that was last more than changes.
+    read: bool,
     /// How much of the belief was contradicted.
     contradicted: Look,
     pace: Pace,
@@ -72,6 +72,7 @@ impl Agenda {
             period,
             next_full: now.saturating_add(period),
             owed: Look::Full,
+            read: false,
             contradicted: Look::Changes,
             pace: Pace::new(now),
             calm_until: now,
@@ -98,23 +99,33 @@ impl Agenda {
 
     /// A pass begins: what it has to look at.
     pub fn begin(&mut self, now: Millis) -> Look {
+        let mut due = Look::Changes;
         if self.calm_until <= now {
-            self.owed = self.owed.max(std::mem::replace(&mut self.contradicted, Look::Changes));
+            due = std::mem::replace(&mut self.contradicted, Look::Changes);
         }
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
-            self.owed = Look::Full;
+            due = Look::Full;
         }
         if self.next_full <= now {
             self.next_full = now.saturating_add(self.period);
-            self.owed = Look::Full;
+            due = Look::Full;
         }
+        self.read &= due == Look::Changes;
+        self.owed = self.owed.max(due);
         self.owed
     }
 
-    /// The kernel has been read. A pass that then does not get through leaves only the comparing to the next.
-    pub fn was_read(&mut self) {
-        self.owed = self.owed.min(Look::All);
+    /// Whether the pass that has begun is to read the kernel anew.
+    pub fn must_read(&self) -> bool {
+        self.owed == Look::Full && !self.read
+    }
+
+    /// The whole kernel has been read, which took so much time of the CPU (`cost`).
+    pub fn was_read(&mut self, now: Millis, cost: Millis) {
+        self.read = true;
+        self.period = self.wished.unwrap_or_else(|| cost.saturating_mul(SHARE).max(PERIOD));
+        self.next_full = now.saturating_add(self.period);
     }
 
     /// The kernel could not be read: the belief is as old as it was, and notices of it are gone.
@@ -123,14 +134,10 @@ impl Agenda {
         self.calm_until = now + self.pace.trouble(now, chance);
     }
 
-    /// The pass got through and in the end had looked at so much; to read the kernel takes so much time of
-    /// the CPU (`cost`). What a pass that does not get through had to look at stays owed.
-    pub fn done(&mut self, look: Look, cost: Millis, outcome: Outcome, now: Millis, chance: u64) {
+    /// The pass got through and in the end had looked at so much. What a pass that does not get through had
+    /// to look at stays owed.
+    pub fn done(&mut self, look: Look, outcome: Outcome, now: Millis, chance: u64) {
         self.owed = Look::Changes;
-        if look >= Look::All {
-            self.period = self.wished.unwrap_or_else(|| cost.saturating_mul(SHARE).max(PERIOD));
-            self.next_full = now.saturating_add(self.period);
-        }
         if outcome != Outcome::Well {
             self.calm_until = now + self.pace.trouble(now, chance);
         }
@@ -142,7 +149,7 @@ impl Agenda {
             Outcome::RefusedAgain if self.retry_at.is_none() => {
                 self.retry_at = Some(now + self.retry.wait(chance));
             }
-            Outcome::Well | Outcome::Repaired if look >= Look::All => self.retry_at = None,
+            Outcome::Well | Outcome::Repaired if look == Look::Full => self.retry_at = None,
             _ => {}
         }
     }
@@ -160,7 +167,8 @@ mod tests {
     fn settled() -> Agenda {
         let mut agenda = Agenda::new(0, None);
         assert_eq!(agenda.begin(0), Look::Full);
-        agenda.done(Look::Full, COST, Outcome::Well, 0, NO_CHANCE);
+        agenda.was_read(0, COST);
+        agenda.done(Look::Full, Outcome::Well, 0, NO_CHANCE);
         agenda
     }
 
@@ -170,7 +178,8 @@ mod tests {
         assert_eq!(agenda.begin(100), Look::Changes);
         assert_eq!(agenda.deadline(), PERIOD);
         assert_eq!(agenda.begin(PERIOD), Look::Full);
-        agenda.done(Look::Full, COST, Outcome::Well, PERIOD + 40, NO_CHANCE);
+        agenda.was_read(PERIOD + 40, COST);
+        agenda.done(Look::Full, Outcome::Well, PERIOD + 40, NO_CHANCE);
         assert_eq!(agenda.deadline(), 2 * PERIOD + 40);
     }
 
@@ -179,10 +188,12 @@ mod tests {
         for (wished, period) in [(None, 120_000), (Some(1_000), 1_000)] {
             let mut agenda = Agenda::new(0, wished);
             agenda.begin(0);
-            agenda.done(Look::Full, 40, Outcome::Well, 100, NO_CHANCE);
+            agenda.was_read(100, 40);
+            agenda.done(Look::Full, Outcome::Well, 100, NO_CHANCE);
             assert_eq!(agenda.deadline(), 100 + period);
             agenda.begin(agenda.deadline());
-            agenda.done(Look::Full, COST, Outcome::Well, 100 + period, NO_CHANCE);
+            agenda.was_read(100 + period, COST);
+            agenda.done(Look::Full, Outcome::Well, 100 + period, NO_CHANCE);
             assert_eq!(agenda.deadline(), 100 + period + wished.unwrap_or(PERIOD));
         }
     }
@@ -193,19 +204,20 @@ mod tests {
         agenda.contradict(Look::Full);
         assert!(agenda.deadline() <= 100);
         assert_eq!(agenda.begin(100), Look::Full);
-        agenda.done(Look::Full, COST, Outcome::Repaired, 100, NO_CHANCE);
+        agenda.was_read(100, COST);
+        agenda.done(Look::Full, Outcome::Repaired, 100, NO_CHANCE);
         let mut waits = Vec::new();
         for _ in 0..9 {
             agenda.contradict(Look::Base);
             let (before, at) = (agenda.calm_until, agenda.deadline());
             assert_eq!(agenda.begin(at - 1), Look::Changes, "not before the calm is over");
             assert_eq!(agenda.begin(at), Look::Base);
-            agenda.done(Look::Base, COST, Outcome::Repaired, at, NO_CHANCE);
+            agenda.done(Look::Base, Outcome::Repaired, at, NO_CHANCE);
             waits.push(agenda.calm_until - before);
         }
         assert!(waits.is_sorted() && waits.last() == Some(&500), "{waits:?}");
         let later = agenda.calm_until + PEACE;
-        agenda.done(Look::Base, COST, Outcome::Repaired, later, NO_CHANCE);
+        agenda.done(Look::Base, Outcome::Repaired, later, NO_CHANCE);
         assert_eq!(agenda.calm_until, later + PAUSE / 2, "after peace the waits begin anew");
     }
 
@@ -217,13 +229,24 @@ mod tests {
         // No underlay, say: it is not done, and nothing is due before there is news.
         assert_eq!(agenda.deadline(), PERIOD);
         assert_eq!(agenda.begin(200), Look::Full);
-        agenda.was_read();
+        assert!(agenda.must_read());
+        agenda.was_read(200, COST);
         for now in 300..400 {
-            assert_eq!(agenda.begin(now), Look::All, "what was read need not be read again");
+            assert_eq!((agenda.begin(now), agenda.must_read()), (Look::Full, false), "it is known");
         }
-        agenda.contradict(Look::Full);
-        assert_eq!(agenda.begin(400), Look::Full, "but when it was wrong");
-        agenda.done(Look::Full, COST, Outcome::Well, 400, NO_CHANCE);
+        for wrong in [Look::Base, Look::Full] {
+            agenda.contradict(wrong);
+            assert_eq!(
+                (agenda.begin(400), agenda.must_read()),
+                (Look::Full, true),
+                "it is known to be wrong"
+            );
+            agenda.was_read(400, COST);
+        }
+        let due = agenda.next_full;
+        assert_eq!((agenda.begin(due), agenda.must_read()), (Look::Full, true), "a period later it may be");
+        agenda.was_read(400, COST);
+        agenda.done(Look::Full, Outcome::Well, 400, NO_CHANCE);
         assert_eq!(agenda.begin(500), Look::Changes);
     }
 
@@ -234,7 +257,8 @@ mod tests {
         let mut outcome = Outcome::Refused;
         for _ in 0..14 {
             agenda.begin(now);
-            agenda.done(Look::Full, COST, outcome, now, NO_CHANCE);
+            agenda.was_read(now, COST);
+            agenda.done(Look::Full, outcome, now, NO_CHANCE);
             outcome = Outcome::RefusedAgain;
             waits.push(agenda.deadline() - now);
             now = agenda.deadline();
@@ -243,13 +267,15 @@ mod tests {
         // News in between put the next try off no further.
         let at = agenda.deadline();
         agenda.begin(at - 1);
-        agenda.done(Look::Changes, COST, Outcome::RefusedAgain, at - 1, NO_CHANCE);
+        agenda.done(Look::Changes, Outcome::RefusedAgain, at - 1, NO_CHANCE);
         assert_eq!(agenda.deadline(), at);
         agenda.begin(at);
-        agenda.done(Look::Full, COST, Outcome::Refused, at, NO_CHANCE);
+        agenda.was_read(at, COST);
+        agenda.done(Look::Full, Outcome::Refused, at, NO_CHANCE);
         assert_eq!(agenda.deadline(), at + PAUSE / 2, "something new is tried again soon");
         agenda.begin(at + PAUSE);
-        agenda.done(Look::Full, COST, Outcome::Well, at + PAUSE, NO_CHANCE);
+        agenda.was_read(at + PAUSE, COST);
+        agenda.done(Look::Full, Outcome::Well, at + PAUSE, NO_CHANCE);
         assert_eq!(agenda.deadline(), at + PAUSE + PERIOD);
     }
 }

@@ -57,18 +57,18 @@ impl Pace {
     }
 }
 
-/// Takes single events at once, and a rush of them in handfuls: a token bucket. What follows an event costs
-/// more than what one more event adds to it.
+/// Lets single events through at once, and makes those of a rush wait for one another: a token bucket. To
+/// deal with ten events together costs little more than to deal with one.
 #[derive(Debug, Clone)]
 pub struct Throttle {
-    /// When the next handful would come if all had kept to [`Throttle::INTERVAL`].
+    /// When the next event would be dealt with if all had come by [`Throttle::INTERVAL`].
     paced: Millis,
 }
 
 impl Throttle {
-    /// So many may follow one another at once, after as many intervals of calm.
+    /// So many times in a row there is no wait: tokens in the bucket. One comes back each interval.
     pub const BURST: u64 = 600;
-    /// The time between those that go on for ever, in milliseconds.
+    /// From then on the time between two times, in milliseconds.
     pub const INTERVAL: Millis = 20;
 
     /// One that has met no event.
@@ -76,7 +76,8 @@ impl Throttle {
         Self { paced: now }
     }
 
-    /// A handful has been taken; how long to wait now before the next is.
+    /// All events that are here have been dealt with. Tells for how long, in milliseconds, to let further
+    /// ones gather before they are.
     pub fn wait(&mut self, now: Millis) -> Millis {
         self.paced = self.paced.max(now).saturating_add(Self::INTERVAL);
         self.paced.saturating_sub(Self::BURST * Self::INTERVAL).saturating_sub(now)

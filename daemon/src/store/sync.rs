@@ -5,8 +5,8 @@
 //!   not gone back in time (wiped, or restored from a backup).
 //! - A compacted revision leaves etcd's stream open and mute after one response; then we list.
 //! - Every six hours a list, against events that etcd never sent.
-//! - In a rush, such as the start of a fleet, what comes within some milliseconds is taken in together:
-//!   everybody who hears of a change then does once what is not for a single one of them.
+//! - In a rush, such as the start of a fleet, what comes within 20 ms is taken in together ([`Throttle`]), so
+//!   that each task that hears of it wakes once and not for every event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,8 +53,8 @@ pub struct Sync {
     options: EtcdOptions,
     keys: Keys,
     view: watch::Sender<View>,
-    /// Apart from the view: containers come and go more often than hosts, and no peer's route is to wait
-    /// for their names.
+    /// Apart from the view: containers come and go more often than hosts, and tasks that need the leases alone
+    /// are not to wake for their names.
     names: watch::Sender<NameTable>,
     connections: watch::Sender<Option<Connection>>,
     cluster: Option<u64>,
