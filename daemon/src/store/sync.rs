@@ -99,20 +99,26 @@ impl Sync {
     async fn session(&mut self, backoff: &mut Backoff) -> Result<(), StoreError> {
         let connection = self.options.connect().await?;
         let mut client = connection.client.clone();
-        let head = client.get(self.keys.config(), None).await?;
-        let (cluster, revision) = head.header().map_or((0, 0), |h| (h.cluster_id(), h.revision()));
-        self.connections.send_replace(Some(connection.clone()));
-        let known = self.view.borrow().clone();
-        if !known.synced || self.cluster != Some(cluster) || revision < known.table.revision {
-            if known.synced {
-                tracing::warn!(
-                    revision,
-                    seen = known.table.revision,
-                    "etcd is another one or went back in time; reading everything anew"
-                );
+        let seen = {
+            let view = self.view.borrow();
+            view.synced.then_some(view.table.revision)
+        };
+        match seen {
+            None => self.list(&mut client).await?,
+            Some(seen) => {
+                let head = client.get(self.keys.config(), None).await?;
+                let (cluster, revision) = head.header().map_or((0, 0), |h| (h.cluster_id(), h.revision()));
+                if self.cluster != Some(cluster) || revision < seen {
+                    tracing::warn!(
+                        revision,
+                        seen,
+                        "etcd is another one or went back in time; reading everything anew"
+                    );
+                    self.list(&mut client).await?;
+                }
             }
-            self.list(&mut client).await?;
         }
+        self.connections.send_replace(Some(connection.clone()));
         loop {
             let result = self.watch(&mut client, &connection, backoff).await?;
             match result {
