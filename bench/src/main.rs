@@ -13,6 +13,7 @@
 mod cni;
 mod confined;
 mod control;
+mod cpus;
 mod data;
 mod dns;
 mod host;

@@ -138,16 +138,24 @@ impl Found {
         self.values.entry((kind, metric)).or_default().push(value);
     }
 
+    /// Loden beside a number that is no contender's.
+    pub(crate) fn beside(&self, metric: Metric, name: &str, baseline: &[f64]) -> Result<Row> {
+        Ok(self.loden(metric)?.beside(name, baseline))
+    }
+
+    fn loden(&self, metric: Metric) -> Result<Row> {
+        let name = format!("{}: {}", self.situation, metric.name);
+        let found = self.values.get(&(Kind::Loden, metric));
+        let found = found.with_context(|| format!("nothing was found for {name:?}"))?;
+        Ok(Row::new(&name, metric.unit, found))
+    }
+
     /// The rows of a metric: Loden beside each of the others that have it.
     pub(crate) fn rows(&self, metric: Metric, limit: Limit) -> Result<Vec<Row>> {
-        let name = format!("{}: {}", self.situation, metric.name);
-        let of = |kind| self.values.get(&(kind, metric));
-        let loden = of(Kind::Loden).with_context(|| format!("nothing was found for {name:?}"))?;
-        let row = || Row::new(&name, metric.unit, loden);
         let mut rows = Vec::new();
         for kind in [Kind::Flanneld, Kind::Bare] {
-            let Some(baseline) = of(kind) else { continue };
-            let row = row().beside(kind.name(), baseline);
+            let Some(baseline) = self.values.get(&(kind, metric)) else { continue };
+            let row = self.loden(metric)?.beside(kind.name(), baseline);
             rows.push(match limit {
                 Limit::Value(most) if rows.is_empty() => row.within(Budget::Value(most)),
                 Limit::Times(most, meant) if meant == kind => row.within(Budget::Ratio(most)),
@@ -155,9 +163,10 @@ impl Found {
             });
         }
         if rows.is_empty() {
+            let row = self.loden(metric)?;
             rows.push(match limit {
-                Limit::Value(most) => row().within(Budget::Value(most)),
-                _ => row(),
+                Limit::Value(most) => row.within(Budget::Value(most)),
+                _ => row,
             });
         }
         Ok(rows)

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::contender::{Found, Kind, Limit, Metric};
 use super::notices::{Change, Direction, Notices, SILENCE};
 use super::{FEW, MANY, Stage, fleet};
+use crate::cpus::{self, Pinned};
 use crate::report::{Row, percentile};
 
 /// Puts in a round, one after the other.
@@ -14,26 +15,47 @@ const PUTS: u32 = 500;
 
 const P50: Metric = Metric { name: "p50", unit: "ms" };
 const P99: Metric = Metric { name: "p99", unit: "ms" };
+/// From the put until its own sender's watch tells of it: no kernel, no other process.
+const EVENT: &str = "the event alone";
 
 pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for size in [FEW, MANY] {
         let mut found = Found::new(format!("put, {size} leases"));
+        let (mut event_p50, mut event_p99) = (Vec::new(), Vec::new());
         stage.in_turns(&format!("convergence with {size} leases"), |stage, kind| {
             stage.fleet.resize(size)?;
-            let times = match kind {
-                Kind::Bare => stage.fleet.bare_watch(size..size + PUTS)?,
-                _ => watching(stage, kind)?,
-            };
-            let times: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1000.0).collect();
+            let times = milliseconds(watching(stage, kind)?);
             found.push(kind, P50, percentile(&times, 50.0));
             found.push(kind, P99, percentile(&times, 99.0));
+            if kind == Kind::Bare {
+                stage.fleet.resize(size)?;
+                let _apart = apart(stage, None)?;
+                let times = milliseconds(stage.fleet.events(size..size + PUTS)?);
+                event_p50.push(percentile(&times, 50.0));
+                event_p99.push(percentile(&times, 99.0));
+            }
             Ok(())
         })?;
         rows.extend(found.rows(P50, Limit::Times(1.3, Kind::Bare))?);
+        rows.push(found.beside(P50, EVENT, &event_p50)?);
         rows.extend(found.rows(P99, Limit::Times(1.5, Kind::Bare))?);
+        rows.push(found.beside(P99, EVENT, &event_p99)?);
     }
     Ok(rows)
+}
+
+/// etcd and who puts on one CPU, who follows on the other: a scheduler that moves them about changes the
+/// median of a round by half.
+fn apart(stage: &Stage<'_>, follower: Option<u32>) -> Result<Pinned> {
+    let (one, other) = cpus::two();
+    let etcd = stage.etcd.pid().context("etcd has ended")?;
+    let follower = follower.map(|pid| (pid, other));
+    Pinned::new(&[(etcd, one), (std::process::id(), one)].into_iter().chain(follower).collect::<Vec<_>>())
+}
+
+fn milliseconds(times: Vec<Duration>) -> Vec<f64> {
+    times.iter().map(|t| t.as_secs_f64() * 1000.0).collect()
 }
 
 fn watching(stage: &mut Stage<'_>, kind: Kind) -> Result<Vec<Duration>> {
@@ -42,12 +64,14 @@ fn watching(stage: &mut Stage<'_>, kind: Kind) -> Result<Vec<Duration>> {
     let notices = Notices::of(&host.ns())?;
     let running = kind.start(&host)?;
     notices.wait_for_all(fleet::routes(0..size), Direction::Come)?;
+    let apart = apart(stage, Some(running.pid()))?;
     let mut times = Vec::new();
     for host in size..size + PUTS {
         let start = stage.fleet.put(host)?;
         let at = notices.wait_for(Change::Route(fleet::address(host)), Duration::from_secs(10))?;
         times.push(at.saturating_duration_since(start));
     }
+    drop(apart);
     notices.wait_for_silence(SILENCE)?;
     running.has_in_place(size + PUTS)?;
     Ok(times)

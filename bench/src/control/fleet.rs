@@ -203,9 +203,9 @@ impl Fleet {
         Ok(Instant::now())
     }
 
-    /// Watches as a client that does nothing else would, and calls `put` until it says to end;
-    /// returns, for each put, the time until the watch told of it.
-    pub(crate) fn bare_watch(&mut self, hosts: Range<u32>) -> Result<Vec<Duration>> {
+    /// Puts the leases of these hosts one by one, and watches them; returns, for each put, the time until
+    /// the watch told of it.
+    pub(crate) fn events(&mut self, hosts: Range<u32>) -> Result<Vec<Duration>> {
         let mut client = self.client.clone();
         let lease = self.passing;
         self.runtime.block_on(async {

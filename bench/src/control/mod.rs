@@ -18,7 +18,7 @@ mod steady;
 pub(crate) mod usage;
 
 use anyhow::Result;
-use loden_tests::{Host, Lab};
+use loden_tests::{Etcd, Host, Lab};
 
 use crate::report::Row;
 use contender::Kind;
@@ -32,6 +32,7 @@ const MANY: u32 = 10_000;
 /// What a part works with: a lab, the fleet in its etcd, and who is measured.
 struct Stage<'a> {
     lab: &'a Lab,
+    etcd: &'a Etcd,
     fleet: &'a mut Fleet,
     rounds: u32,
     /// Loden first.
@@ -96,6 +97,13 @@ fn on_stage(rounds: u32, measure: fn(&mut Stage<'_>) -> Result<Vec<Row>>) -> Res
     etcd.ns().within(|| {
         let mut fleet = Fleet::connect(&etcd)?;
         fleet.configure()?;
-        measure(&mut Stage { lab: &lab, fleet: &mut fleet, rounds, kinds: Kind::present(), hosts: 0 })
+        measure(&mut Stage {
+            lab: &lab,
+            etcd: &etcd,
+            fleet: &mut fleet,
+            rounds,
+            kinds: Kind::present(),
+            hosts: 0,
+        })
     })
 }

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use loden_tests::Ns;
 use rustix::process::Pid;
-use rustix::thread::{CpuSet, gettid, sched_setaffinity};
+use rustix::thread::gettid;
 
 use super::{cpu, sockets};
+use crate::cpus;
 
 /// Within this time each flow must have been used once.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -144,9 +145,7 @@ impl Shared {
 
     /// Keeps the calling thread on a CPU and counts its time.
     fn join_in(&self, cpu: usize) -> Result<()> {
-        let mut set = CpuSet::new();
-        set.set(cpu);
-        sched_setaffinity(None, &set).with_context(|| format!("stay on CPU {cpu}"))?;
+        cpus::stay_on(cpu)?;
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(gettid());
         Ok(())
     }
@@ -191,10 +190,10 @@ impl Load {
     /// The client's and the server's CPU: two where both have work at a time; one where they wait for
     /// each other, since waking the other CPU would take longer than everything else.
     fn cpus(self) -> (usize, usize) {
-        let last = thread::available_parallelism().map_or(0, |count| count.get() - 1);
+        let (one, other) = cpus::two();
         match self {
-            Self::Stream | Self::Datagrams { .. } => (last.saturating_sub(1), last),
-            Self::RoundTrips { .. } | Self::Connections => (last, last),
+            Self::Stream | Self::Datagrams { .. } => (one, other),
+            Self::RoundTrips { .. } | Self::Connections => (other, other),
         }
     }
 

@@ -3,16 +3,15 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use loden_tests::Ns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::question::{self, Question};
 use crate::control::usage;
+use crate::cpus;
 
 /// Questions of one client under way at once while the server is saturated.
 const DEPTH: usize = 8;
@@ -52,12 +51,6 @@ pub(crate) struct Rate {
     pub(crate) per_second: f64,
     /// Seconds of CPU of its process for one answer.
     pub(crate) cpu: f64,
-}
-
-/// The CPUs of the client and of the servers: two if there are two.
-pub(crate) fn cpus() -> (usize, usize) {
-    let last = thread::available_parallelism().map_or(0, |count| count.get() - 1);
-    (last.saturating_sub(1), last)
 }
 
 /// Asks as fast as the server answers: each client's next question goes out when an answer has come.
@@ -181,10 +174,8 @@ pub(crate) fn at_rate(
 /// Runs on a thread among the clients, on their CPU.
 fn on_client<T: Send>(path: &Path<'_>, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let work = || {
-        let mut set = CpuSet::new();
-        let (client, _) = cpus();
-        set.set(client);
-        sched_setaffinity(None, &set).with_context(|| format!("stay on CPU {client}"))?;
+        let (client, _) = cpus::two();
+        cpus::stay_on(client)?;
         work()
     };
     path.ns.within(work).with_context(|| format!("asking {}", path.server))

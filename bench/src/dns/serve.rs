@@ -13,6 +13,7 @@ use super::names::{self, Store};
 use super::question::Question;
 use super::servers::{self, Place, Server};
 use crate::control::fleet;
+use crate::cpus;
 use crate::data::underlay::{NIC, Underlay};
 use crate::report::{Row, percentile};
 
@@ -118,7 +119,7 @@ impl<'a> Stage<'a> {
     }
 
     fn start(&self, count: u32) -> Result<Vec<Server>> {
-        let (_, cpu) = load::cpus();
+        let (_, cpu) = cpus::two();
         let place = Place { host: &self.server, folder: self.lab.folder(), cpu: Some(cpu) };
         let [coredns, dnsmasq, with_etcd] =
             [COREDNS, DNSMASQ, COREDNS_WITH_ETCD].map(|last| at(&self.underlay, last));

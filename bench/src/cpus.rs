@@ -1,0 +1,60 @@
+//! On which CPU somebody works, where the scheduler's choice would be a part of what is measured.
+
+use std::thread;
+
+use anyhow::{Context as _, Result};
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+/// Two CPUs if there are two, else the same twice.
+pub(crate) fn two() -> (usize, usize) {
+    let last = thread::available_parallelism().map_or(0, |count| count.get() - 1);
+    (last.saturating_sub(1), last)
+}
+
+/// Keeps the calling thread on a CPU.
+pub(crate) fn stay_on(cpu: usize) -> Result<()> {
+    sched_setaffinity(None, &only(cpu)).with_context(|| format!("stay on CPU {cpu}"))
+}
+
+fn only(cpu: usize) -> CpuSet {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    set
+}
+
+/// Processes that stay on a CPU each for as long as this value lives.
+pub(crate) struct Pinned(Vec<(u32, CpuSet)>);
+
+impl Pinned {
+    /// Keeps all threads of these processes on these CPUs.
+    pub(crate) fn new(processes: &[(u32, usize)]) -> Result<Self> {
+        let mut pinned = Self(Vec::new());
+        for (pid, cpu) in processes {
+            pinned.0.push((*pid, sched_getaffinity(Pid::from_raw(*pid as i32))?));
+            pin(*pid, &only(*cpu)).with_context(|| format!("keep process {pid} on CPU {cpu}"))?;
+        }
+        Ok(pinned)
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        for (pid, former) in &self.0 {
+            // It may have ended.
+            let _ = pin(*pid, former);
+        }
+    }
+}
+
+fn pin(pid: u32, set: &CpuSet) -> Result<()> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = thread?.file_name().to_string_lossy().parse()?;
+        match sched_setaffinity(Pid::from_raw(thread), set) {
+            // A thread that has ended since.
+            Err(rustix::io::Errno::SRCH) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
