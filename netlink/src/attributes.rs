@@ -34,6 +34,7 @@ pub fn address(value: &[u8]) -> Option<IpAddr> {
 
 /// Appends an attribute.
 pub(crate) fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    out.reserve((HEADER_LEN + value.len()).next_multiple_of(4));
     out.extend_from_slice(&((HEADER_LEN + value.len()) as u16).to_ne_bytes());
     out.extend_from_slice(&kind.to_ne_bytes());
     out.extend_from_slice(value);

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use netlink_packet_core::{Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, Parseable};
@@ -80,6 +81,7 @@ impl Request {
 
     fn encode(&self, flags: u16, sequence: u32, out: &mut Vec<u8>) {
         let length = (HEADER_LEN + self.payload.len()) as u32;
+        out.reserve((length as usize).next_multiple_of(4));
         out.extend_from_slice(&length.to_ne_bytes());
         out.extend_from_slice(&self.message_type.to_ne_bytes());
         out.extend_from_slice(&(self.flags | flags::REQUEST | flags).to_ne_bytes());
@@ -362,6 +364,8 @@ pub const OVERLAY_GROUPS: [u32; 9] = [
 #[derive(Debug)]
 pub struct Events {
     raw: RawSocket,
+    /// Kept, since an allocator may ask the kernel for that much each time.
+    buffer: Mutex<Vec<u8>>,
 }
 
 impl Events {
@@ -388,7 +392,7 @@ impl Events {
         for group in groups {
             raw.add_membership(*group)?;
         }
-        Ok(Self { raw })
+        Ok(Self { raw, buffer: Mutex::new(Vec::with_capacity(RECEIVE_BUFFER)) })
     }
 
     /// Has the kernel leave out notices of changes that the socket with this port id made, where it
@@ -414,8 +418,9 @@ impl Events {
     /// The next notices, in order. `WouldBlock` when there are none; `ENOBUFS` when some were
     /// lost, after which only a fresh look at everything helps.
     pub fn read(&self) -> io::Result<Vec<Reply>> {
-        let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
-        self.raw.recv(&mut buffer, 0)?;
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.clear();
+        self.raw.recv(&mut *buffer, 0)?;
         Ok(Messages::new(&buffer).map(|m| m.reply()).collect())
     }
 }

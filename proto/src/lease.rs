@@ -128,7 +128,7 @@ impl fmt::Debug for LeaseKey {
 }
 
 /// The value of a lease.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LeaseValue {
     /// `PublicIP`: where IPv4-encapsulated packets go. flannel writes `0.0.0.0` for none.
     pub public_ip: Option<Ipv4Addr>,
@@ -147,7 +147,7 @@ pub struct LeaseValue {
 }
 
 /// Backend data of one family.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum BackendData {
     /// The member is absent or null.
     #[default]

@@ -12,7 +12,8 @@ use loden_proto::{Family, Subnet};
 use crate::packed::two_rounds;
 
 /// One key below `<prefix>/subnets/`.
-#[derive(Debug, Clone, PartialEq)]
+// With `Eq` an `Arc` of it takes the same record for equal without a look: tables share nearly all.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseRecord {
     /// Its value, or why it cannot be read.
     pub value: Result<LeaseValue, String>,

@@ -144,10 +144,7 @@ impl Keys {
     /// A lease. flannel lists everything that begins with `<prefix>/subnets` and cannot parse an
     /// IPv6-only key, so those stand elsewhere.
     pub fn lease(&self, key: &LeaseKey) -> String {
-        match key.subnet(loden_proto::Family::V4) {
-            Some(_) => format!("{}/subnets/{key}", self.prefix),
-            None => format!("{}/loden/subnets/{key}", self.prefix),
-        }
+        format!("{}/{}{key}", self.prefix, folder(key))
     }
 
     /// The names of one endpoint.
@@ -157,29 +154,37 @@ impl Keys {
 
     /// What a key stands for.
     fn subject<'a>(&self, key: &'a str) -> Subject<'a> {
-        if key == self.config() {
+        let Some(rest) = self.below(key) else { return Subject::Other };
+        if rest == "config" {
             return Subject::Config;
         }
-        if let Some(name) = self.lease_name(key) {
+        if let Some(name) = lease_name(rest) {
             return Subject::Lease(name);
         }
         let names = || {
-            let rest = key.strip_prefix(&self.prefix)?.strip_prefix("/loden/names/")?;
-            let (lease, endpoint) = rest.split_once('/')?;
+            let (lease, endpoint) = rest.strip_prefix("loden/names/")?.split_once('/')?;
             Some(NameKey { lease: LeaseKey::parse(lease).ok()?, endpoint: endpoint.into() })
         };
         names().map_or(Subject::Other, Subject::Names)
     }
 
-    /// The lease's name in a key, if it is one. In the other folder it is none: with its folder's name
-    /// it is listed as malformed.
-    fn lease_name<'a>(&self, key: &'a str) -> Option<&'a str> {
-        let rest = key.strip_prefix(&self.prefix)?.strip_prefix('/')?;
-        let name = rest.strip_prefix("subnets/").or_else(|| rest.strip_prefix("loden/subnets/"))?;
-        match LeaseKey::parse(name) {
-            Ok(lease) if self.lease(&lease) != key => Some(rest),
-            _ => Some(name),
-        }
+    fn below<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.prefix)?.strip_prefix('/')
+    }
+}
+
+/// Where a lease stands.
+fn folder(key: &LeaseKey) -> &'static str {
+    if key.subnet(loden_proto::Family::V4).is_some() { "subnets/" } else { "loden/subnets/" }
+}
+
+/// The lease's name in what follows the prefix, if it is one. In the other folder it is none: with its
+/// folder's name it is listed as malformed.
+fn lease_name(rest: &str) -> Option<&str> {
+    let name = rest.strip_prefix("subnets/").or_else(|| rest.strip_prefix("loden/subnets/"))?;
+    match LeaseKey::parse(name) {
+        Ok(lease) if rest.strip_prefix(folder(&lease)) != Some(name) => Some(rest),
+        _ => Some(name),
     }
 }
 
@@ -190,7 +195,10 @@ mod tests {
     #[test]
     fn a_lease_in_the_wrong_folder_is_none_and_does_not_hide_the_right_one() {
         let keys = Keys::new("/coreos.com/network/");
-        let name = |key: &str| keys.lease_name(&format!("/coreos.com/network/{key}")).map(str::to_owned);
+        let name = |key: &str| match keys.subject(&format!("/coreos.com/network/{key}")) {
+            Subject::Lease(name) => Some(name.to_owned()),
+            _ => None,
+        };
         for right in ["subnets/10.5.1.0-24", "subnets/10.5.1.0-24&fd00::-64", "loden/subnets/fd00::-64"] {
             let name = name(right).expect(right);
             assert_eq!(
@@ -203,6 +211,6 @@ mod tests {
             assert!(error.contains("loden/subnets/"), "{error}");
         }
         assert_eq!(name("config"), None);
-        assert_eq!(keys.lease_name("/coreos.com/network2/subnets/10.5.1.0-24"), None);
+        assert_eq!(keys.subject("/coreos.com/network2/subnets/10.5.1.0-24"), Subject::Other);
     }
 }
