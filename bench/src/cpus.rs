@@ -1,15 +1,15 @@
 //! On which CPU somebody works, where the scheduler's choice would be a part of what is measured.
 
-use std::thread;
-
 use anyhow::{Context as _, Result};
-use rustix::process::Pid;
+use rustix::process::{Pid, getpid};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Two CPUs if there are two, else the same twice.
-pub(crate) fn two() -> (usize, usize) {
-    let last = thread::available_parallelism().map_or(0, |count| count.get() - 1);
-    (last.saturating_sub(1), last)
+/// Two CPUs if this process may use two, else the same twice.
+pub(crate) fn two() -> Result<(usize, usize)> {
+    let allowed = sched_getaffinity(Some(getpid())).context("the CPUs of this process")?;
+    let mut usable = (0..CpuSet::MAX_CPU).rev().filter(|cpu| allowed.is_set(*cpu));
+    let last = usable.next().context("no CPU at all")?;
+    Ok((usable.next().unwrap_or(last), last))
 }
 
 /// Keeps the calling thread on a CPU.
@@ -27,7 +27,7 @@ fn only(cpu: usize) -> CpuSet {
 pub(crate) struct Pinned(Vec<(u32, CpuSet)>);
 
 impl Pinned {
-    /// Keeps all threads of these processes on these CPUs.
+    /// Keeps all threads of these processes on these CPUs; of one that is named twice the last counts.
     pub(crate) fn new(processes: &[(u32, usize)]) -> Result<Self> {
         let mut pinned = Self(Vec::new());
         for (pid, cpu) in processes {
@@ -40,7 +40,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        for (pid, former) in &self.0 {
+        for (pid, former) in self.0.iter().rev() {
             // It may have ended.
             let _ = pin(*pid, former);
         }

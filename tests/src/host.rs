@@ -115,6 +115,12 @@ impl Host {
         self.ns().ip(lines);
     }
 
+    /// Runs `bridge` commands, one a line; all must succeed.
+    #[track_caller]
+    pub fn bridge(&self, lines: &str) {
+        self.ns().bridge(lines);
+    }
+
     /// Runs a program that prints JSON.
     #[track_caller]
     pub fn json(&self, argv: &[&str]) -> Value {

@@ -134,6 +134,12 @@ impl Ns {
         process::run(self.command(&["ip", "-batch", "-"]), lines.as_bytes()).expect_success();
     }
 
+    /// The same with `bridge`.
+    #[track_caller]
+    pub fn bridge(&self, lines: &str) {
+        process::run(self.command(&["bridge", "-batch", "-"]), lines.as_bytes()).expect_success();
+    }
+
     /// Loads nft commands from a text.
     #[track_caller]
     pub fn nft(&self, text: &str) {

@@ -10,8 +10,8 @@ use super::usage::{self, Peak};
 use super::{FEW, MANY, Stage, fleet};
 use crate::report::Row;
 
-/// A thousand in between shows how it grows.
-const SIZES: [u32; 3] = [FEW, 1_000, MANY];
+/// Those in between show how it grows.
+const SIZES: [u32; 4] = [FEW, 10, 1_000, MANY];
 /// Memory settles until then: what is remembered of the peers is written.
 const SETTLED: Duration = Duration::from_secs(2);
 

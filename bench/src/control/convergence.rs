@@ -15,7 +15,7 @@ const PUTS: u32 = 500;
 
 const P50: Metric = Metric { name: "p50", unit: "ms" };
 const P99: Metric = Metric { name: "p99", unit: "ms" };
-/// From the put until its own sender's watch tells of it: no kernel, no other process.
+/// From the put until a watch in the same process tells of it: no kernel, no other process.
 const EVENT: &str = "the event alone";
 
 pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
@@ -30,7 +30,7 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
             found.push(kind, P99, percentile(&times, 99.0));
             if kind == Kind::Bare {
                 stage.fleet.resize(size)?;
-                let _apart = apart(stage, None)?;
+                let _apart = apart(stage, std::process::id())?;
                 let times = milliseconds(stage.fleet.events(size..size + PUTS)?);
                 event_p50.push(percentile(&times, 50.0));
                 event_p99.push(percentile(&times, 99.0));
@@ -45,13 +45,12 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// etcd and who puts on one CPU, who follows on the other: a scheduler that moves them about changes the
-/// median of a round by half.
-fn apart(stage: &Stage<'_>, follower: Option<u32>) -> Result<Pinned> {
-    let (one, other) = cpus::two();
+/// Who follows on one CPU; etcd, and who puts if that is another, on the other. A scheduler that moves them
+/// about changes the median of a round by half.
+fn apart(stage: &Stage<'_>, follower: u32) -> Result<Pinned> {
+    let (one, other) = cpus::two()?;
     let etcd = stage.etcd.pid().context("etcd has ended")?;
-    let follower = follower.map(|pid| (pid, other));
-    Pinned::new(&[(etcd, one), (std::process::id(), one)].into_iter().chain(follower).collect::<Vec<_>>())
+    Pinned::new(&[(std::process::id(), one), (etcd, one), (follower, other)])
 }
 
 fn milliseconds(times: Vec<Duration>) -> Vec<f64> {
@@ -64,7 +63,7 @@ fn watching(stage: &mut Stage<'_>, kind: Kind) -> Result<Vec<Duration>> {
     let notices = Notices::of(&host.ns())?;
     let running = kind.start(&host)?;
     notices.wait_for_all(fleet::routes(0..size), Direction::Come)?;
-    let apart = apart(stage, Some(running.pid()))?;
+    let apart = apart(stage, running.pid())?;
     let mut times = Vec::new();
     for host in size..size + PUTS {
         let start = stage.fleet.put(host)?;

@@ -1,6 +1,7 @@
 //! Drift: what a full pass over 10,000 peers costs when there is none, how soon 1,000 deleted
 //! objects are back, and what a restart writes when everything is in place.
 
+use std::ops::Range;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,6 @@ use super::notices::{Direction, Notices};
 use super::{MANY, Stage, fleet, usage};
 use crate::report::{Budget, Row};
 
-const DELETED: u32 = 1_000;
 /// Passes to take the mean of.
 const PASSES: u32 = 20;
 /// The shortest time between full passes that Loden takes.
@@ -31,7 +31,7 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
     let host = stage.host();
     let notices = Notices::of(&host.ns())?;
     let mut rows = vec![full_pass(stage, &host, &notices)?];
-    rows.extend(deleted_routes(stage, &host, &notices)?);
+    rows.extend(deleted_objects(stage, &host, &notices)?);
     rows.extend(restart(stage, &host, &notices)?);
     Ok(rows)
 }
@@ -44,10 +44,11 @@ fn full_pass(stage: &Stage<'_>, host: &Host, notices: &Notices) -> Result<Row> {
     let (mut passes, mut dumps) = (Vec::new(), Vec::new());
     for round in 0..stage.rounds {
         eprintln!("control: full passes, round {} of {}", round + 1, stage.rounds);
-        let before = usage::cpu_seconds(running.pid())?;
-        sleep(RESYNC * PASSES);
-        let pass = (usage::cpu_seconds(running.pid())? - before) / f64::from(PASSES);
         let dump = dump(&host.ns())?;
+        let before = usage::cpu_seconds(running.pid())?;
+        // The time to the next begins when the kernel has been read.
+        sleep((RESYNC + Duration::from_secs_f64(dump)) * PASSES);
+        let pass = (usage::cpu_seconds(running.pid())? - before) / f64::from(PASSES);
         // Loden does not tell of its passes. But none is cheaper than reading what it looks at.
         ensure!(
             pass > dump / 2.0,
@@ -91,17 +92,28 @@ fn dump(ns: &Ns) -> Result<f64> {
     })
 }
 
-fn deleted_routes(stage: &Stage<'_>, host: &Host, notices: &Notices) -> Result<Vec<Row>> {
-    let mut found = Found::new("1,000 routes deleted");
+/// Some of each kind: 400 routes, 300 neighbours, 300 FDB entries.
+fn deleted_objects(stage: &Stage<'_>, host: &Host, notices: &Notices) -> Result<Vec<Row>> {
+    const ROUTES: Range<u32> = 0..400;
+    const NEIGHBOURS: Range<u32> = 400..700;
+    const FDB_ENTRIES: Range<u32> = 700..1000;
+    let device = Kind::Loden.device();
+    let mut of_ip: String = ROUTES.map(|h| format!("route del {}\n", fleet::subnet(h))).collect();
+    of_ip.extend(NEIGHBOURS.map(|h| format!("neigh del {} dev {device}\n", fleet::address(h))));
+    let of_bridge: String = FDB_ENTRIES
+        .map(|h| format!("fdb del {} dev {device} dst {}\n", fleet::mac(h), fleet::public(h)))
+        .collect();
+    let mut found = Found::new("1,000 objects deleted");
     let running = Kind::Loden.start(host)?;
     sleep(Duration::from_secs(3));
     for round in 0..stage.rounds {
-        eprintln!("control: deleted routes, round {} of {}", round + 1, stage.rounds);
+        eprintln!("control: deleted objects, round {} of {}", round + 1, stage.rounds);
         notices.forget();
         let start = Instant::now();
-        host.ip(&(0..DELETED).map(|h| format!("route del {}\n", fleet::subnet(h))).collect::<String>());
-        let told = notices.wait_for_all(fleet::routes(0..DELETED), Direction::Come)?;
-        found.push(Kind::Loden, ALL_BACK, (told.last_route - start).as_secs_f64());
+        host.ip(&of_ip);
+        host.bridge(&of_bridge);
+        let told = notices.wait_for_all(fleet::routes(ROUTES), Direction::Come)?;
+        found.push(Kind::Loden, ALL_BACK, (told.last_change - start).as_secs_f64());
         running.has_in_place(MANY)?;
         // Repairs in a row wait longer each time; ten seconds of peace end that.
         sleep(Duration::from_secs(11));

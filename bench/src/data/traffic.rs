@@ -155,7 +155,7 @@ impl Load {
     /// Measures once.
     pub(crate) fn measure(self, path: &Path<'_>, timing: Timing) -> Result<Cost> {
         let shared = &Shared::default();
-        let (client_cpu, server_cpu) = self.cpus();
+        let (client_cpu, server_cpu) = self.cpus()?;
         sockets::allow_descriptors(self.flows() as u64 + OTHER_DESCRIPTORS)?;
         // Bound before the client starts, so that it need not try again.
         let server = path.server.within(|| Server::new(self, path.address))?;
@@ -189,12 +189,12 @@ impl Load {
 
     /// The client's and the server's CPU: two where both have work at a time; one where they wait for
     /// each other, since waking the other CPU would take longer than everything else.
-    fn cpus(self) -> (usize, usize) {
-        let (one, other) = cpus::two();
-        match self {
+    fn cpus(self) -> Result<(usize, usize)> {
+        let (one, other) = cpus::two()?;
+        Ok(match self {
             Self::Stream | Self::Datagrams { .. } => (one, other),
             Self::RoundTrips { .. } | Self::Connections => (other, other),
-        }
+        })
     }
 
     fn call(self, address: IpAddr, shared: &Shared) -> Result<()> {

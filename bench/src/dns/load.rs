@@ -174,7 +174,7 @@ pub(crate) fn at_rate(
 /// Runs on a thread among the clients, on their CPU.
 fn on_client<T: Send>(path: &Path<'_>, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let work = || {
-        let (client, _) = cpus::two();
+        let (client, _) = cpus::two()?;
         cpus::stay_on(client)?;
         work()
     };

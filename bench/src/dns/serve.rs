@@ -119,7 +119,7 @@ impl<'a> Stage<'a> {
     }
 
     fn start(&self, count: u32) -> Result<Vec<Server>> {
-        let (_, cpu) = cpus::two();
+        let (_, cpu) = cpus::two()?;
         let place = Place { host: &self.server, folder: self.lab.folder(), cpu: Some(cpu) };
         let [coredns, dnsmasq, with_etcd] =
             [COREDNS, DNSMASQ, COREDNS_WITH_ETCD].map(|last| at(&self.underlay, last));

@@ -109,7 +109,7 @@ fn book_one() {
     assert!(before != book.peers());
 }
 
-/// All that happens between etcd's event and the first message to the kernel.
+/// From the bytes of etcd's event to the operations; what is beside the peers is as it was.
 fn one_lease() {
     let own = Own::new();
     let (mut table, rules) = (fleet::table(), own.rules());
