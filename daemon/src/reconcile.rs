@@ -364,7 +364,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                 news
             });
             // What concerns us may be more than was known when the kernel was last read.
-            self.observe().await?;
+            self.observe_again().await?;
         }
         let mut pass = Pass {
             look: if same_base { look } else { Look::Full },
@@ -440,7 +440,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                 break;
             }
             self.apply(rest, pass).await?;
-            self.observe().await?;
+            self.observe_again().await?;
             pass.look = Look::Full;
         }
         Ok(())
@@ -462,7 +462,19 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         self.apply(operations, pass).await
     }
 
-    async fn observe(&mut self) -> anyhow::Result<()> {
+    /// Reads the kernel anew in the middle of a pass.
+    async fn observe_again(&mut self) -> anyhow::Result<()> {
+        if self.observe().await? {
+            // The pass has decided by what the host was, and no notice will tell of the change any more.
+            self.look_again = true;
+            self.agenda.contradict(Look::Base);
+        }
+        Ok(())
+    }
+
+    /// Reads the kernel anew. Tells whether the host's interfaces, addresses or default routes are others than
+    /// was believed.
+    async fn observe(&mut self) -> anyhow::Result<bool> {
         // What was told before this look is older than it, and would contradict it.
         for _ in 0..STALE {
             // A turn of the runtime, which learns what has come.
@@ -484,23 +496,19 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             Ok(observed) => {
                 let cost = clock::cpu_time().saturating_sub(began);
                 self.agenda.was_read(clock::now(), cost);
-                // What the pass under way has decided by already, and no notice will tell of any more.
-                if self.observed.links != observed.links
+                let other = self.observed.links != observed.links
                     || self.observed.addresses != observed.addresses
-                    || self.observed.default_routes != observed.default_routes
-                {
-                    self.look_again = true;
-                    self.agenda.contradict(Look::Base);
-                }
+                    || self.observed.default_routes != observed.default_routes;
                 self.observed = observed;
+                Ok(other)
             }
             // What is believed stays; the next pass tries again, since the notices are gone.
             Err(error) => {
                 tracing::warn!(%error, "cannot read the kernel's state; trying again");
                 self.agenda.unreadable(clock::now(), clock::chance());
+                Ok(false)
             }
         }
-        Ok(())
     }
 
     /// Reads rules and forwarding anew. Tells whether other peers are admitted than was believed.

@@ -18,7 +18,7 @@ pub enum Look {
     Changes,
     /// Filters, devices, addresses, forwarding too: rules and forwarding are read anew.
     Base,
-    /// Read the kernel anew and compare everything.
+    /// Everything; the kernel is read anew for it unless it just was.
     Full,
 }
 
@@ -40,6 +40,8 @@ const PERIOD: Millis = 30_000;
 /// Reading the kernel costs at most so small a part of a CPU. Comparing takes half of that again, and what
 /// else the daemon does in its rest about as much as both.
 const SHARE: Millis = 3_000;
+/// The longest it gets: a host on which reading takes a second still finds what no notice told.
+const LONGEST: Millis = 300_000;
 /// The first wait after a refusal.
 const PAUSE: Millis = 20;
 
@@ -52,7 +54,7 @@ pub struct Agenda {
     next_full: Millis,
     /// What the next pass has to look at, whenever and for whatever reason it comes.
     owed: Look,
-    /// Whether the kernel has been read since that was last more than changes.
+    /// Whether nothing was found wrong since the kernel was last read.
     read: bool,
     /// How much of the belief was contradicted.
     contradicted: Look,
@@ -124,7 +126,7 @@ impl Agenda {
     /// The whole kernel has been read, which took so much time of the CPU (`cost`).
     pub fn was_read(&mut self, now: Millis, cost: Millis) {
         self.read = true;
-        self.period = self.wished.unwrap_or_else(|| cost.saturating_mul(SHARE).max(PERIOD));
+        self.period = self.wished.unwrap_or_else(|| cost.saturating_mul(SHARE).clamp(PERIOD, LONGEST));
         self.next_full = now.saturating_add(self.period);
     }
 

@@ -33,7 +33,7 @@ impl Backoff {
 /// After this long without trouble, the next trouble is met at once again, in milliseconds.
 pub(crate) const PEACE: Millis = 10_000;
 
-/// How soon to look again after trouble: waits that grow while it goes on, from 20 ms to a second, so that
+/// How soon to look again after trouble: waits that grow while it goes on, from some 20 ms to some second, so that
 /// two managers never fight in a hot loop.
 #[derive(Debug, Clone)]
 pub struct Pace {
@@ -61,26 +61,27 @@ impl Pace {
 /// deal with ten events together costs little more than to deal with one.
 #[derive(Debug, Clone)]
 pub struct Throttle {
-    /// When the next event would be dealt with if all had come by [`Throttle::INTERVAL`].
-    paced: Millis,
+    /// When the bucket is full again.
+    full_at: Millis,
 }
 
 impl Throttle {
-    /// So many times in a row there is no wait: tokens in the bucket. One comes back each interval.
+    /// Tokens in the bucket: a rack or two of hosts that come one by one are met at once each.
     pub const BURST: u64 = 600;
-    /// From then on the time between two times, in milliseconds.
+    /// A token comes back each so many milliseconds: far below the second in which a fault is to be healed, far
+    /// above the time that an event takes.
     pub const INTERVAL: Millis = 20;
 
     /// One that has met no event.
     pub fn new(now: Millis) -> Self {
-        Self { paced: now }
+        Self { full_at: now }
     }
 
-    /// All events that are here have been dealt with. Tells for how long, in milliseconds, to let further
+    /// Takes a token for events that have been dealt with. Tells for how long, in milliseconds, to let further
     /// ones gather before they are.
-    pub fn wait(&mut self, now: Millis) -> Millis {
-        self.paced = self.paced.max(now).saturating_add(Self::INTERVAL);
-        self.paced.saturating_sub(Self::BURST * Self::INTERVAL).saturating_sub(now)
+    pub fn take(&mut self, now: Millis) -> Millis {
+        self.full_at = self.full_at.max(now).saturating_add(Self::INTERVAL);
+        self.full_at.saturating_sub(Self::BURST * Self::INTERVAL).saturating_sub(now)
     }
 }
 
@@ -92,16 +93,16 @@ mod tests {
     fn single_events_are_met_at_once_and_a_rush_of_them_by_the_interval() {
         let (mut now, mut throttle) = (10_000, Throttle::new(0));
         for _ in 0..Throttle::BURST {
-            assert_eq!(throttle.wait(now), 0, "one right after the other");
+            assert_eq!(throttle.take(now), 0, "one right after the other");
         }
         for _ in 0..100 {
             // Waits of a timer that is late now and then.
-            let wait = throttle.wait(now);
+            let wait = throttle.take(now);
             assert!((1..=Throttle::INTERVAL).contains(&wait), "{wait}");
             now += wait + now % 3;
         }
         now += 50 * Throttle::INTERVAL;
-        let at_once = (0..100).take_while(|_| throttle.wait(now) == 0).count();
+        let at_once = (0..100).take_while(|_| throttle.take(now) == 0).count();
         assert!((49..=51).contains(&at_once), "calm is made use of: {at_once}");
     }
 

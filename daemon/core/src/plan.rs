@@ -73,7 +73,7 @@ pub struct Base {
     pub underlay: u32,
     /// Addresses that every host has, on its loopback.
     pub shared: Vec<IpAddr>,
-    /// Network name, for the names of our devices.
+    /// What it was planned with; names of devices come from it.
     pub options: Options,
 }
 
