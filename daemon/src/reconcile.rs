@@ -714,10 +714,11 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         }
         for turn in operations.chunks(TURN) {
             let verdicts = self.io.kernel.apply(turn).await?;
+            let done = turn.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_ok());
+            diff::all_applied(&mut self.observed, done.map(|(operation, _)| operation));
             for (operation, verdict) in turn.iter().zip(verdicts) {
                 match verdict {
                     Ok(()) => {
-                        diff::applied(&mut self.observed, operation);
                         if pass.repairing && !self.is_new(operation) {
                             pass.repaired = true;
                             tracing::warn!("repaired: {operation}");

@@ -1,12 +1,39 @@
 //! The model of the kernel: what it holds after an operation. The reconciler keeps its belief
 //! current with it, and the tests prove the diff against it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use loden_proto::Family;
 
 use super::Operation;
 use crate::observed::{Address, Observed, Via};
+
+/// What the kernel holds after operations that succeeded, in their order. As [`applied`] of each, but the
+/// routes are gone through once for many nexthop objects that are deleted: all 10,000 for each of 4,000 was a
+/// third of what it took that 4,000 leave.
+pub fn all_applied<'a>(observed: &mut Observed, operations: impl IntoIterator<Item = &'a Operation>) {
+    let mut deleted = BTreeSet::new();
+    for operation in operations {
+        match operation {
+            Operation::DeleteNexthop(id) => _ = deleted.insert(*id),
+            Operation::AddNexthop(..) | Operation::SetRoute { .. } => {
+                delete_nexthops(observed, &std::mem::take(&mut deleted));
+                applied(observed, operation);
+            }
+            other => applied(observed, other),
+        }
+    }
+    delete_nexthops(observed, &deleted);
+}
+
+/// The kernel deletes the routes that use them (net/ipv4/nexthop.c: `__remove_nexthop_fib`).
+fn delete_nexthops(observed: &mut Observed, ids: &BTreeSet<u32>) {
+    if !ids.is_empty() {
+        observed.nexthops.retain(|id, _| !ids.contains(id));
+        observed.routes.retain(|route| !matches!(route.via, Via::Nexthop(id) if ids.contains(&id)));
+    }
+}
 
 /// What the kernel holds after an operation succeeded. Creating or deleting a device is not
 /// modelled here: the caller observes again.
@@ -79,11 +106,7 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
         O::AddNexthop(id, nexthop) => {
             observed.nexthops.insert(*id, *nexthop);
         }
-        O::DeleteNexthop(id) => {
-            observed.nexthops.remove(id);
-            // The kernel deletes the routes that use it (net/ipv4/nexthop.c: __remove_nexthop_fib).
-            observed.routes.retain(|route| route.via != Via::Nexthop(*id));
-        }
+        O::DeleteNexthop(id) => delete_nexthops(observed, &BTreeSet::from([*id])),
         O::SetRoute { route, replace } => {
             let replaced =
                 observed.routes_to(route.subnet).find(|r| *replace && r.metric == route.metric).cloned();

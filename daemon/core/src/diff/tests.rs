@@ -493,3 +493,36 @@ fn an_ipv6_route_by_another_device_goes_before_the_right_one_comes() {
     }
     assert_eq!(peers(&desired, &observed, Scope::All).0, []);
 }
+
+#[test]
+fn operations_together_leave_what_they_leave_one_by_one() {
+    let subnet = |third: u8| Subnet::new([10, 5, third, 0].into(), 24).expect("a subnet");
+    let route = |third: u8, id| Route {
+        subnet: subnet(third),
+        via: Via::Nexthop(id),
+        protocol: ROUTE_PROTOCOL,
+        metric: 0,
+    };
+    let hop = Nexthop { device: DEVICE, gateway: None, onlink: true, protocol: ROUTE_PROTOCOL };
+    let operations = [
+        Operation::DeleteNexthop(1),
+        Operation::AddNexthop(1, hop),
+        Operation::SetRoute { route: route(4, 1), replace: false },
+        Operation::DeleteRoute(route(2, 2)),
+        Operation::DeleteNexthop(2),
+        Operation::DeleteNexthop(3),
+    ];
+    let mut together = Observed::default();
+    for id in 1..=3u8 {
+        together.nexthops.insert(id.into(), hop);
+        together.routes.insert(route(id, id.into()));
+    }
+    let mut one_by_one = together.clone();
+    for operation in &operations {
+        applied(&mut one_by_one, operation);
+    }
+    all_applied(&mut together, &operations);
+    assert_eq!(together, one_by_one);
+    assert_eq!(together.routes, BTreeSet::from([route(4, 1)]));
+    assert_eq!(together.nexthops.len(), 1);
+}
