@@ -11,7 +11,7 @@ use loden_proto::subnet_env::SubnetEnv;
 use serde_json::Value;
 
 use crate::foreign::Foreign;
-use crate::lab::{Segment, Shared};
+use crate::lab::{Segment, Shared, plug_member};
 use crate::process::{Process, lock};
 use crate::story::SOON;
 use crate::{Ns, Output, eventually, world};
@@ -256,20 +256,19 @@ impl Host {
     /// Puts `eth0` back, with its address and default route.
     pub fn plug(&self) {
         let mut life = self.life();
-        life.port = plug(&self.lab(), &life.ns, self.inner.number, self.inner.segment);
+        life.port = plug_member(&self.lab(), &life.ns, self.inner.number, self.inner.segment);
     }
 
     /// A further NIC with these addresses (`192.168.79.40/24`), up.
     pub fn add_nic(&self, interface: &str, segment: Segment, addresses: &[&str]) {
         let ns = self.ns();
-        self.lab().plug(&ns, interface, segment);
         let mut lines = String::new();
         for address in addresses {
             // IPv6 addresses are taken as unique, or they would be tentative for a second.
             let nodad = if address.contains(':') { "nodad" } else { "" };
             lines += &format!("addr add {address} dev {interface} {nodad}\n");
         }
-        ns.ip(&format!("{lines}link set {interface} up"));
+        self.lab().plug(&ns, interface, segment, &lines);
     }
 
     /// From here on the lab does not check that foreign objects on this host stay: the scenario
@@ -299,16 +298,6 @@ fn shell(line: &str) -> std::process::Command {
 
 fn boot(lab: &Shared, name: &str, number: u8, segment: Segment, disk: &Path) -> Life {
     let ns = world::boot(name, disk, &world::uuid());
-    let port = plug(lab, &ns, number, segment);
+    let port = plug_member(lab, &ns, number, segment);
     Life { ns: Arc::new(ns), port }
-}
-
-fn plug(lab: &Shared, ns: &Ns, number: u8, segment: Segment) -> String {
-    let port = lab.plug(ns, "eth0", segment);
-    let net = segment.number();
-    ns.ip(&format!(
-        "addr add 192.168.{net}.{number}/24 dev eth0\naddr add fd{net}::{number}/64 dev eth0 nodad\n\
-         link set eth0 up\nroute add default via 192.168.{net}.1\nroute add default via fd{net}::1"
-    ));
-    port
 }

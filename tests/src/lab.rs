@@ -13,7 +13,7 @@ use std::time::Duration;
 use loden_proto::Family;
 
 use crate::process::{Process, lock};
-use crate::{Etcd, Host, Ns, Security, docker, invariants, world};
+use crate::{Etcd, Host, Ns, Security, docker, eventually, invariants, world};
 
 /// A layer-2 segment of the underlay. The wire's namespace routes between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,25 +69,27 @@ impl Shared {
         self.counter.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Connects a namespace to a segment: `interface` inside, `v<number>` on the wire.
-    pub(crate) fn plug(&self, ns: &Ns, interface: &str, segment: Segment) -> String {
+    /// Connects a namespace to a segment: `interface` inside, set up by these lines for `ip`, and
+    /// `v<number>` on the wire. Packets pass when it returns: a bridge's port drops them until the
+    /// kernel has got round to telling it of its carrier, and ARP tries again only after a second.
+    pub(crate) fn plug(&self, ns: &Ns, interface: &str, segment: Segment, setup: &str) -> String {
         let port = format!("v{}", self.next());
         self.wire.ip(&format!(
             "link add {port} type veth peer name {interface} netns {}\nlink set {port} master {} up",
             ns.path(),
             segment.bridge()
         ));
+        ns.ip(&format!("{setup}\nlink set {interface} up"));
+        eventually(Duration::from_secs(10), "the wire's port forwards", || {
+            self.wire.run(&["bridge", "link", "show", "dev", &port]).contains("state forwarding")
+        });
         port
     }
 
     /// A namespace on the first segment that is no member of the overlay.
     pub(crate) fn bystander(&self, last: u8) -> Ns {
         let ns = Ns::new();
-        self.plug(&ns, "eth0", Segment::First);
-        ns.ip(&format!(
-            "addr add 192.168.77.{last}/24 dev eth0\naddr add fd77::{last}/64 dev eth0 nodad\n\
-             link set eth0 up\nroute add default via 192.168.77.1\nroute add default via fd77::1"
-        ));
+        plug_member(self, &ns, last, Segment::First);
         ns
     }
 
@@ -107,6 +109,16 @@ impl Shared {
         }
         all.retain(|(name, _)| name != host);
     }
+}
+
+/// Connects a namespace by `eth0`, with the addresses of this number and a default route.
+pub(crate) fn plug_member(lab: &Shared, ns: &Ns, number: u8, segment: Segment) -> String {
+    let net = segment.number();
+    let addresses =
+        format!("addr add 192.168.{net}.{number}/24 dev eth0\naddr add fd{net}::{number}/64 dev eth0 nodad");
+    let port = lab.plug(ns, "eth0", segment, &addresses);
+    ns.ip(&format!("route add default via 192.168.{net}.1\nroute add default via fd{net}::1"));
+    port
 }
 
 impl Lab {
