@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
 use loden_netlink::nftset::key_address;
-use loden_netlink::{Error, Reply, Request, Socket, attributes, flags};
+use loden_netlink::{Error, Reply, Request, Socket, attributes, flags, message_type};
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL, Subnet};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
@@ -20,17 +20,6 @@ use netlink_packet_route::link::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-
-// Message types (linux/rtnetlink.h).
-const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
-const RTM_NEWADDR: u16 = 20;
-const RTM_DELADDR: u16 = 21;
-const RTM_GETADDR: u16 = 22;
-const RTM_NEWROUTE: u16 = 24;
-const RTM_GETROUTE: u16 = 26;
 
 // What is read of a link and of an address (linux/if_link.h, linux/if_addr.h).
 const IFINFOMSG_LEN: usize = 16;
@@ -101,9 +90,9 @@ fn get(socket: &mut Socket, select: impl FnOnce(&mut LinkMessage)) -> Result<Opt
     let mut message = LinkMessage::default();
     select(&mut message);
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let reply = socket.get(&Request::of(RTM_GETLINK, &message, 0))?;
+    let reply = socket.get(&Request::of(message_type::GET_LINK, &message, 0))?;
     match reply {
-        Some(reply) if reply.message_type == RTM_NEWLINK => link(&reply).map(Some),
+        Some(reply) if reply.message_type == message_type::NEW_LINK => link(&reply).map(Some),
         _ => Ok(None),
     }
 }
@@ -111,7 +100,9 @@ fn get(socket: &mut Socket, select: impl FnOnce(&mut LinkMessage)) -> Result<Opt
 /// Reads `struct ifinfomsg` and what [`Link`] has of the attributes behind it: decoding all of them would
 /// take longer than the kernel needs to answer.
 fn link(reply: &Reply) -> Result<Link, Error> {
-    let Some((header, rest)) = reply.payload.split_at_checked(IFINFOMSG_LEN) else { return Err(torn(reply)) };
+    let Some((header, rest)) = reply.payload.split_at_checked(IFINFOMSG_LEN) else {
+        return Err(reply.torn());
+    };
     let flags = LinkFlags::from_bits_retain(word(header, 8));
     let mut link = Link { index: word(header, 4), up: flags.contains(LinkFlags::Up), ..Link::default() };
     for (kind, value) in attributes(rest) {
@@ -157,10 +148,6 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
 }
 
-fn torn(reply: &Reply) -> Error {
-    Error::Decode { message_type: reply.message_type, reason: "it is shorter than its header".into() }
-}
-
 /// A new bridge, not yet up, with the kernel's default MTU: only one that is set by a change stays,
 /// whatever ports come and go (`BROPT_MTU_SET_BY_USER`, net/bridge/br_device.c).
 pub fn new_bridge(name: &str, mac: Mac) -> Request {
@@ -170,7 +157,7 @@ pub fn new_bridge(name: &str, mac: Mac) -> Request {
         LinkAttribute::Address(mac.0.to_vec()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), learn_no_reserved()]),
     ];
-    Request::of(RTM_NEWLINK, &message, flags::CREATE | flags::EXCL)
+    Request::of(message_type::NEW_LINK, &message, flags::CREATE | flags::EXCL)
 }
 
 /// Keeps a bridge from learning the senders of frames to the addresses that bridges keep for themselves:
@@ -181,7 +168,7 @@ pub fn set_learn_no_reserved(name: &str) -> Request {
         LinkAttribute::IfName(name.into()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), learn_no_reserved()]),
     ];
-    Request::of(RTM_NEWLINK, &message, 0)
+    Request::of(message_type::NEW_LINK, &message, 0)
 }
 
 fn learn_no_reserved() -> LinkInfo {
@@ -227,7 +214,7 @@ pub fn new_pair(
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]),
     ];
-    Request::of(RTM_NEWLINK, &message, flags::CREATE | flags::EXCL)
+    Request::of(message_type::NEW_LINK, &message, flags::CREATE | flags::EXCL)
 }
 
 /// Sets what a port of a bridge does. It cannot be part of the link's creation.
@@ -242,7 +229,7 @@ pub fn set_port(name: &str, hairpin: bool, isolated: bool) -> Request {
         ]),
     ];
     // Not SetLink: that does not look at what is said of a port.
-    Request::of(RTM_NEWLINK, &message, 0)
+    Request::of(message_type::NEW_LINK, &message, 0)
 }
 
 /// Removes a link, and with it the other end of a pair; `false` when there was none. Takes
@@ -250,7 +237,7 @@ pub fn set_port(name: &str, hairpin: bool, isolated: bool) -> Request {
 pub fn delete(socket: &mut Socket, name: &str) -> Result<bool, Error> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
-    match socket.request(&Request::of(RTM_DELLINK, &message, 0)) {
+    match socket.request(&Request::of(message_type::DELETE_LINK, &message, 0)) {
         Ok(()) => Ok(true),
         Err(e) if e.kernel().is_some_and(|k| k.is_absent()) => Ok(false),
         Err(e) => Err(e),
@@ -263,14 +250,14 @@ pub fn set_up(index: u32) -> Request {
     message.header.index = index;
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
-    Request::of(RTM_SETLINK, &message, 0)
+    Request::of(message_type::SET_LINK, &message, 0)
 }
 
 /// Makes a link a port of a bridge.
 pub fn set_master(name: &str, bridge: u32) -> Request {
     let mut message = LinkMessage::default();
     message.attributes = vec![LinkAttribute::IfName(name.into()), LinkAttribute::Controller(bridge)];
-    Request::of(RTM_SETLINK, &message, 0)
+    Request::of(message_type::SET_LINK, &message, 0)
 }
 
 /// Sets a link's MTU in bytes.
@@ -278,7 +265,7 @@ pub fn set_mtu(index: u32, mtu: u32) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes.push(LinkAttribute::Mtu(mtu));
-    Request::of(RTM_SETLINK, &message, 0)
+    Request::of(message_type::SET_LINK, &message, 0)
 }
 
 /// An address of an interface.
@@ -298,11 +285,11 @@ pub struct Held {
 pub fn addresses(socket: &mut Socket, family: Family) -> Result<Vec<Held>, Error> {
     let mut message = AddressMessage::default();
     message.header.family = address_family(family);
-    let replies = socket.dump(&Request::of(RTM_GETADDR, &message, 0))?;
+    let replies = socket.dump(&Request::of(message_type::GET_ADDRESS, &message, 0))?;
     let mut found = Vec::with_capacity(replies.len());
-    for reply in replies.iter().filter(|r| r.message_type == RTM_NEWADDR) {
+    for reply in replies.iter().filter(|r| r.message_type == message_type::NEW_ADDRESS) {
         let Some((header, rest)) = reply.payload.split_at_checked(IFADDRMSG_LEN) else {
-            return Err(torn(reply));
+            return Err(reply.torn());
         };
         let (mut address, mut ours) = (None, false);
         for (kind, value) in attributes(rest) {
@@ -330,12 +317,12 @@ pub fn add_address(index: u32, address: IpAddr, subnet: Subnet) -> Request {
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
     message.attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(ROUTE_PROTOCOL)));
-    Request::of(RTM_NEWADDR, &message, flags::CREATE | flags::EXCL)
+    Request::of(message_type::NEW_ADDRESS, &message, flags::CREATE | flags::EXCL)
 }
 
 /// Takes an address from its interface.
 pub fn remove_address(held: &Held) -> Request {
-    Request::of(RTM_DELADDR, &address_message(held.index, held.address, held.length), 0)
+    Request::of(message_type::DELETE_ADDRESS, &address_message(held.index, held.address, held.length), 0)
 }
 
 fn address_message(index: u32, address: IpAddr, length: u8) -> AddressMessage {
@@ -361,7 +348,7 @@ pub fn add_route(index: u32, to: Subnet, gateway: IpAddr, metric: Option<u32>) -
         message.attributes.push(RouteAttribute::Destination(to.address().into()));
     }
     message.attributes.extend(metric.map(RouteAttribute::Priority));
-    Request::of(RTM_NEWROUTE, &message, flags::CREATE | flags::EXCL)
+    Request::of(message_type::NEW_ROUTE, &message, flags::CREATE | flags::EXCL)
 }
 
 /// A route through a gateway.
@@ -375,9 +362,9 @@ pub struct Via {
 
 /// The routes through an interface that have a gateway.
 pub fn routes(socket: &mut Socket, index: u32, family: Family) -> Result<Vec<Via>, Error> {
-    let replies = socket.dump(&Request::of(RTM_GETROUTE, &route_message(family), 0))?;
+    let replies = socket.dump(&Request::of(message_type::GET_ROUTE, &route_message(family), 0))?;
     let mut routes = Vec::new();
-    for reply in replies.iter().filter(|r| r.message_type == RTM_NEWROUTE) {
+    for reply in replies.iter().filter(|r| r.message_type == message_type::NEW_ROUTE) {
         let message: RouteMessage = reply.decode()?;
         if !message.attributes.contains(&RouteAttribute::Oif(index)) {
             continue;

@@ -22,4 +22,4 @@ pub use attributes::{address, attributes, word};
 pub use error::{Error, KernelError};
 pub use netlink_packet_core as packet;
 pub use netlink_packet_route as route;
-pub use socket::{Events, OVERLAY_GROUPS, Reply, Request, Socket, flags};
+pub use socket::{Events, OVERLAY_GROUPS, Reply, Request, Socket, flags, message_type};

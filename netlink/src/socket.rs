@@ -5,8 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use netlink_packet_core::{Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, Parseable};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{Emitable, Parseable};
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 use socket2::{SockFilter, SockRef};
 
@@ -27,6 +26,40 @@ pub mod flags {
     pub const EXCL: u16 = 0x200;
     /// `NLM_F_CREATE`
     pub const CREATE: u16 = 0x400;
+}
+
+/// Types of rtnetlink messages (`include/uapi/linux/rtnetlink.h`).
+pub mod message_type {
+    /// `RTM_NEWLINK`
+    pub const NEW_LINK: u16 = 16;
+    /// `RTM_DELLINK`
+    pub const DELETE_LINK: u16 = 17;
+    /// `RTM_GETLINK`
+    pub const GET_LINK: u16 = 18;
+    /// `RTM_SETLINK`
+    pub const SET_LINK: u16 = 19;
+    /// `RTM_NEWADDR`
+    pub const NEW_ADDRESS: u16 = 20;
+    /// `RTM_DELADDR`
+    pub const DELETE_ADDRESS: u16 = 21;
+    /// `RTM_GETADDR`
+    pub const GET_ADDRESS: u16 = 22;
+    /// `RTM_NEWROUTE`
+    pub const NEW_ROUTE: u16 = 24;
+    /// `RTM_DELROUTE`
+    pub const DELETE_ROUTE: u16 = 25;
+    /// `RTM_GETROUTE`
+    pub const GET_ROUTE: u16 = 26;
+    /// `RTM_NEWNEIGH`, of FDB entries too
+    pub const NEW_NEIGHBOUR: u16 = 28;
+    /// `RTM_DELNEIGH`
+    pub const DELETE_NEIGHBOUR: u16 = 29;
+    /// `RTM_GETNEIGH`
+    pub const GET_NEIGHBOUR: u16 = 30;
+    /// `RTM_NEWNETCONF`
+    pub const NEW_NETCONF: u16 = 80;
+    /// `RTM_NEWLINKPROP`
+    pub const NEW_LINK_PROPERTY: u16 = 108;
 }
 
 const NLMSG_ERROR: u16 = 2;
@@ -64,15 +97,9 @@ pub struct Request {
 }
 
 impl Request {
-    /// An rtnetlink message with its flags ([`flags::CREATE`], …; 0 for a delete or a set).
-    pub fn route(message: &RouteNetlinkMessage, flags: u16) -> Self {
-        let mut payload = vec![0; NetlinkSerializable::buffer_len(message)];
-        message.serialize(&mut payload);
-        Self { message_type: message.message_type(), flags, payload }
-    }
-
-    /// The same for a message whose type (`RTM_…`) the caller knows. [`Request::route`] brings the
-    /// code for every type there is, half a mebibyte, into a program that is to be small.
+    /// A message with its type ([`message_type`]) and flags ([`flags::CREATE`], …; 0 for a delete or a
+    /// set). Not a `RouteNetlinkMessage`, which knows its type but brings the code for every type there
+    /// is, half a mebibyte, into a program that is to be small.
     pub fn of(message_type: u16, message: &impl Emitable, flags: u16) -> Self {
         let mut payload = vec![0; message.buffer_len()];
         message.emit(&mut payload);
@@ -102,12 +129,10 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Decodes it as an rtnetlink message.
-    pub fn route(&self) -> Result<RouteNetlinkMessage, Error> {
-        let mut header = NetlinkHeader::default();
-        header.message_type = self.message_type;
-        RouteNetlinkMessage::deserialize(&header, &self.payload)
-            .map_err(|e| Error::Decode { message_type: self.message_type, reason: e.to_string() })
+    /// The error of one that is shorter than its header, or has a number or an address of a wrong length.
+    pub fn torn(&self) -> Error {
+        let reason = "it is shorter than its header, or an attribute is not of its size".into();
+        Error::Decode { message_type: self.message_type, reason }
     }
 
     /// Decodes it as the message that its type says, as [`Request::of`] encodes.
@@ -545,11 +570,11 @@ mod tests {
         let by_name = |name: &str| {
             let mut message = LinkMessage::default();
             message.attributes.push(LinkAttribute::IfName(name.into()));
-            Request::route(&RouteNetlinkMessage::GetLink(message), 0)
+            Request::of(message_type::GET_LINK, &message, 0)
         };
         assert!(socket.get(&by_name("lo")).expect("get").is_some());
         assert!(socket.get(&by_name("no-such-link")).expect("get").is_none());
-        let all = Request::route(&RouteNetlinkMessage::GetLink(LinkMessage::default()), 0);
+        let all = Request::of(message_type::GET_LINK, &LinkMessage::default(), 0);
         assert!(!socket.dump(&all).expect("dump").is_empty());
     }
 }

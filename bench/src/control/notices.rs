@@ -11,9 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use loden_netlink::route::AddressFamily;
 use loden_netlink::route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use loden_netlink::route::{AddressFamily, RouteNetlinkMessage as Message};
-use loden_netlink::{Events, OVERLAY_GROUPS, Reply, nftset};
+use loden_netlink::{Events, OVERLAY_GROUPS, Reply, message_type, nftset};
 use loden_tests::Ns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
@@ -201,19 +201,18 @@ impl Drop for Notices {
 }
 
 fn change(reply: &Reply) -> Change {
-    let of_route =
-        |message: &RouteMessage, change: fn(Ipv4Addr) -> Change| match message.header.address_family {
-            AddressFamily::Inet6 => Change::Ipv6,
-            _ => destination(message).map_or(Change::Other, change),
-        };
-    match reply.route() {
-        Ok(Message::NewRoute(message)) => of_route(&message, Change::Route),
-        Ok(Message::DelRoute(message)) => of_route(&message, Change::RouteGone),
-        Ok(Message::NewAddress(message) | Message::DelAddress(message))
-            if message.header.family == AddressFamily::Inet6 =>
-        {
-            Change::Ipv6
-        }
+    use message_type::{DELETE_ADDRESS, DELETE_ROUTE, NEW_ADDRESS, NEW_ROUTE};
+    // The first byte of `struct rtmsg` and of `struct ifaddrmsg`.
+    let ipv6 = reply.payload.first() == Some(&AddressFamily::Inet6.into());
+    let of_route = |change: fn(Ipv4Addr) -> Change| match reply.decode() {
+        _ if ipv6 => Change::Ipv6,
+        Ok(route) => destination(&route).map_or(Change::Other, change),
+        Err(_) => Change::Other,
+    };
+    match reply.message_type {
+        NEW_ROUTE => of_route(Change::Route),
+        DELETE_ROUTE => of_route(Change::RouteGone),
+        NEW_ADDRESS | DELETE_ADDRESS if ipv6 => Change::Ipv6,
         _ => Change::Other,
     }
 }

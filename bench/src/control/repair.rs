@@ -6,10 +6,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use loden_netlink::route::AddressFamily;
 use loden_netlink::route::neighbour::NeighbourMessage;
 use loden_netlink::route::route::RouteMessage;
-use loden_netlink::route::{AddressFamily, RouteNetlinkMessage as Message};
-use loden_netlink::{Request, Socket, nexthop};
+use loden_netlink::{Request, Socket, message_type, nexthop};
 use loden_tests::{Host, Ns};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -71,12 +71,12 @@ fn dump(ns: &Ns) -> Result<f64> {
     let neighbours = |family| {
         let mut message = NeighbourMessage::default();
         message.header.family = family;
-        Request::route(&Message::GetNeighbour(message), 0)
+        Request::of(message_type::GET_NEIGHBOUR, &message, 0)
     };
     let mut routes = RouteMessage::default();
     routes.header.address_family = AddressFamily::Inet;
     let requests = [
-        Request::route(&Message::GetRoute(routes), 0),
+        Request::of(message_type::GET_ROUTE, &routes, 0),
         neighbours(AddressFamily::Inet),
         neighbours(AddressFamily::Bridge),
         nexthop::dump(),

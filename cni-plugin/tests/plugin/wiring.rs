@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Barrier;
 
-use loden_netlink::Socket;
-use loden_netlink::route::RouteNetlinkMessage;
 use loden_netlink::route::link::{LinkAttribute, LinkMessage, State};
+use loden_netlink::{Request, Socket, message_type};
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, address, assert_connected, inside, ip, sysctl};
@@ -147,9 +146,9 @@ fn the_bridge_forwards_for_a_container_when_add_returns() {
             let mut socket = Socket::route().expect("socket");
             loden_cni::add::add(&request).expect("ADD");
             // Unlike a question for one link, a dump shows the state that the bridge acts upon.
-            let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
-            for reply in socket.dump(&loden_netlink::Request::route(&all, 0)).expect("dump") {
-                let RouteNetlinkMessage::NewLink(link) = reply.route().expect("link") else { continue };
+            let all = Request::of(message_type::GET_LINK, &LinkMessage::default(), 0);
+            for reply in socket.dump(&all).expect("dump") {
+                let link: LinkMessage = reply.decode().expect("link");
                 let loopback = link.header.index == 1;
                 assert!(
                     loopback || link.attributes.contains(&LinkAttribute::OperState(State::Up)),

@@ -3,19 +3,19 @@
 use std::net::IpAddr;
 
 use loden_core::observed::Observed;
+use loden_netlink::route::AddressFamily;
 use loden_netlink::route::address::AddressMessage;
 use loden_netlink::route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use loden_netlink::route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use loden_netlink::route::route::{RouteAttribute, RouteHeader, RouteMessage};
-use loden_netlink::route::{AddressFamily, RouteNetlinkMessage};
-use loden_netlink::{Error, Reply, Request, Socket, nexthop};
+use loden_netlink::{Error, Request, Socket, message_type, nexthop};
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL};
 
 use super::decode::MainRoute;
 use super::{Interest, decode};
 
-/// Dumps and decodes. An answer that cannot be decoded is logged and skipped, except for links:
-/// a link that seems gone would be made again.
+/// Dumps and decodes. An answer that cannot be decoded is skipped, except for links: a link that seems gone
+/// would be made again.
 pub(super) fn observe(
     socket: &mut Socket,
     interest: &Interest,
@@ -24,20 +24,14 @@ pub(super) fn observe(
     let mut observed = Observed { has_nexthops, ..Observed::default() };
     let mut all_links = LinkMessage::default();
     all_links.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    for reply in socket.dump(&Request::route(&RouteNetlinkMessage::GetLink(all_links), 0))? {
-        if let RouteNetlinkMessage::NewLink(message) = reply.route()? {
-            let link = decode::link(&message);
-            observed.links.insert(link.index, link);
-        }
+    for reply in socket.dump(&Request::of(message_type::GET_LINK, &all_links, 0))? {
+        let link = decode::link(&reply.payload).ok_or_else(|| reply.torn())?;
+        observed.links.insert(link.index, link);
     }
-    let addresses = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    each(socket.dump(&Request::route(&addresses, 0))?, |message| {
-        if let RouteNetlinkMessage::NewAddress(message) = message
-            && let Some((index, address)) = decode::interface_address(&message)
-        {
-            observed.addresses.entry(index).or_default().push(address);
-        }
-    });
+    let addresses = Request::of(message_type::GET_ADDRESS, &AddressMessage::default(), 0);
+    for (index, address) in socket.gather(&addresses, |_, payload| decode::interface_address(payload))? {
+        observed.addresses.entry(index).or_default().push(address);
+    }
     // The oldest first, as IPv4's are, and as notices append: IPv6's are dumped the youngest first
     // (net/ipv6/addrconf.c: ipv6_link_dev_addr).
     for all in observed.addresses.values_mut() {
@@ -79,7 +73,7 @@ fn lasting(
     let mut message = NeighbourMessage::default();
     message.header.family = family;
     message.attributes.extend(device.map(NeighbourAttribute::IfIndex));
-    let request = Request::route(&RouteNetlinkMessage::GetNeighbour(message), 0);
+    let request = Request::of(message_type::GET_NEIGHBOUR, &message, 0);
     socket.gather(&request, |_, payload| decode::neighbour(payload)?.lasting())
 }
 
@@ -92,7 +86,7 @@ fn routes(
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(family);
     message.header.table = RouteHeader::RT_TABLE_MAIN;
-    let request = Request::route(&RouteNetlinkMessage::GetRoute(message), 0);
+    let request = Request::of(message_type::GET_ROUTE, &message, 0);
     let concerning = |_, payload: &[u8]| {
         decode::route(payload).filter(|main| main.route().is_none_or(|route| concerns(&route, interest)))
     };
@@ -127,19 +121,6 @@ pub(super) fn route_to(socket: &mut Socket, address: IpAddr) -> Option<u32> {
     message.header.address_family = address_family(family);
     message.header.destination_prefix_length = family.bits();
     message.attributes.push(RouteAttribute::Destination(address.into()));
-    let reply = socket.get(&Request::route(&RouteNetlinkMessage::GetRoute(message), 0)).ok()??;
-    let RouteNetlinkMessage::NewRoute(message) = reply.route().ok()? else { return None };
-    message.attributes.iter().find_map(|a| match a {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
-}
-
-fn each(replies: Vec<Reply>, mut take: impl FnMut(RouteNetlinkMessage)) {
-    for reply in replies {
-        match reply.route() {
-            Ok(message) => take(message),
-            Err(error) => tracing::warn!(%error, "skipped an object of the kernel's"),
-        }
-    }
+    let reply = socket.get(&Request::of(message_type::GET_ROUTE, &message, 0)).ok()??;
+    decode::way(&reply.payload)
 }

@@ -5,8 +5,7 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use loden_core::observed::{Address, Link, Nexthop, Route};
-use loden_netlink::route::{AddressFamily, RouteNetlinkMessage};
-use loden_netlink::{Events, OVERLAY_GROUPS, Reply, nexthop, nftset};
+use loden_netlink::{Events, OVERLAY_GROUPS, Reply, message_type, nexthop, nftset};
 use loden_proto::Mac;
 use std::net::IpAddr;
 use tokio::io::unix::AsyncFd;
@@ -56,15 +55,6 @@ pub enum Notice {
     /// Notices were lost: everything must be looked at again.
     Overrun,
 }
-
-// include/uapi/linux/rtnetlink.h
-const NEW_ROUTE: u16 = 24;
-const DELETE_ROUTE: u16 = 25;
-const NEW_NEIGHBOUR: u16 = 28;
-const DELETE_NEIGHBOUR: u16 = 29;
-/// RTM_NEWNETCONF. For IPv6's `force_forwarding` it says no more than
-/// that something changed.
-const NEW_NETCONF: u16 = 80;
 
 /// The sockets that hear of changes.
 #[derive(Debug)]
@@ -183,23 +173,20 @@ fn notice(reply: &Reply) -> Option<Notice> {
     let payload = &reply.payload;
     let route = || decode::route(payload).map(|main| main.route());
     match reply.message_type {
-        nexthop::NEW => return decode::nexthop(payload).map(|(id, hop)| Notice::Nexthop(id, hop)),
-        nexthop::DELETE => return decode::nexthop(payload).map(|(id, _)| Notice::NexthopGone(id)),
-        NEW_ROUTE => return route().map(|r| r.map_or(Notice::DefaultRoute, Notice::Route)),
-        DELETE_ROUTE => return route().map(|r| r.map_or(Notice::DefaultRoute, Notice::RouteGone)),
-        NEW_NEIGHBOUR => return decode::neighbour(payload).and_then(|n| neighbour(&n)),
-        DELETE_NEIGHBOUR => return decode::neighbour(payload).and_then(|n| neighbour_gone(&n)),
-        NEW_NETCONF => return Some(Notice::Setting),
-        _ => {}
-    }
-    use RouteNetlinkMessage as M;
-    match reply.route().ok()? {
-        // A bridge tells of its ports in messages of its own family, which lack most attributes.
-        M::NewLink(m) | M::DelLink(m) if m.header.interface_family == AddressFamily::Bridge => None,
-        M::NewLink(m) => Some(Notice::Link(decode::link(&m))),
-        M::DelLink(m) => Some(Notice::LinkGone(m.header.index)),
-        M::NewAddress(m) => decode::interface_address(&m).map(|(index, a)| Notice::Address(index, a)),
-        M::DelAddress(m) => decode::interface_address(&m).map(|(index, a)| Notice::AddressGone(index, a)),
+        message_type::NEW_LINK => decode::link(payload).map(Notice::Link),
+        message_type::DELETE_LINK => decode::link(payload).map(|link| Notice::LinkGone(link.index)),
+        message_type::NEW_ADDRESS => decode::interface_address(payload).map(|(i, a)| Notice::Address(i, a)),
+        message_type::DELETE_ADDRESS => {
+            decode::interface_address(payload).map(|(i, a)| Notice::AddressGone(i, a))
+        }
+        message_type::NEW_ROUTE => route().map(|r| r.map_or(Notice::DefaultRoute, Notice::Route)),
+        message_type::DELETE_ROUTE => route().map(|r| r.map_or(Notice::DefaultRoute, Notice::RouteGone)),
+        message_type::NEW_NEIGHBOUR => decode::neighbour(payload).and_then(|n| neighbour(&n)),
+        message_type::DELETE_NEIGHBOUR => decode::neighbour(payload).and_then(|n| neighbour_gone(&n)),
+        // For IPv6's `force_forwarding` it says no more than that something changed.
+        message_type::NEW_NETCONF => Some(Notice::Setting),
+        nexthop::NEW => decode::nexthop(payload).map(|(id, hop)| Notice::Nexthop(id, hop)),
+        nexthop::DELETE => decode::nexthop(payload).map(|(id, _)| Notice::NexthopGone(id)),
         _ => None,
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use loden_core::diff::Operation;
 use loden_core::observed::{Route, Via};
 use loden_core::plan::Device;
+use loden_netlink::route::AddressFamily;
 use loden_netlink::route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use loden_netlink::route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
@@ -15,8 +16,7 @@ use loden_netlink::route::neighbour::{
 use loden_netlink::route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
 };
-use loden_netlink::route::{AddressFamily, RouteNetlinkMessage as Message};
-use loden_netlink::{KernelError as Refusal, Request, flags, nexthop};
+use loden_netlink::{KernelError as Refusal, Request, flags, message_type, nexthop};
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL};
 
 use super::KernelError;
@@ -34,38 +34,39 @@ pub(super) fn request(operation: &Operation) -> Option<Request> {
         | O::Rename { .. }
         | O::Forward(..) => return None,
         O::ChangeDevice { index, device, what } => {
-            Request::route(&Message::NewLink(changed(*index, device, what)), 0)
+            Request::of(message_type::NEW_LINK, &changed(*index, device, what), 0)
         }
         O::DeleteDevice { index, .. } => {
             let mut message = LinkMessage::default();
             message.header.index = *index;
-            Request::route(&Message::DelLink(message), 0)
+            Request::of(message_type::DELETE_LINK, &message, 0)
         }
         O::SetUp { device, .. } => {
             let mut message = LinkMessage::default();
             message.header.index = *device;
             message.header.flags = LinkFlags::Up;
             message.header.change_mask = LinkFlags::Up;
-            Request::route(&Message::SetLink(message), 0)
+            Request::of(message_type::SET_LINK, &message, 0)
         }
-        O::AddAddress { device, address: ip } => Request::route(
-            &Message::NewAddress(address(*device, *ip, Family::of(*ip).bits())),
+        O::AddAddress { device, address: ip } => Request::of(
+            message_type::NEW_ADDRESS,
+            &address(*device, *ip, Family::of(*ip).bits()),
             flags::CREATE | flags::EXCL,
         ),
         O::DeleteAddress { device, address: ip, length } => {
-            Request::route(&Message::DelAddress(address(*device, *ip, *length)), 0)
+            Request::of(message_type::DELETE_ADDRESS, &address(*device, *ip, *length), 0)
         }
         O::SetNeighbour { device, address, mac } => {
-            Request::route(&Message::NewNeighbour(neighbour(*device, *address, Some(*mac))), set)
+            Request::of(message_type::NEW_NEIGHBOUR, &neighbour(*device, *address, Some(*mac)), set)
         }
         O::DeleteNeighbour { device, address } => {
-            Request::route(&Message::DelNeighbour(neighbour(*device, *address, None)), 0)
+            Request::of(message_type::DELETE_NEIGHBOUR, &neighbour(*device, *address, None), 0)
         }
         O::SetFdb { device, mac, endpoint } => {
-            Request::route(&Message::NewNeighbour(fdb(*device, *mac, *endpoint)), set)
+            Request::of(message_type::NEW_NEIGHBOUR, &fdb(*device, *mac, *endpoint), set)
         }
         O::DeleteFdb { device, mac, endpoint } => {
-            Request::route(&Message::DelNeighbour(fdb(*device, *mac, *endpoint)), 0)
+            Request::of(message_type::DELETE_NEIGHBOUR, &fdb(*device, *mac, *endpoint), 0)
         }
         O::AddNexthop(id, hop) => nexthop::Nexthop {
             id: *id,
@@ -78,9 +79,9 @@ pub(super) fn request(operation: &Operation) -> Option<Request> {
         O::DeleteNexthop(id) => nexthop::delete(*id),
         O::SetRoute { route, replace } => {
             let extra = if *replace { set } else { flags::CREATE | flags::EXCL };
-            Request::route(&Message::NewRoute(route_message(route)), extra)
+            Request::of(message_type::NEW_ROUTE, &route_message(route), extra)
         }
-        O::DeleteRoute(route) => Request::route(&Message::DelRoute(route_message(route)), 0),
+        O::DeleteRoute(route) => Request::of(message_type::DELETE_ROUTE, &route_message(route), 0),
     };
     Some(request)
 }
@@ -109,7 +110,7 @@ pub(super) fn add_device(device: &Device, checksum: bool) -> Request {
         LinkAttribute::Address(device.mac.0.to_vec()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),
     ];
-    Request::route(&Message::NewLink(message), flags::CREATE | flags::EXCL)
+    Request::of(message_type::NEW_LINK, &message, flags::CREATE | flags::EXCL)
 }
 
 /// The request that renames a device.
@@ -117,7 +118,7 @@ pub(super) fn rename(index: u32, to: &str) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes = vec![LinkAttribute::IfName(to.to_owned())];
-    Request::route(&Message::SetLink(message), 0)
+    Request::of(message_type::SET_LINK, &message, 0)
 }
 
 /// The request that gives a device a further name (`RTM_NEWLINKPROP`, Linux 5.5).
@@ -125,7 +126,7 @@ pub(super) fn further_name(index: u32, name: &str) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes = vec![LinkAttribute::PropList(vec![Prop::AltIfName(name.to_owned())])];
-    Request::route(&Message::NewLinkProp(message), flags::CREATE | flags::EXCL)
+    Request::of(message_type::NEW_LINK_PROPERTY, &message, flags::CREATE | flags::EXCL)
 }
 
 /// Only what differs is sent: the kernel refuses to set some attributes even to what they are
