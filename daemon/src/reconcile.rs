@@ -654,7 +654,6 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         for (key, reason) in self.book.update(view.table, rules, now) {
             tracing::warn!(key, "refused a lease: {reason}");
         }
-        self.book.tick(now);
         let held = self.book.held().count();
         if held > held_before {
             tracing::error!(

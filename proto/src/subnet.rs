@@ -182,6 +182,11 @@ impl Subnet {
         self.length() <= other.length() && self.contains(other.address())
     }
 
+    /// Every subnet that holds this one, the widest first.
+    pub fn wider(self) -> impl Iterator<Item = Self> {
+        (0..self.length()).filter_map(move |length| Self::containing(self.address(), length).ok())
+    }
+
     /// Whether the two share an address.
     pub fn overlaps(&self, other: &Subnet) -> bool {
         self.contains_subnet(other) || other.contains_subnet(self)

@@ -141,8 +141,7 @@ impl LeaseTable {
 
     /// The first key that shares an address with the subnet, wider ones among them.
     pub fn overlapping(&self, subnet: &Subnet) -> Option<LeaseKey> {
-        let wider = (0..subnet.length()).filter_map(|l| Subnet::containing(subnet.address(), l).ok());
-        let mut exact = wider.filter_map(|wide| self.exactly(wide).next());
+        let mut exact = subnet.wider().filter_map(|wide| self.exactly(wide).next());
         self.inside(subnet).or_else(|| exact.next())
     }
 

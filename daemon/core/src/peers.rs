@@ -178,13 +178,15 @@ impl Verdict {
     }
 }
 
-/// A peer whose lease is gone and that is kept until a point in time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    /// The peer as it was last known.
-    pub peer: Peer,
+/// Why and until when a peer is kept whose lease is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kept {
     /// When it is let go.
-    pub until: Millis,
+    until: Millis,
+    /// Whether it vanished together with most others. If not, it is in its moment of grace.
+    held: bool,
+    /// Its VTEP MAC.
+    mac: Option<Mac>,
 }
 
 /// Leases folded into peers.
@@ -199,13 +201,12 @@ pub struct PeerBook {
     /// VTEP MACs with the sound keys that state them, the oldest first. What a key makes else of its
     /// lease is judged anew when it is asked for: that costs less than keeping it.
     macs: OrdSet<(Family, Mac, i64, LeaseKey)>,
-    /// Peers of living leases.
-    live: OrdMap<Subnet, Peer>,
-    held: OrdMap<Subnet, Held>,
-    /// Peers in their moment of grace.
-    leaving: OrdMap<Subnet, Held>,
+    /// The peers to program: those of living leases, and those that are kept without one.
+    peers: OrdMap<Subnet, Peer>,
+    /// Those of them whose lease is gone.
+    kept: BTreeMap<Subnet, Kept>,
     /// Peers that vanished within the window, with the time; held ones among them.
-    vanished: Vec<(Millis, Peer)>,
+    vanished: BTreeMap<Subnet, (Millis, Peer)>,
 }
 
 impl PeerBook {
@@ -213,22 +214,19 @@ impl PeerBook {
     /// read. They count when the first table lacks many of them.
     pub fn with_known(peers: impl IntoIterator<Item = Peer>) -> Self {
         let known: BTreeMap<Subnet, Peer> = peers.into_iter().map(|p| (p.subnet, p)).collect();
-        let live = two_rounds(known.iter()).map(|(subnet, peer)| (*subnet, peer.clone())).collect();
-        Self { live, ..Self::default() }
+        let peers = two_rounds(known.iter()).map(|(subnet, peer)| (*subnet, peer.clone())).collect();
+        Self { peers, ..Self::default() }
     }
 
     /// The peers to program: living, leaving and held ones.
     pub fn peers(&self) -> OrdMap<Subnet, Peer> {
-        let mut peers = self.live.clone();
-        for (subnet, kept) in self.leaving.iter().chain(&self.held) {
-            peers.insert(*subnet, kept.peer.clone());
-        }
-        peers
+        self.peers.clone()
     }
 
-    /// Held peers in order of their subnets.
-    pub fn held(&self) -> impl Iterator<Item = &Held> {
-        self.held.values()
+    /// Subnets of the peers that vanished together with most others and are held, in order, each with the
+    /// time when it is let go.
+    pub fn held(&self) -> impl Iterator<Item = (Subnet, Millis)> {
+        self.kept.iter().filter(|(_, kept)| kept.held).map(|(subnet, kept)| (*subnet, kept.until))
     }
 
     /// Refused keys with the reason, in order.
@@ -252,30 +250,21 @@ impl PeerBook {
 
     /// When something is due without an event: the end of the next held or leaving peer.
     pub fn next_deadline(&self) -> Option<Millis> {
-        self.held.values().chain(self.leaving.values()).map(|h| h.until).min()
+        self.kept.values().map(|kept| kept.until).min()
     }
 
     /// Takes in a table and rules at this time. Returns keys that are newly refused, or for another
     /// reason than before, each to be logged once.
     pub fn update(&mut self, table: LeaseTable, rules: Arc<Rules>, now: Millis) -> Vec<(String, String)> {
         let former_rules = self.rules.replace(rules.clone());
-        let dirty: BTreeSet<LeaseKey> = if former_rules.as_ref() == Some(&rules) {
+        let same_rules = former_rules.as_ref() == Some(&rules);
+        let dirty: BTreeSet<LeaseKey> = if same_rules {
             self.table.changed_keys(&table).into_iter().collect()
         } else {
             self.table.iter().chain(table.iter()).map(|(k, _)| *k).collect()
         };
         let first = former_rules.is_none();
-        let gone: Vec<Peer> = if first {
-            // Known from before the first table: gone if no lease names the subnet.
-            let named = |s: &Subnet| table.inside(s).is_some();
-            self.live.values().filter(|p| !named(&p.subnet)).cloned().collect()
-        } else {
-            Vec::new()
-        };
-        if first {
-            self.live = OrdMap::new();
-        }
-        let before = self.live.clone();
+        let known = if first { std::mem::take(&mut self.peers) } else { OrdMap::new() };
         let (refused_before, outdone_before) = (self.refused.clone(), self.outdone.clone());
         let mut macs = BTreeSet::new();
         for key in two_rounds(dirty.iter()) {
@@ -297,7 +286,7 @@ impl PeerBook {
             }
         }
         // Whoever wants the same may get it now, or no more.
-        let rivals = macs.into_iter().flat_map(|(family, mac)| self.stating(family, mac));
+        let rivals = macs.iter().flat_map(|(family, mac)| self.stating(*family, *mac));
         let subnets: BTreeSet<Subnet> =
             rivals.chain(dirty.iter().copied()).flat_map(|key| key.subnets()).collect();
         let claimants = subnets.iter().flat_map(|subnet| table.exactly(*subnet));
@@ -311,8 +300,10 @@ impl PeerBook {
                     reasons.push(reason);
                 } else if subnets.contains(&peer.subnet) {
                     granted.insert(peer.subnet);
-                    if self.live.get(&peer.subnet) != Some(&peer) {
-                        self.live.insert(peer.subnet, peer);
+                    self.kept.remove(&peer.subnet);
+                    self.vanished.remove(&peer.subnet);
+                    if self.peers.get(&peer.subnet) != Some(&peer) {
+                        self.peers.insert(peer.subnet, peer);
                     }
                 }
             }
@@ -321,20 +312,34 @@ impl PeerBook {
                 false => _ = self.outdone.insert(*key, reasons.join("; ")),
             }
         }
-        for subnet in subnets.difference(&granted) {
-            self.live.remove(subnet);
+        let (there, gone): (Vec<&LeaseKey>, Vec<&LeaseKey>) =
+            dirty.iter().partition(|key| table.get(key).is_some());
+        let left: BTreeSet<Subnet> = gone.into_iter().flat_map(LeaseKey::subnets).collect();
+        let mut vanished: Vec<Peer> = Vec::new();
+        for subnet in subnets.difference(&granted).filter(|subnet| !self.kept.contains_key(subnet)) {
+            if left.contains(subnet) {
+                vanished.extend(self.peers.get(subnet).cloned());
+            } else {
+                self.peers.remove(subnet);
+            }
         }
-        let gone = gone.into_iter().chain(
-            dirty
-                .iter()
-                .filter(|key| table.get(key).is_none())
-                .flat_map(LeaseKey::subnets)
-                .filter_map(|s| before.get(&s).filter(|_| !self.live.contains_key(&s)).cloned()),
-        );
-        for peer in gone {
-            let until = now.saturating_add(GRACE);
-            self.leaving.insert(peer.subnet, Held { peer: peer.clone(), until });
-            self.vanished.push((now, peer));
+        // What was known before the first table is gone if no lease names the subnet.
+        for (subnet, peer) in known.iter().filter(|(subnet, _)| table.inside(subnet).is_none()) {
+            self.peers.insert(*subnet, peer.clone());
+            vanished.push(peer.clone());
+        }
+        // Only a new claim, on a subnet or on a MAC, ends what is kept before its time.
+        let claimed = there.into_iter().flat_map(LeaseKey::subnets).flat_map(|s| s.wider().chain([s]));
+        let mut doubtful: BTreeSet<Subnet> = claimed.filter(|s| self.kept.contains_key(s)).collect();
+        let restated =
+            |s: &Subnet, kept: &Kept| kept.mac.is_some_and(|mac| macs.contains(&(s.family(), mac)));
+        let concerned = self.kept.iter().filter(|(s, kept)| !same_rules || restated(s, kept));
+        doubtful.extend(concerned.map(|(subnet, _)| *subnet));
+        for peer in vanished {
+            let kept = Kept { until: now.saturating_add(GRACE), held: false, mac: peer.vtep_mac() };
+            self.kept.insert(peer.subnet, kept);
+            doubtful.insert(peer.subnet);
+            self.vanished.insert(peer.subnet, (now, peer));
         }
         let mut refused: Vec<(String, String)> = affected
             .iter()
@@ -352,46 +357,63 @@ impl PeerBook {
                 .map(|(k, r)| (k.to_owned(), r.to_owned())),
         );
         self.table = table;
-        self.hold(now);
+        doubtful.extend(self.hold(now));
+        self.settle(doubtful);
+        self.tick(now);
         refused
     }
 
     /// Lets time pass: held and leaving peers whose time is over go.
     pub fn tick(&mut self, now: Millis) {
-        for kept in [&mut self.held, &mut self.leaving] {
-            *kept = kept.iter().filter(|(_, h)| h.until > now).map(|(s, h)| (*s, h.clone())).collect();
-        }
+        self.kept.retain(|subnet, kept| {
+            let stays = kept.until > now;
+            if !stays {
+                self.peers.remove(subnet);
+            }
+            stays
+        });
     }
 
-    fn hold(&mut self, now: Millis) {
-        let table = &self.table;
-        let live = &self.live;
-        let Some(rules) = &self.rules else { return };
-        // Held ones stay counted, so that those who follow them at once are held too.
+    /// Holds those that vanished within the window if they are the most. Returns the subnets of peers that
+    /// had been let go and are back.
+    fn hold(&mut self, now: Millis) -> Vec<Subnet> {
+        let Some(rules) = &self.rules else { return Vec::new() };
         let window = MASS_WINDOW.min(rules.hold);
-        self.vanished.retain(|(at, p)| now.saturating_sub(*at) < window && !live.contains_key(&p.subnet));
-        let known = self.live.len() + self.vanished.len();
-        if self.vanished.len() >= MASS_LEAST && self.vanished.len() * 2 > known {
-            for (_, peer) in &self.vanished {
-                let held = Held { peer: peer.clone(), until: now.saturating_add(rules.hold) };
-                self.held.entry(peer.subnet).or_insert(held);
+        self.vanished.retain(|_, (at, _)| now.saturating_sub(*at) < window);
+        let living = self.peers.len() - self.kept.len();
+        // Held ones stay counted, so that those who follow them at once are held too.
+        let count = self.vanished.len();
+        if count < MASS_LEAST || count <= living {
+            return Vec::new();
+        }
+        let until = now.saturating_add(rules.hold);
+        let mut back = Vec::new();
+        for (subnet, (_, peer)) in &self.vanished {
+            let kept = self.kept.entry(*subnet).or_insert_with(|| {
+                self.peers.insert(*subnet, peer.clone());
+                back.push(*subnet);
+                Kept { until, held: false, mac: peer.vtep_mac() }
+            });
+            if !kept.held {
+                *kept = Kept { until: until.max(kept.until), held: true, ..*kept };
             }
         }
-        // A new lease for a held subnet wins at once, and our own subnet is never a peer's.
-        let own = rules.own;
-        let stays = |subnet: &Subnet, held: &Held| {
-            let ours = own.is_some_and(|o| o.overlaps(&LeaseKey::single(*subnet)));
-            // Nor is a MAC in two places at once.
-            let moved = match held.peer.path {
-                Path::Vxlan(mac) => self.stating(subnet.family(), mac).next().is_some(),
-                Path::Direct => false,
-            };
-            held.until > now && !ours && !moved && table.inside(subnet).is_none()
-        };
-        let keep = |kept: &OrdMap<Subnet, Held>| {
-            kept.iter().filter(|(s, h)| stays(s, h)).map(|(s, h)| (*s, h.clone())).collect::<OrdMap<_, _>>()
-        };
-        (self.held, self.leaving) = (keep(&self.held), keep(&self.leaving));
+        back
+    }
+
+    /// Lets those of these kept peers go to whom somebody else has a claim: a new lease for the subnet wins at
+    /// once, our own subnet is never a peer's, and no MAC is in two places at once.
+    fn settle(&mut self, doubtful: impl IntoIterator<Item = Subnet>) {
+        let own = self.rules.as_ref().and_then(|rules| rules.own);
+        for subnet in doubtful {
+            let Some(kept) = self.kept.get(&subnet) else { continue };
+            let ours = own.is_some_and(|o| o.overlaps(&LeaseKey::single(subnet)));
+            let moved = kept.mac.is_some_and(|mac| self.stating(subnet.family(), mac).next().is_some());
+            if ours || moved || self.table.inside(&subnet).is_some() {
+                self.kept.remove(&subnet);
+                self.peers.remove(&subnet);
+            }
+        }
     }
 
     /// The sound keys that state this VTEP MAC, the oldest first.

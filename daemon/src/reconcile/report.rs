@@ -56,7 +56,7 @@ impl<K, N> Loop<K, N> {
         }
         Report {
             peers,
-            held: self.book.held().map(|h| (h.peer.subnet, h.until.saturating_sub(now))).collect(),
+            held: self.book.held().map(|(subnet, until)| (subnet, until.saturating_sub(now))).collect(),
             pending,
             rejected: self.book.rejected(),
             reservations: self.book.reservations(),

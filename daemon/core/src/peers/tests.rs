@@ -333,6 +333,32 @@ fn while_many_are_held_a_single_later_departure_is_an_ordinary_one() {
 }
 
 #[test]
+fn peers_that_are_kept_cost_later_updates_nothing() {
+    let mut table = twenty();
+    let mut book = book(table.clone());
+    for n in 10..25 {
+        table.delete(&format!("10.5.{n}.0-24"));
+    }
+    let living = book.peers();
+    book.update(table.clone(), rules(), 0);
+    assert!(book.peers().ptr_eq(&living), "all are held, so the peers are the same");
+    put(&mut table, "10.5.99.0-24", 500, &lease("192.168.0.99", 99));
+    book.update(table, rules(), 1);
+    assert_eq!((book.held().count(), book.peers().len()), (15, 21));
+}
+
+#[test]
+fn our_own_subnet_is_taken_from_a_held_peer_though_etcd_shows_no_lease() {
+    let mut book = book(twenty());
+    book.update(LeaseTable::default(), rules(), 0);
+    assert_eq!(book.held().count(), 20);
+    let ours = Rules { own: Some(key("10.5.12.0-24")), ..(*rules()).clone() };
+    book.update(LeaseTable::default(), Arc::new(ours), 1);
+    assert!(!book.peers().contains_key(&subnet("10.5.12.0/24")));
+    assert_eq!(book.held().count(), 19);
+}
+
+#[test]
 fn slow_departures_are_not_held() {
     let mut table = twenty();
     let mut book = book(table.clone());
