@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{ArgAction, Args, CommandFactory, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use loden_core::names::skydns_prefix;
 use loden_core::options::{self, Listen};
 use loden_core::underlay::UnderlayOptions;
@@ -269,8 +269,8 @@ enum SourceCheck {
 pub(super) async fn run(args: DaemonArgs, sources: &Sources) -> anyhow::Result<()> {
     crate::memory::keep_little();
     log(&args)?;
-    if let Some(problem) = sources.unknown_keys(&<DaemonCommand as CommandFactory>::command()) {
-        anyhow::bail!(problem);
+    if let Some(problem) = &sources.unknown_keys {
+        anyhow::bail!(problem.clone());
     }
     for note in &sources.notes {
         tracing::info!("{note}");
@@ -282,13 +282,6 @@ pub(super) async fn run(args: DaemonArgs, sources: &Sources) -> anyhow::Result<(
         "loden daemon"
     );
     app::run(options(args)?).await
-}
-
-/// The daemon's flags as a command of their own, to know their names.
-#[derive(Debug, clap::Parser)]
-struct DaemonCommand {
-    #[command(flatten)]
-    _args: DaemonArgs,
 }
 
 fn options(args: DaemonArgs) -> anyhow::Result<app::Options> {

@@ -2,7 +2,7 @@
 //! flannel's `FLANNELD_…` for a start, and the configuration file. All become clap's environment
 //! names and defaults, so that every flag has them without saying so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::{Arg, ArgAction, Command};
 
@@ -18,6 +18,8 @@ pub(super) struct Sources {
     flanneld: BTreeMap<String, String>,
     /// What the log should say.
     pub(super) notes: Vec<String>,
+    /// What is wrong with keys of the file that no flag has: most likely misspelt.
+    pub(super) unknown_keys: Option<String>,
 }
 
 impl Sources {
@@ -81,17 +83,19 @@ impl Sources {
         }
     }
 
-    /// Keys of the file that no flag has: most likely misspelt.
-    pub(super) fn unknown_keys(&self, command: &Command) -> Option<String> {
-        let known = |key: &str| command.get_arguments().any(|a| a.get_long() == Some(key));
+    /// Compares the keys of the file with the flags of this command.
+    pub(super) fn look_for_unknown_keys(&mut self, command: Option<&Command>) {
+        let flags: BTreeSet<&str> =
+            command.into_iter().flat_map(Command::get_arguments).filter_map(Arg::get_long).collect();
+        let known = |key: &str| flags.contains(key);
         let unknown: Vec<&str> = self.file.keys().map(String::as_str).filter(|k| !known(k)).collect();
-        (!unknown.is_empty()).then(|| {
+        self.unknown_keys = (!unknown.is_empty()).then(|| {
             format!(
                 "{}: unknown key {}; the keys are the long flags of loden daemon (loden daemon --help)",
                 self.file_path,
                 unknown.join(", ")
             )
-        })
+        });
     }
 }
 
@@ -140,6 +144,20 @@ fn values(key: &str, value: toml::Value) -> Result<Vec<String>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn a_misspelt_key_is_named_and_the_daemons_flags_are_known() {
+        let command = crate::cli::Cli::command();
+        let told = |text: &str| {
+            let mut sources = Sources { file: parse(text).expect("valid"), ..Sources::default() };
+            sources.look_for_unknown_keys(command.find_subcommand("daemon"));
+            sources.unknown_keys
+        };
+        assert_eq!(told("ip-masq = false\nsubnet-lease-ttl = 60"), None);
+        let problem = told("ip-masp = false\nsubnet-lease-ttl = 60").expect("a problem");
+        assert!(problem.contains("unknown key ip-masp;"), "{problem}");
+    }
 
     #[test]
     fn lists_numbers_switches_and_tables_become_values() {
