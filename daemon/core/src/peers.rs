@@ -285,8 +285,12 @@ impl PeerBook {
                 None => _ = self.refused.remove(key),
             }
         }
+        let mut doubtful = match same_rules {
+            true => self.claimed(dirty.iter().filter(|key| table.get(key).is_some()), &macs),
+            false => self.kept.keys().copied().collect(),
+        };
         // Whoever wants the same may get it now, or no more.
-        let rivals = macs.iter().flat_map(|(family, mac)| self.stating(*family, *mac));
+        let rivals = macs.into_iter().flat_map(|(family, mac)| self.stating(family, mac));
         let subnets: BTreeSet<Subnet> =
             rivals.chain(dirty.iter().copied()).flat_map(|key| key.subnets()).collect();
         let claimants = subnets.iter().flat_map(|subnet| table.exactly(*subnet));
@@ -312,9 +316,8 @@ impl PeerBook {
                 false => _ = self.outdone.insert(*key, reasons.join("; ")),
             }
         }
-        let (there, gone): (Vec<&LeaseKey>, Vec<&LeaseKey>) =
-            dirty.iter().partition(|key| table.get(key).is_some());
-        let left: BTreeSet<Subnet> = gone.into_iter().flat_map(LeaseKey::subnets).collect();
+        let gone = dirty.iter().filter(|key| table.get(key).is_none());
+        let left: BTreeSet<Subnet> = gone.flat_map(LeaseKey::subnets).collect();
         let mut vanished: Vec<Peer> = Vec::new();
         for subnet in subnets.difference(&granted).filter(|subnet| !self.kept.contains_key(subnet)) {
             if left.contains(subnet) {
@@ -328,13 +331,6 @@ impl PeerBook {
             self.peers.insert(*subnet, peer.clone());
             vanished.push(peer.clone());
         }
-        // Only a new claim, on a subnet or on a MAC, ends what is kept before its time.
-        let claimed = there.into_iter().flat_map(LeaseKey::subnets).flat_map(|s| s.wider().chain([s]));
-        let mut doubtful: BTreeSet<Subnet> = claimed.filter(|s| self.kept.contains_key(s)).collect();
-        let restated =
-            |s: &Subnet, kept: &Kept| kept.mac.is_some_and(|mac| macs.contains(&(s.family(), mac)));
-        let concerned = self.kept.iter().filter(|(s, kept)| !same_rules || restated(s, kept));
-        doubtful.extend(concerned.map(|(subnet, _)| *subnet));
         for peer in vanished {
             let kept = Kept { until: now.saturating_add(GRACE), held: false, mac: peer.vtep_mac() };
             self.kept.insert(peer.subnet, kept);
@@ -399,6 +395,23 @@ impl PeerBook {
             }
         }
         back
+    }
+
+    /// The kept peers whose subnet or MAC these keys and MACs may claim.
+    fn claimed<'a>(
+        &self,
+        keys: impl Iterator<Item = &'a LeaseKey>,
+        macs: &BTreeSet<(Family, Mac)>,
+    ) -> BTreeSet<Subnet> {
+        if self.kept.is_empty() {
+            return BTreeSet::new();
+        }
+        let restated = |(subnet, kept): &(&Subnet, &Kept)| {
+            kept.mac.is_some_and(|mac| macs.contains(&(subnet.family(), mac)))
+        };
+        let by_mac = self.kept.iter().filter(restated).map(|(subnet, _)| *subnet);
+        let subnets = keys.flat_map(LeaseKey::subnets).flat_map(|subnet| subnet.wider().chain([subnet]));
+        by_mac.chain(subnets.filter(|subnet| self.kept.contains_key(subnet))).collect()
     }
 
     /// Lets those of these kept peers go to whom somebody else has a claim: a new lease for the subnet wins at
