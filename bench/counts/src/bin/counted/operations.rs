@@ -16,7 +16,7 @@ use crate::names::{self, ANSWERS};
 type Operation = (&'static str, fn());
 
 /// All of them, in the order in which a lease passes through. The names are those in the table.
-pub(crate) const OPERATIONS: [Operation; 12] = [
+pub(crate) const OPERATIONS: [Operation; 13] = [
     ("decode-10000", decode),
     ("table-10000", table),
     ("book-10000", book),
@@ -25,6 +25,7 @@ pub(crate) const OPERATIONS: [Operation; 12] = [
     ("diff-no-drift", diff_no_drift),
     ("diff-one-peer", diff_one),
     ("book-one-lease", book_one),
+    ("book-one-lease-kept", book_one_kept),
     ("one-lease-to-operations", one_lease),
     ("answer-address", || answer(names::forward)),
     ("answer-reverse", || answer(names::reverse)),
@@ -107,6 +108,22 @@ fn book_one() {
     let before = book.peers();
     counted(|| book.update(black_box(table), rules, 1));
     assert!(before != book.peers());
+}
+
+/// The same while four in ten peers are kept whose leases are gone.
+fn book_one_kept() {
+    let rules = Own::new().rules();
+    let mut table = fleet::table();
+    let mut book = fleet::book(&table, &rules);
+    for number in 0..PEERS * 2 / 5 {
+        table.delete(&fleet::stored(number, 1).name);
+    }
+    book.update(table.clone(), rules.clone(), 1);
+    let changed = fleet::stored(PEERS / 2, 2);
+    table.put(&changed.name, fleet::record(&changed));
+    let before = book.peers();
+    counted(|| book.update(black_box(table), rules, 2));
+    assert!(before != book.peers() && book.peers().len() == PEERS as usize);
 }
 
 /// From the bytes of etcd's event to the operations; what is beside the peers is as it was.
