@@ -56,6 +56,9 @@ pub enum Notice {
     Overrun,
 }
 
+/// At most so many datagrams are read between two turns of the other tasks.
+const BURST: usize = 256;
+
 /// The sockets that hear of changes.
 #[derive(Debug)]
 pub struct Watch {
@@ -102,7 +105,7 @@ impl Watch {
                 ready = self.netfilter.readable() => (ready?, true),
             };
             let mut ready = socket;
-            let replies = match ready.try_io(|socket| socket.get_ref().read()) {
+            let replies = match ready.try_io(|socket| read_burst(socket.get_ref())) {
                 Ok(Ok(replies)) => replies,
                 Ok(Err(e)) if e.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) => {
                     return Ok(vec![Notice::Overrun]);
@@ -146,6 +149,20 @@ impl Watch {
         ];
         notices.into_iter().filter(|(touched, _)| *touched).map(|(_, notice)| notice).collect()
     }
+}
+
+/// What is there, up to [`BURST`] datagrams: the kernel puts each notice into one of its own.
+fn read_burst(socket: &Events) -> io::Result<Vec<Reply>> {
+    let mut replies = socket.read()?;
+    for _ in 1..BURST {
+        match socket.read() {
+            Ok(more) => replies.extend(more),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+            // What was read before is older than what was lost.
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(replies)
 }
 
 fn neighbour_gone(gone: &Neighbour) -> Option<Notice> {

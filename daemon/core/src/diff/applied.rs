@@ -30,7 +30,9 @@ pub fn all_applied<'a>(observed: &mut Observed, operations: impl IntoIterator<It
 /// The kernel deletes the routes that use them (net/ipv4/nexthop.c: `__remove_nexthop_fib`).
 fn delete_nexthops(observed: &mut Observed, ids: &BTreeSet<u32>) {
     if !ids.is_empty() {
-        observed.nexthops.retain(|id, _| !ids.contains(id));
+        for id in ids {
+            observed.nexthops.remove(id);
+        }
         observed.routes.retain(|route| !matches!(route.via, Via::Nexthop(id) if ids.contains(&id)));
     }
 }
