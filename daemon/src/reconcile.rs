@@ -150,8 +150,8 @@ struct Pass {
 const TURN: usize = 1024;
 /// Notices within this time are answered together.
 const COALESCE: Duration = Duration::from_millis(5);
-/// At most so many readings of notices before a look, should they never end.
-const STALE: usize = 10_000;
+/// At most so many readings of notices, of a few hundred each, before a look, should they never end.
+const STALE: usize = 40;
 /// Peers are remembered at most this often, in milliseconds.
 const SAVE_PEERS: Millis = 10_000;
 /// Changes within this time, in milliseconds, are remembered together.

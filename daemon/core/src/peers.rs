@@ -5,7 +5,8 @@
 //! ours untouched, no older claim on the same subnet or VTEP MAC. And an etcd that suddenly lost
 //! most leases is far more often a disaster than a wish, so those peers are held for a while.
 //!
-//! [`PeerBook`] is updated by whole tables and costs the number of changed keys.
+//! [`PeerBook`] is updated by whole tables and costs the number of changed keys and, while peers are kept
+//! without a lease, a short look at each of those.
 
 mod judge;
 
@@ -189,7 +190,11 @@ struct Kept {
     mac: Option<Mac>,
 }
 
-/// Leases folded into peers.
+/// Leases folded into peers. One whose lease goes is first in its moment of grace (`kept`), and remembered in
+/// case most others follow (`vanished`); then it is held, or let go.
+///
+/// Who is in `kept` is in `peers`, and has no living lease. Who has one is in neither `kept` nor `vanished`. Who
+/// is in `vanished` may be in `kept` no more: the others that vanish later bring it back.
 #[derive(Debug, Default)]
 pub struct PeerBook {
     table: LeaseTable,
@@ -218,7 +223,7 @@ impl PeerBook {
         Self { peers, ..Self::default() }
     }
 
-    /// The peers to program: living, leaving and held ones.
+    /// The peers to program: those of living leases, and kept ones.
     pub fn peers(&self) -> OrdMap<Subnet, Peer> {
         self.peers.clone()
     }
@@ -248,7 +253,7 @@ impl PeerBook {
         self.table.iter().filter(|(_, r)| r.is_reservation()).count()
     }
 
-    /// When something is due without an event: the end of the next held or leaving peer.
+    /// When something is due without an event: the end of the next kept peer.
     pub fn next_deadline(&self) -> Option<Millis> {
         self.kept.values().map(|kept| kept.until).min()
     }
@@ -285,6 +290,7 @@ impl PeerBook {
                 None => _ = self.refused.remove(key),
             }
         }
+        // Kept peers that may have to go before their time; judged when the new table is in place.
         let mut doubtful = match same_rules {
             true => self.claimed(dirty.iter().filter(|key| table.get(key).is_some()), &macs),
             false => self.kept.keys().copied().collect(),
@@ -359,7 +365,7 @@ impl PeerBook {
         refused
     }
 
-    /// Lets time pass: held and leaving peers whose time is over go.
+    /// Lets time pass: kept peers whose time is over go.
     pub fn tick(&mut self, now: Millis) {
         self.kept.retain(|subnet, kept| {
             let stays = kept.until > now;

@@ -95,17 +95,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    // On a stack of its own, since a stack never gives back what it once took, and this takes 0.1 MiB.
-    let parsed = thread::scope(|scope| scope.spawn(|| parse(&mut sources)).join());
-    let command = match parsed {
-        Ok(Ok(command)) => command,
-        Ok(Err(error)) => {
+    let command = match parse_apart(&mut sources) {
+        Ok(command) => command,
+        Err(error) => {
             // Help and version go to standard output with exit code 0.
             let code = if error.use_stderr() { USAGE } else { 0 };
             let _ = error.print();
             return ExitCode::from(code);
         }
-        Err(panic) => std::panic::resume_unwind(panic),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result =
@@ -119,6 +116,20 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Parses on a stack of its own, since a stack never gives back what it once took, and this takes 0.1 MiB.
+/// Where there can be no further thread, on this one.
+fn parse_apart(sources: &mut settings::Sources) -> Result<Command, clap::Error> {
+    let mut parsed = None;
+    thread::scope(|scope| {
+        // Who cannot be started has not touched what it was given, and who panics tells so by itself.
+        let _ = thread::Builder::new().spawn_scoped(scope, || parsed = Some(parse(sources)));
+    });
+    match parsed {
+        Some(parsed) => parsed,
+        None => parse(sources),
+    }
+}
+
 /// The command of the arguments, of the environment and of the file, whose keys are the daemon's flags.
 fn parse(sources: &mut settings::Sources) -> Result<Command, clap::Error> {
     let command = Cli::command();
@@ -127,8 +138,8 @@ fn parse(sources: &mut settings::Sources) -> Result<Command, clap::Error> {
     Ok(Cli::from_arg_matches(&matches)?.command)
 }
 
-/// The work of a command. Each is a future behind a pointer: as one, all commands' would share the largest
-/// stack frame.
+/// The work of a command. Each is a future behind a pointer, those without a wait as well: as one, all
+/// commands' would share the largest stack frame.
 fn run(
     command: Command,
     sources: &settings::Sources,

@@ -127,6 +127,7 @@ fn vxlan(data: &[u8]) -> Option<VxlanLink> {
             IFLA_VXLAN_LINK => vxlan.lower = word(value)?,
             // Unlike the other numbers it is big-endian.
             IFLA_VXLAN_PORT => vxlan.port = u16::from_be_bytes(value.try_into().ok()?),
+            // The kernel has all addresses of a device of one family (vxlan_nl2conf).
             IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => {
                 let local = address(value)?;
                 vxlan.family = Family::of(local);
