@@ -125,7 +125,7 @@ fn udp_answer(from: &Ns, source: IpAddr, target: SocketAddr) -> Option<IpAddr> {
     socket.set_read_timeout(Some(PATIENCE)).ok()?;
     socket.send_to(WHO, target).ok()?;
     let mut buffer = [0; 64];
-    let (length, _) = socket.recv_from(&mut buffer).ok()?;
+    let (length, _) = receive_from(&socket, &mut buffer).ok()?;
     std::str::from_utf8(&buffer[..length]).ok()?.parse().ok()
 }
 
@@ -153,7 +153,18 @@ pub fn datagram_source(at: &Ns, bind: SocketAddr, send: impl FnOnce()) -> Option
     }
     socket.set_read_timeout(Some(PATIENCE)).ok()?;
     send();
-    socket.recv_from(&mut [0; 2048]).ok().map(|(_, source)| source)
+    receive_from(&socket, &mut [0; 2048]).ok().map(|(_, source)| source)
+}
+
+/// The next datagram. A wait with a limit is broken off when the whole machine is paused and goes on
+/// (signal(7), of stop signals); then it begins again.
+fn receive_from(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }
 
 /// Sends one datagram from an address of the namespace. For a group, `by` is the address of the
@@ -206,6 +217,7 @@ fn try_ping(target: IpAddr) -> std::io::Result<bool> {
         let (length, source) = match socket.recv_from(&mut buffer) {
             Ok(received) => received,
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             Err(e) => return Err(e),
         };
         // A raw IPv4 socket delivers the IP header too.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -427,10 +427,17 @@ pub(crate) fn assert_connected(from: &str, to: &str, address: &str) {
     let client = inside(from, || bind(any));
     client.send_to(b"ping", server.local_addr().expect("address")).expect("send");
     let mut buffer = [0; 8];
-    let (_, peer) = server.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{from} to {address}: {e}"));
+    // A wait with a limit is broken off when the whole machine is paused and goes on (signal(7), of stop signals).
+    let receive = |socket: &UdpSocket, buffer: &mut [u8]| loop {
+        match socket.recv_from(buffer) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    };
+    let (_, peer) = receive(&server, &mut buffer).unwrap_or_else(|e| panic!("{from} to {address}: {e}"));
     server.send_to(b"pong", peer).expect("answer");
     let (length, _) =
-        client.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{address} back to {from}: {e}"));
+        receive(&client, &mut buffer).unwrap_or_else(|e| panic!("{address} back to {from}: {e}"));
     assert_eq!(&buffer[..length], b"pong");
 }
 
