@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
 use loden_netlink::nftset::key_address;
-use loden_netlink::{Error, Reply, Request, Socket, attributes, flags, message_type};
+use loden_netlink::{Error, Reply, Request, Socket, attributes, flags, message_type, text};
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL, Subnet};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
@@ -141,11 +141,6 @@ fn learns_reserved(data: &[u8]) -> Option<bool> {
 fn word(bytes: &[u8], offset: usize) -> u32 {
     let word = bytes.get(offset..).and_then(|bytes| bytes.first_chunk::<4>());
     word.map_or(0, |word| u32::from_ne_bytes(*word))
-}
-
-/// A text with the zero byte that ends it.
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
 }
 
 /// A new bridge, not yet up, with the kernel's default MTU: only one that is set by a change stays,

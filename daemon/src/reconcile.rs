@@ -150,7 +150,7 @@ struct Pass {
 const TURN: usize = 1024;
 /// Notices within this time are answered together.
 const COALESCE: Duration = Duration::from_millis(5);
-/// At most so many readings of notices, of a few hundred each, before a look, should they never end.
+/// At most so many readings of notices, of up to some hundreds each, before a look, should they never end.
 const STALE: usize = 40;
 /// Peers are remembered at most this often, in milliseconds.
 const SAVE_PEERS: Millis = 10_000;

@@ -1,6 +1,6 @@
 //! Synchronous netlink, shared by the daemon and the CNI plugin.
 //!
-//! netlink-packet-route encodes and decodes rtnetlink messages; this crate adds what a
+//! netlink-packet-route encodes rtnetlink messages and can decode them; this crate adds what a
 //! careful caller needs around them: batches that tell the kernel's verdict on every message
 //! ([`Socket::batch`]), dumps that are repeated when the kernel says they were interrupted
 //! ([`Socket::gather`]), the kernel's own error text, nexthop objects ([`nexthop`]), nftables set
@@ -18,7 +18,7 @@ pub mod nexthop;
 pub mod nftset;
 mod socket;
 
-pub use attributes::{address, attributes, word};
+pub use attributes::{address, attributes, text, word};
 pub use error::{Error, KernelError};
 pub use netlink_packet_core as packet;
 pub use netlink_packet_route as route;

@@ -366,7 +366,7 @@ impl PeerBook {
     }
 
     /// Lets time pass: kept peers whose time is over go.
-    pub fn tick(&mut self, now: Millis) {
+    fn tick(&mut self, now: Millis) {
         self.kept.retain(|subnet, kept| {
             let stays = kept.until > now;
             if !stays {

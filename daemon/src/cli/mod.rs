@@ -124,10 +124,7 @@ fn parse_apart(sources: &mut settings::Sources) -> Result<Command, clap::Error> 
         // Who cannot be started has not touched what it was given, and who panics tells so by itself.
         let _ = thread::Builder::new().spawn_scoped(scope, || parsed = Some(parse(sources)));
     });
-    match parsed {
-        Some(parsed) => parsed,
-        None => parse(sources),
-    }
+    parsed.unwrap_or_else(|| parse(sources))
 }
 
 /// The command of the arguments, of the environment and of the file, whose keys are the daemon's flags.
