@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use crate::Request;
-use crate::attributes::{address, attribute, attributes, word};
+use crate::attributes::{address, attributes, word};
 
 /// `RTM_NEWNEXTHOP`
 pub const NEW: u16 = 104;
@@ -45,16 +45,14 @@ impl Nexthop {
     pub fn add(&self, flags: u16) -> Request {
         let family = if matches!(self.gateway, Some(IpAddr::V6(_))) { AF_INET6 } else { AF_INET };
         let link_flags = if self.onlink { RTNH_F_ONLINK } else { 0 };
-        let mut payload = vec![family, 0, self.protocol, 0];
-        payload.extend_from_slice(&link_flags.to_ne_bytes());
-        attribute(&mut payload, NHA_ID, &self.id.to_ne_bytes());
-        attribute(&mut payload, NHA_OIF, &self.device.to_ne_bytes());
+        let [f0, f1, f2, f3] = link_flags.to_ne_bytes();
+        let request = Request::new(NEW, flags, &[family, 0, self.protocol, 0, f0, f1, f2, f3])
+            .with(NHA_ID, &self.id.to_ne_bytes())
+            .with(NHA_OIF, &self.device.to_ne_bytes());
         match self.gateway {
-            Some(IpAddr::V4(ip)) => attribute(&mut payload, NHA_GATEWAY, &ip.octets()),
-            Some(IpAddr::V6(ip)) => attribute(&mut payload, NHA_GATEWAY, &ip.octets()),
-            None => {}
+            Some(gateway) => request.with_address(NHA_GATEWAY, gateway),
+            None => request,
         }
-        Request { message_type: NEW, flags, payload }
     }
 
     /// Reads a nexthop from a dump's or a notice's payload; `None` if that is torn.
@@ -77,14 +75,12 @@ impl Nexthop {
 
 /// The request that deletes the nexthop of this id (and with it the routes that use it).
 pub fn delete(id: u32) -> Request {
-    let mut payload = vec![0; HEADER_LEN];
-    attribute(&mut payload, NHA_ID, &id.to_ne_bytes());
-    Request { message_type: DELETE, flags: 0, payload }
+    Request::new(DELETE, 0, &[0; HEADER_LEN]).with(NHA_ID, &id.to_ne_bytes())
 }
 
 /// The request that dumps all nexthops of the namespace.
 pub fn dump() -> Request {
-    Request { message_type: GET, flags: 0, payload: vec![0; HEADER_LEN] }
+    Request::new(GET, 0, &[0; HEADER_LEN])
 }
 
 #[cfg(test)]

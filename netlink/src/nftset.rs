@@ -88,11 +88,11 @@ impl Set<'_> {
         let mut payload = generic_header(self.family, 0);
         name(&mut payload, LIST_TABLE, self.table);
         name(&mut payload, LIST_SET, self.set);
-        let mut list = Vec::new();
+        let (mut list, mut element, mut data) = (Vec::new(), Vec::new(), Vec::new());
         for key in keys {
-            let mut data = Vec::new();
+            data.clear();
             attribute(&mut data, DATA_VALUE, key);
-            let mut element = Vec::new();
+            element.clear();
             attribute(&mut element, ELEM_KEY | NLA_F_NESTED, &data);
             attribute(&mut list, ELEM | NLA_F_NESTED, &element);
         }

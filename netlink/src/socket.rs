@@ -1,6 +1,7 @@
 //! The socket: requests in, acknowledgements or dumps out.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use netlink_packet_core::{Emitable, Parseable};
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 use socket2::{SockFilter, SockRef};
 
-use crate::attributes::attributes;
+use crate::attributes::{attribute, attributes};
 use crate::{Error, KernelError};
 
 /// Flags of a netlink request (`include/uapi/linux/netlink.h`).
@@ -97,6 +98,29 @@ pub struct Request {
 }
 
 impl Request {
+    /// A message by its type, flags and header (`struct rtmsg`, …), to which attributes are added by
+    /// [`Request::with`].
+    pub fn new(message_type: u16, flags: u16, header: &[u8]) -> Self {
+        // What a message about a peer takes, so that it does not grow.
+        let mut payload = Vec::with_capacity(64);
+        payload.extend_from_slice(header);
+        Self { message_type, flags, payload }
+    }
+
+    /// With an attribute more.
+    pub fn with(mut self, kind: u16, value: &[u8]) -> Self {
+        attribute(&mut self.payload, kind, value);
+        self
+    }
+
+    /// With an address as an attribute more.
+    pub fn with_address(self, kind: u16, address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(ip) => self.with(kind, &ip.octets()),
+            IpAddr::V6(ip) => self.with(kind, &ip.octets()),
+        }
+    }
+
     /// A message with its type ([`message_type`]) and flags ([`flags::CREATE`], …; 0 for a delete or a
     /// set). Not a `RouteNetlinkMessage`, which knows its type but brings the code for every type there
     /// is, half a mebibyte, into a program that is to be small.
@@ -106,9 +130,14 @@ impl Request {
         Self { message_type, flags, payload }
     }
 
+    /// Bytes that it takes, encoded.
+    fn room(&self) -> usize {
+        (HEADER_LEN + self.payload.len()).next_multiple_of(4)
+    }
+
     fn encode(&self, flags: u16, sequence: u32, out: &mut Vec<u8>) {
         let length = (HEADER_LEN + self.payload.len()) as u32;
-        out.reserve((length as usize).next_multiple_of(4));
+        out.reserve(self.room());
         out.extend_from_slice(&length.to_ne_bytes());
         out.extend_from_slice(&self.message_type.to_ne_bytes());
         out.extend_from_slice(&(self.flags | flags::REQUEST | flags).to_ne_bytes());
@@ -230,7 +259,7 @@ impl Socket {
         verdicts: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), Error> {
         let first = self.sequence.wrapping_add(1);
-        let mut buffer = Vec::new();
+        let mut buffer = Vec::with_capacity(requests.iter().map(Request::room).sum());
         // A refusal is told in any case and in order, so the last request speaks for all before it.
         let last = requests.len() - 1;
         for (i, request) in requests.iter().enumerate() {

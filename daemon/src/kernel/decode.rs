@@ -10,6 +10,8 @@ use loden_netlink::route::link::LinkFlags;
 use loden_netlink::{address, attributes, text, word};
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL, Subnet};
 
+use super::uapi::*;
+
 // include/uapi/linux/if_link.h
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -36,32 +38,6 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
 const IFA_PROTO: u16 = 11;
-
-// include/uapi/linux/rtnetlink.h
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_PRIORITY: u16 = 6;
-const RTA_MULTIPATH: u16 = 9;
-const RTA_TABLE: u16 = 15;
-const RTA_NH_ID: u16 = 30;
-const RTN_UNICAST: u8 = 1;
-/// `RT_TABLE_MAIN`
-const MAIN: u32 = 254;
-/// A cache entry, not a route of the table.
-const RTM_F_CLONED: u32 = 0x200;
-const RTNH_F_ONLINK: u32 = 4;
-
-// include/uapi/linux/neighbour.h
-const NDA_DST: u16 = 1;
-const NDA_LLADDR: u16 = 2;
-/// Another port, VNI or device than the VXLAN device's own (drivers/net/vxlan/vxlan_core.c: vxlan_fdb_info).
-const NDA_PORT: u16 = 6;
-const NDA_VNI: u16 = 7;
-const NDA_IFINDEX: u16 = 8;
-const NUD_PERMANENT: u16 = 0x80;
-/// `include/linux/socket.h`
-const AF_BRIDGE: u8 = 7;
 
 /// One interface: `struct ifinfomsg` with what follows it (`include/uapi/linux/if_link.h`). `None` if that is
 /// torn, or a bridge's word on one of its ports, which lacks most attributes.

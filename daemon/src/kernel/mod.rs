@@ -13,6 +13,7 @@ mod ports;
 mod program;
 mod rules;
 mod sysctl;
+mod uapi;
 mod watch;
 mod write;
 

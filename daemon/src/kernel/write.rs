@@ -1,26 +1,21 @@
-//! Operations as netlink requests.
+//! Operations as netlink requests. Those about a peer, of which thousands come at once, are written attribute by
+//! attribute, the others by netlink-packet-route.
 
 use std::net::IpAddr;
 
 use loden_core::diff::Operation;
 use loden_core::observed::{Route, Via};
 use loden_core::plan::Device;
-use loden_netlink::route::AddressFamily;
 use loden_netlink::route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use loden_netlink::route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
-};
-use loden_netlink::route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-use loden_netlink::route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
 };
 use loden_netlink::{KernelError as Refusal, Request, flags, message_type, nexthop};
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL};
 
 use super::KernelError;
 use super::observe::address_family;
+use super::uapi::*;
 
 /// The request of an operation, `None` for operations that take more than one netlink message.
 pub(super) fn request(operation: &Operation) -> Option<Request> {
@@ -57,16 +52,16 @@ pub(super) fn request(operation: &Operation) -> Option<Request> {
             Request::of(message_type::DELETE_ADDRESS, &address(*device, *ip, *length), 0)
         }
         O::SetNeighbour { device, address, mac } => {
-            Request::of(message_type::NEW_NEIGHBOUR, &neighbour(*device, *address, Some(*mac)), set)
+            neighbour(message_type::NEW_NEIGHBOUR, set, *device, *address, Some(*mac))
         }
         O::DeleteNeighbour { device, address } => {
-            Request::of(message_type::DELETE_NEIGHBOUR, &neighbour(*device, *address, None), 0)
+            neighbour(message_type::DELETE_NEIGHBOUR, 0, *device, *address, None)
         }
         O::SetFdb { device, mac, endpoint } => {
-            Request::of(message_type::NEW_NEIGHBOUR, &fdb(*device, *mac, *endpoint), set)
+            fdb(message_type::NEW_NEIGHBOUR, set, *device, *mac, *endpoint)
         }
         O::DeleteFdb { device, mac, endpoint } => {
-            Request::of(message_type::DELETE_NEIGHBOUR, &fdb(*device, *mac, *endpoint), 0)
+            fdb(message_type::DELETE_NEIGHBOUR, 0, *device, *mac, *endpoint)
         }
         O::AddNexthop(id, hop) => nexthop::Nexthop {
             id: *id,
@@ -77,11 +72,11 @@ pub(super) fn request(operation: &Operation) -> Option<Request> {
         }
         .add(set),
         O::DeleteNexthop(id) => nexthop::delete(*id),
-        O::SetRoute { route, replace } => {
+        O::SetRoute { route: wanted, replace } => {
             let extra = if *replace { set } else { flags::CREATE | flags::EXCL };
-            Request::of(message_type::NEW_ROUTE, &route_message(route), extra)
+            route(message_type::NEW_ROUTE, extra, wanted)
         }
-        O::DeleteRoute(route) => Request::of(message_type::DELETE_ROUTE, &route_message(route), 0),
+        O::DeleteRoute(unwanted) => route(message_type::DELETE_ROUTE, 0, unwanted),
     };
     Some(request)
 }
@@ -177,58 +172,44 @@ fn address(device: u32, address: IpAddr, length: u8) -> AddressMessage {
     message
 }
 
-fn destination(address: IpAddr) -> NeighbourAttribute {
-    NeighbourAttribute::Destination(match address {
-        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
-    })
+/// `struct ndmsg` of a permanent neighbour or FDB entry.
+fn neighbour_header(family: u8, device: u32, flags: u8, kind: u8) -> [u8; 12] {
+    let ([i0, i1, i2, i3], [s0, s1]) = (device.to_ne_bytes(), NUD_PERMANENT.to_ne_bytes());
+    [family, 0, 0, 0, i0, i1, i2, i3, s0, s1, flags, kind]
 }
 
-fn neighbour(device: u32, address: IpAddr, mac: Option<Mac>) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = address_family(Family::of(address));
-    message.header.ifindex = device;
-    message.header.state = NeighbourState::Permanent;
-    message.header.kind = RouteType::Unicast;
-    message.attributes.push(destination(address));
-    message.attributes.extend(mac.map(|m| NeighbourAttribute::LinkLayerAddress(m.0.to_vec())));
-    message
+fn neighbour(message_type: u16, flags: u16, device: u32, address: IpAddr, mac: Option<Mac>) -> Request {
+    let header = neighbour_header(family_number(Family::of(address)), device, 0, RTN_UNICAST);
+    let request = Request::new(message_type, flags, &header).with_address(NDA_DST, address);
+    match mac {
+        Some(mac) => request.with(NDA_LLADDR, &mac.0),
+        None => request,
+    }
 }
 
-fn fdb(device: u32, mac: Mac, endpoint: IpAddr) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Bridge;
-    message.header.ifindex = device;
-    message.header.state = NeighbourState::Permanent;
-    message.header.flags = NeighbourFlags::Own;
-    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()), destination(endpoint)];
-    message
+fn fdb(message_type: u16, flags: u16, device: u32, mac: Mac, endpoint: IpAddr) -> Request {
+    let header = neighbour_header(AF_BRIDGE, device, NTF_SELF, 0);
+    Request::new(message_type, flags, &header).with(NDA_LLADDR, &mac.0).with_address(NDA_DST, endpoint)
 }
 
-fn route_message(route: &Route) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = address_family(route.subnet.family());
-    message.header.destination_prefix_length = route.subnet.length();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = route.protocol.into();
-    message.header.scope = RouteScope::Universe;
-    message.header.kind = RouteType::Unicast;
-    message.attributes.push(RouteAttribute::Destination(route.subnet.address().into()));
+fn route(message_type: u16, flags: u16, route: &Route) -> Request {
+    let subnet = route.subnet;
+    let onlink = matches!(route.via, Via::Gateway { onlink: true, .. });
+    let [f0, f1, f2, f3] = if onlink { RTNH_F_ONLINK } else { 0 }.to_ne_bytes();
+    // `struct rtmsg`: type of service and scope are 0 (RT_SCOPE_UNIVERSE).
+    let (family, length) = (family_number(subnet.family()), subnet.length());
+    let header = [family, length, 0, 0, MAIN as u8, route.protocol, 0, RTN_UNICAST, f0, f1, f2, f3];
+    let mut request = Request::new(message_type, flags, &header).with_address(RTA_DST, subnet.address());
     if route.metric != 0 {
-        message.attributes.push(RouteAttribute::Priority(route.metric));
+        request = request.with(RTA_PRIORITY, &route.metric.to_ne_bytes());
     }
     match route.via {
-        Via::Nexthop(id) => message.attributes.push(RouteAttribute::NhId(id)),
-        Via::Gateway { device, gateway, onlink } => {
-            if onlink {
-                message.header.flags |= RouteFlags::Onlink;
-            }
-            message.attributes.push(RouteAttribute::Gateway(gateway.into()));
-            message.attributes.push(RouteAttribute::Oif(device));
+        Via::Nexthop(id) => request.with(RTA_NH_ID, &id.to_ne_bytes()),
+        Via::Gateway { device, gateway, .. } => {
+            request.with_address(RTA_GATEWAY, gateway).with(RTA_OIF, &device.to_ne_bytes())
         }
-        Via::Other => {}
+        Via::Other => request,
     }
-    message
 }
 
 /// What a refusal means for an operation: deleting what is gone and adding what is there succeed.
@@ -257,4 +238,99 @@ pub(super) fn verdict(operation: &Operation, result: Result<(), Refusal>) -> Res
         _ => "",
     };
     Err(KernelError::Refused { operation: operation.to_string(), reason: refusal.to_string(), hint })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use loden_netlink::packet::Emitable;
+    use loden_netlink::route::AddressFamily;
+    use loden_netlink::route::neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    };
+    use loden_netlink::route::route::{
+        RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
+    };
+    use loden_proto::Subnet;
+
+    /// The request of an operation is this one, which netlink-packet-route has made.
+    fn assert_written(operation: &Operation, message_type: u16, flags: u16, message: &impl Emitable) {
+        let (written, expected) =
+            (request(operation).expect("one"), Request::of(message_type, message, flags));
+        let parts = |r: Request| (r.message_type, r.flags, r.payload);
+        assert_eq!(parts(written), parts(expected), "{operation}");
+    }
+
+    fn destination(address: IpAddr) -> NeighbourAttribute {
+        NeighbourAttribute::Destination(match address {
+            IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+            IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+        })
+    }
+
+    const SET: u16 = flags::CREATE | flags::REPLACE;
+    const MAC: Mac = Mac([2, 0, 0, 0, 1, 7]);
+
+    #[test]
+    fn neighbours_and_fdb_entries_are_written_as_the_crate_would() {
+        for address in ["10.5.7.0", "fd00:10:5:7::"].map(|ip| ip.parse::<IpAddr>().expect("ip")) {
+            let mut message = NeighbourMessage::default();
+            message.header.family = address_family(Family::of(address));
+            message.header.ifindex = 0x0102_0304;
+            message.header.state = NeighbourState::Permanent;
+            message.header.kind = RouteType::Unicast;
+            message.attributes = vec![destination(address)];
+            let (device, mac) = (0x0102_0304, MAC);
+            let delete = Operation::DeleteNeighbour { device, address };
+            assert_written(&delete, message_type::DELETE_NEIGHBOUR, 0, &message);
+            message.attributes.push(NeighbourAttribute::LinkLayerAddress(MAC.0.to_vec()));
+            let set = Operation::SetNeighbour { device, address, mac };
+            assert_written(&set, message_type::NEW_NEIGHBOUR, SET, &message);
+
+            message.header.family = AddressFamily::Bridge;
+            message.header.flags = NeighbourFlags::Own;
+            message.header.kind = RouteType::Unspec;
+            message.attributes.reverse();
+            let set = Operation::SetFdb { device, mac, endpoint: address };
+            assert_written(&set, message_type::NEW_NEIGHBOUR, SET, &message);
+            let delete = Operation::DeleteFdb { device, mac, endpoint: address };
+            assert_written(&delete, message_type::DELETE_NEIGHBOUR, 0, &message);
+        }
+    }
+
+    #[test]
+    fn routes_are_written_as_the_crate_would() {
+        let gateway = |ip: &str, onlink| Via::Gateway { device: 9, gateway: ip.parse().expect("ip"), onlink };
+        for (subnet, via, metric) in [
+            ("10.5.7.0/24", Via::Nexthop(77), 0),
+            ("10.5.7.0/24", gateway("10.5.7.0", true), 3),
+            ("fd00:10:5:7::/64", gateway("fd77::7", false), 1024),
+        ] {
+            let subnet: Subnet = subnet.parse().expect("subnet");
+            let mut message = RouteMessage::default();
+            message.header.address_family = address_family(subnet.family());
+            message.header.destination_prefix_length = subnet.length();
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            message.header.protocol = ROUTE_PROTOCOL.into();
+            message.header.scope = RouteScope::Universe;
+            message.header.kind = RouteType::Unicast;
+            message.attributes.push(RouteAttribute::Destination(subnet.address().into()));
+            message.attributes.extend((metric != 0).then_some(RouteAttribute::Priority(metric)));
+            match via {
+                Via::Nexthop(id) => message.attributes.push(RouteAttribute::NhId(id)),
+                Via::Gateway { device, gateway, onlink } => {
+                    message.header.flags = if onlink { RouteFlags::Onlink } else { RouteFlags::empty() };
+                    message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+                    message.attributes.push(RouteAttribute::Oif(device));
+                }
+                Via::Other => {}
+            }
+            let route = Route { subnet, via, protocol: ROUTE_PROTOCOL, metric };
+            for (replace, flags) in [(true, SET), (false, flags::CREATE | flags::EXCL)] {
+                let set = Operation::SetRoute { route: route.clone(), replace };
+                assert_written(&set, message_type::NEW_ROUTE, flags, &message);
+            }
+            assert_written(&Operation::DeleteRoute(route), message_type::DELETE_ROUTE, 0, &message);
+        }
+    }
 }
