@@ -69,14 +69,18 @@ impl LeaseTable {
 
     /// Takes in a deletion.
     pub fn delete(&mut self, name: &str) {
-        let Ok(key) = LeaseKey::parse(name) else {
-            self.malformed.remove(name);
-            return;
-        };
-        if let Some(subnet) = key.subnet(Family::V6) {
-            self.v6.remove(&(subnet, key));
+        match LeaseKey::parse(name) {
+            Ok(key) => self.remove(&key),
+            Err(_) => _ = self.malformed.remove(name),
         }
-        self.leases.remove(&key);
+    }
+
+    /// Takes in the deletion of a key that has been parsed.
+    pub fn remove(&mut self, key: &LeaseKey) {
+        if let Some(subnet) = key.subnet(Family::V6) {
+            self.v6.remove(&(subnet, *key));
+        }
+        self.leases.remove(key);
     }
 
     /// Takes no more room than needed, after many were taken in. What comes later costs a little more.

@@ -111,8 +111,10 @@ fn innermost(error: &etcd_client::Error) -> Option<String> {
 enum Subject<'a> {
     /// The network config.
     Config,
-    /// A lease of this name.
-    Lease(&'a str),
+    /// A lease.
+    Lease(LeaseKey),
+    /// What stands among the leases by this name and is none.
+    NoLease(&'a str),
     /// The names of an endpoint.
     Names(NameKey),
     /// Nothing that we know.
@@ -158,8 +160,13 @@ impl Keys {
         if rest == "config" {
             return Subject::Config;
         }
-        if let Some(name) = lease_name(rest) {
-            return Subject::Lease(name);
+        if let Some(name) = rest.strip_prefix("subnets/").or_else(|| rest.strip_prefix("loden/subnets/")) {
+            return match LeaseKey::parse(name) {
+                Ok(lease) if rest.strip_prefix(folder(&lease)) == Some(name) => Subject::Lease(lease),
+                // With its folder's name it is listed as malformed.
+                Ok(_) => Subject::NoLease(rest),
+                Err(_) => Subject::NoLease(name),
+            };
         }
         let names = || {
             let (lease, endpoint) = rest.strip_prefix("loden/names/")?.split_once('/')?;
@@ -173,19 +180,9 @@ impl Keys {
     }
 }
 
-/// Where a lease stands.
+/// Where a lease stands; in the other folder it is none.
 fn folder(key: &LeaseKey) -> &'static str {
     if key.subnet(loden_proto::Family::V4).is_some() { "subnets/" } else { "loden/subnets/" }
-}
-
-/// The lease's name in what follows the prefix, if it is one. In the other folder it is none: with its
-/// folder's name it is listed as malformed.
-fn lease_name(rest: &str) -> Option<&str> {
-    let name = rest.strip_prefix("subnets/").or_else(|| rest.strip_prefix("loden/subnets/"))?;
-    match LeaseKey::parse(name) {
-        Ok(lease) if rest.strip_prefix(folder(&lease)) != Some(name) => Some(rest),
-        _ => Some(name),
-    }
 }
 
 #[cfg(test)]
@@ -195,22 +192,21 @@ mod tests {
     #[test]
     fn a_lease_in_the_wrong_folder_is_none_and_does_not_hide_the_right_one() {
         let keys = Keys::new("/coreos.com/network/");
-        let name = |key: &str| match keys.subject(&format!("/coreos.com/network/{key}")) {
-            Subject::Lease(name) => Some(name.to_owned()),
-            _ => None,
-        };
+        let path = |key: &str| format!("/coreos.com/network/{key}");
         for right in ["subnets/10.5.1.0-24", "subnets/10.5.1.0-24&fd00::-64", "loden/subnets/fd00::-64"] {
-            let name = name(right).expect(right);
-            assert_eq!(
-                LeaseKey::parse(&name).map(|k| keys.lease(&k)),
-                Ok(format!("/coreos.com/network/{right}"))
-            );
+            match keys.subject(&path(right)) {
+                Subject::Lease(lease) => assert_eq!(keys.lease(&lease), path(right)),
+                other => panic!("{right}: {other:?}"),
+            }
         }
         for wrong in ["subnets/fd00::-64", "loden/subnets/10.5.1.0-24"] {
-            let error = LeaseKey::parse(&name(wrong).expect(wrong)).expect_err(wrong).to_string();
+            let path = path(wrong);
+            let Subject::NoLease(name) = keys.subject(&path) else { panic!("{wrong} is a lease") };
+            let error = LeaseKey::parse(name).expect_err(wrong).to_string();
             assert!(error.contains("loden/subnets/"), "{error}");
         }
-        assert_eq!(name("config"), None);
+        assert_eq!(keys.subject(&path("config")), Subject::Config);
+        assert_eq!(keys.subject(&path("subnets/garbage")), Subject::NoLease("garbage"));
         assert_eq!(keys.subject("/coreos.com/network2/subnets/10.5.1.0-24"), Subject::Other);
     }
 }

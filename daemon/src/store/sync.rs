@@ -161,7 +161,8 @@ impl Sync {
                 let key = String::from_utf8_lossy(kv.key());
                 match self.keys.subject(&key) {
                     Subject::Config => config = Some(text(kv)),
-                    Subject::Lease(name) => table.put(name, record(kv)),
+                    Subject::Lease(lease) => table.insert(lease, record(kv)),
+                    Subject::NoLease(name) => table.put(name, record(kv)),
                     Subject::Names(key) => names.put(key, name_entry(kv)),
                     Subject::Other => {}
                 }
@@ -275,11 +276,13 @@ impl Sync {
                     let put = event.event_type() == EventType::Put;
                     let key = String::from_utf8_lossy(kv.key());
                     let subject = self.keys.subject(&key);
-                    news |= matches!(subject, Subject::Config | Subject::Lease(_));
+                    news |= matches!(subject, Subject::Config | Subject::Lease(_) | Subject::NoLease(_));
                     match subject {
                         Subject::Config => view.config = put.then(|| text(kv)),
-                        Subject::Lease(name) if put => view.table.put(name, record(kv)),
-                        Subject::Lease(name) => view.table.delete(name),
+                        Subject::Lease(lease) if put => view.table.insert(lease, record(kv)),
+                        Subject::Lease(lease) => view.table.remove(&lease),
+                        Subject::NoLease(name) if put => view.table.put(name, record(kv)),
+                        Subject::NoLease(name) => view.table.delete(name),
                         Subject::Names(key) => {
                             let names = names.get_or_insert_with(|| self.names.borrow().clone());
                             if put { names.put(key, name_entry(kv)) } else { names.delete(&key) }
