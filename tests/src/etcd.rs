@@ -71,6 +71,11 @@ impl Etcd {
 
     /// Starts it and waits until it answers.
     pub fn start(&self) {
+        self.start_with(&[]);
+    }
+
+    /// The same with further flags.
+    pub fn start_with(&self, flags: &[&str]) {
         let first = {
             let mut state = lock(&self.inner.state);
             if state.process.as_ref().is_some_and(|p| p.exited().is_none()) {
@@ -88,7 +93,7 @@ impl Etcd {
             // One member elects itself; the default of a second only makes the lab slow.
             argv.extend(["--heartbeat-interval=20".into(), "--election-timeout=200".into()]);
             argv.extend(self.inner.tls.server_flags());
-            let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+            let argv: Vec<&str> = argv.iter().map(String::as_str).chain(flags.iter().copied()).collect();
             let log = self.inner.dir.join("etcd.log");
             let process = Process::start("etcd", self.inner.ns.command(&argv), &log).expect("starting etcd");
             let process = Arc::new(process);

@@ -92,7 +92,10 @@ pub(crate) fn repair(rounds: u32) -> Result<Vec<Row>> {
 
 fn on_stage(rounds: u32, measure: fn(&mut Stage<'_>) -> Result<Vec<Row>>) -> Result<Vec<Row>> {
     let lab = Lab::new("bench_control");
-    let etcd = lab.etcd();
+    let etcd = lab.etcd_later();
+    // etcd stops for a millisecond when it commits, every 100 ms by default: the slowest puts of a hundred
+    // would be those, whoever follows.
+    etcd.start_with(&["--backend-batch-interval=100s"]);
     // Sockets of this thread, and of the clients that it makes, are then in etcd's namespace.
     etcd.ns().within(|| {
         let mut fleet = Fleet::connect(&etcd)?;
