@@ -18,7 +18,7 @@ use std::time::Duration;
 use imbl::OrdMap;
 use loden_core::Millis;
 use loden_core::agenda::{Agenda, Look, Outcome};
-use loden_core::diff::{self, Conflict, Operation, Scope};
+use loden_core::diff::{self, Applied, Conflict, Operation, Scope};
 use loden_core::observed::{Link, Observed};
 use loden_core::options::Options;
 use loden_core::peers::{Peer, PeerBook, Rules, found_in_kernel};
@@ -119,6 +119,10 @@ struct Loop<K, N> {
     desired: Option<Desired>,
     /// The base as last planned, and what from.
     planned: Option<(Inputs, Arc<Base>)>,
+    /// The base to bring about; `None` while too little is known for one.
+    base: Option<Arc<Base>>,
+    /// Whether links, addresses or the ways of others may not be what base and rules were made from.
+    host_is_news: bool,
     /// Peers as last brought into the kernel.
     programmed: OrdMap<Subnet, Peer>,
     conflicts: Vec<Conflict>,
@@ -168,6 +172,8 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             rules: None,
             desired: None,
             planned: None,
+            base: None,
+            host_is_news: true,
             programmed: OrdMap::new(),
             conflicts: Vec::new(),
             refusals: Refusals::default(),
@@ -255,6 +261,15 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     fn absorb(&mut self, notice: Notice) -> bool {
         self.pass_on(&notice);
         let way = self.is_way(&notice);
+        self.host_is_news |= way
+            || matches!(
+                notice,
+                Notice::Link(_)
+                    | Notice::LinkGone(_)
+                    | Notice::Address(..)
+                    | Notice::AddressGone(..)
+                    | Notice::DefaultRoute
+            );
         let networks = self.desired.as_ref().map(|d| d.base.networks.as_slice()).unwrap_or_default();
         let underlay = self.desired.as_ref().map(|d| d.base.underlay);
         let text = tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{notice:?}"));
@@ -306,27 +321,36 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             // In case a notice was lost.
             self.io.rules_changed.notify_one();
         }
-        let underlay = self.choose_underlay();
-        self.publish_facts(&underlay);
-        match self.goal(underlay.ok()) {
-            Some(desired) => self.bring(desired, look).await,
+        let config_is_news = self.io.configs.has_changed().unwrap_or(true);
+        let lease_is_news = self.io.own.has_changed().unwrap_or(true);
+        // Not for every lease that comes or goes.
+        if look > Look::Changes || self.host_is_news || config_is_news || lease_is_news {
+            self.look_at_host();
+        }
+        self.update_peers();
+        match self.base.clone() {
+            Some(base) => self.bring(Desired { base, peers: self.book.peers() }, look).await,
             None => Ok(()),
         }
     }
 
-    /// What should be, if enough is known for that.
-    fn goal(&mut self, underlay: Option<Underlay>) -> Option<Desired> {
-        let config = self.io.configs.borrow_and_update().clone();
+    /// What should be, apart from the peers, and what leases are judged by: as far as is known what for.
+    fn look_at_host(&mut self) {
+        self.host_is_news = false;
+        self.base = None;
+        let underlay = self.choose_underlay();
+        self.publish_facts(&underlay);
+        let (config, underlay) = (self.io.configs.borrow_and_update().clone(), underlay.ok());
         let own = self.io.own.borrow_and_update().clone();
-        let config = config?;
-        self.update_peers(&config, &own, underlay.as_ref());
-        let (key, underlay) = (own.key?, underlay?);
+        let Some(config) = config else { return };
+        self.set_rules(&config, &own, underlay.as_ref());
+        let (Some(key), Some(underlay)) = (own.key, underlay) else { return };
         let adopted = self.adopted(&config);
         if let Some(conflict) = adopted.values().find_map(|name| self.of_another_network(name)) {
             self.set_conflicts(vec![conflict], true);
-            return None;
+            return;
         }
-        let base = self.base(Inputs {
+        self.base = Some(self.plan(Inputs {
             config,
             own: key,
             macs: own.macs,
@@ -334,12 +358,11 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             adopted,
             bridges: self.gateway_holders(&key),
             docker_shares: self.io.state.docker_shares(),
-        });
-        Some(Desired { base, peers: self.book.peers() })
+        }));
     }
 
     /// The base, planned anew only if what it is planned from is new: leases that come and go are not in it.
-    fn base(&mut self, from: Inputs) -> Arc<Base> {
+    fn plan(&mut self, from: Inputs) -> Arc<Base> {
         match &self.planned {
             Some((former, base)) if *former == from => Arc::clone(base),
             _ => {
@@ -378,6 +401,8 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         if pass.look >= Look::Base {
             let left = diff::left_shared_addresses(&former_shared, &desired, &self.observed);
             self.apply(left, &mut pass).await?;
+            // What we change ourselves comes back as no notice.
+            self.host_is_news = true;
             self.bring_base(&desired, &mut pass).await?;
         }
         let former = std::mem::take(&mut self.programmed);
@@ -490,6 +515,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             }
         }
         self.untidy = true;
+        self.host_is_news = true;
         let interest = self.interest();
         let began = clock::cpu_time();
         match self.io.kernel.observe(&interest).await {
@@ -615,9 +641,8 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         });
     }
 
-    fn update_peers(&mut self, config: &Arc<NetworkConfig>, own: &OwnLease, underlay: Option<&Underlay>) {
-        let view = self.io.views.borrow_and_update().clone();
-        let now = clock::now();
+    /// What leases are judged by from now on; and, once our own is known, who was a peer before.
+    fn set_rules(&mut self, config: &Arc<NetworkConfig>, own: &OwnLease, underlay: Option<&Underlay>) {
         let (own_addresses, on_link) = match (underlay, &self.rules) {
             // For as long as the NIC's address is away nobody else's lease is worse than before.
             (None, Some(former)) => (former.own_addresses.clone(), former.on_link.clone()),
@@ -649,9 +674,14 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                 .filter(|p| !own.key.is_some_and(|k| k.overlaps(&LeaseKey::single(p.subnet))));
             self.book = PeerBook::with_known(remembered.chain(found_in_kernel(&self.observed, config)));
         }
+    }
+
+    /// Takes in the leases as they stand in etcd.
+    fn update_peers(&mut self) {
+        let view = self.io.views.borrow_and_update().clone();
         let Some(rules) = self.rules.clone().filter(|_| view.synced && self.seeded) else { return };
         let held_before = self.book.held().count();
-        for (key, reason) in self.book.update(view.table, rules, now) {
+        for (key, reason) in self.book.update(view.table, rules, clock::now()) {
             tracing::warn!(key, "refused a lease: {reason}");
         }
         let held = self.book.held().count();
@@ -711,10 +741,11 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         if operations.is_empty() {
             return Ok(());
         }
+        let mut applied = Applied::default();
         for turn in operations.chunks(TURN) {
             let verdicts = self.io.kernel.apply(turn).await?;
             let done = turn.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_ok());
-            diff::all_applied(&mut self.observed, done.map(|(operation, _)| operation));
+            done.for_each(|(operation, _)| applied.take_in(operation, &mut self.observed));
             for (operation, verdict) in turn.iter().zip(verdicts) {
                 match verdict {
                     Ok(()) => {
@@ -731,9 +762,11 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             }
             tokio::task::yield_now().await;
         }
-        if operations.len() > TURN {
+        applied.finish(&mut self.observed);
+        self.untidy |= operations.len() > TURN;
+        // What others leave behind has room enough.
+        if operations.iter().filter(|o| !o.removes()).count() > TURN {
             self.observed.pack();
-            self.untidy = true;
         }
         Ok(())
     }

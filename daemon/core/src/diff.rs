@@ -22,7 +22,7 @@ use crate::ownership;
 use crate::peers::Peer;
 use crate::plan::{Desired, Device};
 
-pub use applied::{all_applied, applied};
+pub use applied::{Applied, applied};
 pub use operation::Operation;
 pub use peers::{admitted, peers};
 pub use removal::{flannel_devices, removal, to_flannel};

@@ -91,7 +91,8 @@ pub enum Path {
 }
 
 /// What leases are judged by.
-#[derive(Debug, Clone, PartialEq)]
+// With `Eq` an `Arc` of them is equal to itself without a look.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// The config in force.
     pub config: Arc<NetworkConfig>,
@@ -135,23 +136,27 @@ pub fn found_in_kernel(observed: &Observed, config: &NetworkConfig) -> Vec<Peer>
     found
 }
 
+/// The peers of one key, one for each family at most.
+type Peers = [Option<Peer>; Family::ALL.len()];
+
 /// What became of one key.
 #[derive(Debug, Clone, PartialEq)]
 enum Verdict {
     /// Sound in itself, one peer for each family that is. They count if no older claim is in their
     /// way. What is wrong with the other half, if anything, harms that half alone.
-    Sound(Vec<Peer>, Option<String>),
+    Sound(Peers, Option<String>),
     /// Blocks its subnet and is nobody's: a reservation, or our own key.
     Quiet,
     Rejected(String),
 }
 
 impl Verdict {
-    fn into_peers(self) -> Vec<Peer> {
-        match self {
+    fn into_peers(self) -> impl Iterator<Item = Peer> {
+        let peers = match self {
             Self::Sound(peers, _) => peers,
-            Self::Quiet | Self::Rejected(_) => Vec::new(),
-        }
+            Self::Quiet | Self::Rejected(_) => Peers::default(),
+        };
+        peers.into_iter().flatten()
     }
 
     fn into_reason(self) -> Option<String> {
@@ -161,21 +166,22 @@ impl Verdict {
         }
     }
 
-    fn peers(&self) -> &[Peer] {
-        match self {
-            Self::Sound(peers, _) => peers,
-            Self::Quiet | Self::Rejected(_) => &[],
-        }
+    fn peers(&self) -> impl Iterator<Item = &Peer> {
+        let peers = match self {
+            Self::Sound(peers, _) => Some(peers.iter().flatten()),
+            Self::Quiet | Self::Rejected(_) => None,
+        };
+        peers.into_iter().flatten()
     }
 
     /// The VTEP MACs of its peers.
     fn macs(&self) -> impl Iterator<Item = (Family, Mac)> {
-        self.peers().iter().filter_map(|peer| Some((peer.subnet.family(), peer.vtep_mac()?)))
+        self.peers().filter_map(|peer| Some((peer.subnet.family(), peer.vtep_mac()?)))
     }
 
     /// Whether nobody younger can have this subnet of its key.
     fn claims(&self, subnet: Subnet) -> bool {
-        *self == Self::Quiet || self.peers().iter().any(|peer| peer.subnet == subnet)
+        *self == Self::Quiet || self.peers().any(|peer| peer.subnet == subnet)
     }
 }
 
@@ -263,10 +269,12 @@ impl PeerBook {
     pub fn update(&mut self, table: LeaseTable, rules: Arc<Rules>, now: Millis) -> Vec<(String, String)> {
         let former_rules = self.rules.replace(rules.clone());
         let same_rules = former_rules.as_ref() == Some(&rules);
-        let dirty: BTreeSet<LeaseKey> = if same_rules {
-            self.table.changed_keys(&table).into_iter().collect()
+        // In order, and each once.
+        let dirty: Vec<LeaseKey> = if same_rules {
+            self.table.changed_keys(&table)
         } else {
-            self.table.iter().chain(table.iter()).map(|(k, _)| *k).collect()
+            let all: BTreeSet<&LeaseKey> = self.table.iter().chain(table.iter()).map(|(k, _)| k).collect();
+            all.into_iter().copied().collect()
         };
         let first = former_rules.is_none();
         let known = if first { std::mem::take(&mut self.peers) } else { OrdMap::new() };

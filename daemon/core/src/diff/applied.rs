@@ -12,19 +12,29 @@ use crate::observed::{Address, Observed, Via};
 /// What the kernel holds after operations that succeeded, in their order. As [`applied`] of each, but the
 /// routes are gone through once for many nexthop objects that are deleted: all 10,000 for each of 4,000 was a
 /// third of what it took that 4,000 leave.
-pub fn all_applied<'a>(observed: &mut Observed, operations: impl IntoIterator<Item = &'a Operation>) {
-    let mut deleted = BTreeSet::new();
-    for operation in operations {
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Nexthop objects that are deleted, with routes that may still be there.
+    deleted: BTreeSet<u32>,
+}
+
+impl Applied {
+    /// Takes in one more.
+    pub fn take_in(&mut self, operation: &Operation, observed: &mut Observed) {
         match operation {
-            Operation::DeleteNexthop(id) => _ = deleted.insert(*id),
+            Operation::DeleteNexthop(id) => _ = self.deleted.insert(*id),
             Operation::AddNexthop(..) | Operation::SetRoute { .. } => {
-                delete_nexthops(observed, &std::mem::take(&mut deleted));
+                delete_nexthops(observed, &std::mem::take(&mut self.deleted));
                 applied(observed, operation);
             }
             other => applied(observed, other),
         }
     }
-    delete_nexthops(observed, &deleted);
+
+    /// What is observed is right from now on.
+    pub fn finish(self, observed: &mut Observed) {
+        delete_nexthops(observed, &self.deleted);
+    }
 }
 
 /// The kernel deletes the routes that use them (net/ipv4/nexthop.c: `__remove_nexthop_fib`).

@@ -78,8 +78,9 @@ struct Differ<'a> {
     before_routes: Vec<Operation>,
     nexthops: Vec<Operation>,
     routes: Vec<Operation>,
-    removed_routes: Vec<Operation>,
-    after_routes: Vec<Operation>,
+    /// A route before the nexthop object that it uses.
+    removals: Vec<Operation>,
+    removed_nexthops: BTreeSet<u32>,
     sets: Vec<Operation>,
     conflicts: Vec<Conflict>,
 }
@@ -104,8 +105,8 @@ impl<'a> Differ<'a> {
             before_routes: Vec::new(),
             nexthops: Vec::new(),
             routes: Vec::new(),
-            removed_routes: Vec::new(),
-            after_routes: Vec::new(),
+            removals: Vec::new(),
+            removed_nexthops: BTreeSet::new(),
             sets: Vec::new(),
             conflicts: Vec::new(),
         }
@@ -135,7 +136,7 @@ impl<'a> Differ<'a> {
         }
         // What is beside it is an addition of somebody's.
         for other in self.observed.endpoints(device, mac).filter(|other| *other != endpoint) {
-            self.after_routes.push(Operation::DeleteFdb { device, mac, endpoint: other });
+            self.removals.push(Operation::DeleteFdb { device, mac, endpoint: other });
         }
     }
 
@@ -203,7 +204,7 @@ impl<'a> Differ<'a> {
         }
         for route in &ours {
             if right != Some(*route) && replaced != Some(*route) {
-                let list = if goes_first(route) { &mut self.before_routes } else { &mut self.removed_routes };
+                let list = if goes_first(route) { &mut self.before_routes } else { &mut self.removals };
                 list.push(Operation::DeleteRoute((*route).clone()));
             }
         }
@@ -214,8 +215,14 @@ impl<'a> Differ<'a> {
                 && !self.wanted_nexthops.contains(&id)
                 && observed.nexthops.get(&id).is_some_and(|n| ownership::nexthop(n, desired, observed))
             {
-                self.after_routes.push(Operation::DeleteNexthop(id));
+                self.remove_nexthop(id);
             }
+        }
+    }
+
+    fn remove_nexthop(&mut self, id: u32) {
+        if self.removed_nexthops.insert(id) {
+            self.removals.push(Operation::DeleteNexthop(id));
         }
     }
 
@@ -249,12 +256,12 @@ impl<'a> Differ<'a> {
         if self.observed.neighbours.contains_key(&(device, gateway))
             && !self.wanted_neighbours.contains(&(device, gateway))
         {
-            self.after_routes.push(Operation::DeleteNeighbour { device, address: gateway });
+            self.removals.push(Operation::DeleteNeighbour { device, address: gateway });
         }
         if !self.wanted_fdb.contains_key(&(device, mac)) {
             let entries = self.observed.endpoints(device, mac);
             let deletions = entries.map(|endpoint| Operation::DeleteFdb { device, mac, endpoint });
-            self.after_routes.extend(deletions);
+            self.removals.extend(deletions);
         }
     }
 
@@ -266,23 +273,20 @@ impl<'a> Differ<'a> {
             self.observed.neighbours.keys().filter(|(d, a)| ours.contains(d) && inside(a))
         {
             if !self.wanted_neighbours.contains(&(*device, *address)) {
-                self.after_routes.push(Operation::DeleteNeighbour { device: *device, address: *address });
+                self.removals.push(Operation::DeleteNeighbour { device: *device, address: *address });
             }
         }
         for (device, mac, endpoint) in
             self.observed.fdb.iter().copied().filter(|(d, m, _)| ours.contains(d) && m.is_unicast())
         {
             if !self.wanted_fdb.contains_key(&(device, mac)) {
-                self.after_routes.push(Operation::DeleteFdb { device, mac, endpoint });
+                self.removals.push(Operation::DeleteFdb { device, mac, endpoint });
             }
         }
         for (id, nexthop) in &self.observed.nexthops {
-            let delete = Operation::DeleteNexthop(*id);
-            if ownership::nexthop(nexthop, self.desired, self.observed)
-                && !self.wanted_nexthops.contains(id)
-                && !self.after_routes.contains(&delete)
-            {
-                self.after_routes.push(delete);
+            let ours = ownership::nexthop(nexthop, self.desired, self.observed);
+            if ours && !self.wanted_nexthops.contains(id) {
+                self.remove_nexthop(*id);
             }
         }
         let wanted = admitted(&self.desired.peers, &self.desired.base.filters.peer_sets);
@@ -320,18 +324,18 @@ impl<'a> Differ<'a> {
     }
 
     fn finish(self) -> (Vec<Operation>, Vec<Conflict>) {
-        // A peer that leaves gives its route up before a peer that comes takes its nexthop id.
-        let parts = [
-            self.before_routes,
-            self.nexthops,
-            self.routes,
-            self.removed_routes,
-            self.after_routes,
-            self.sets,
-        ];
-        // Once and as large as needed: those of many peers take megabytes.
-        let mut operations = Vec::with_capacity(parts.iter().map(Vec::len).sum());
-        parts.into_iter().for_each(|part| operations.extend(part));
+        let mut parts = [self.before_routes, self.nexthops, self.routes, self.removals, self.sets];
+        // Those of many peers take megabytes: the first part stays where it is.
+        let all = parts.iter().map(Vec::len).sum::<usize>();
+        let mut operations = Vec::new();
+        for part in &mut parts {
+            if operations.is_empty() {
+                operations = std::mem::take(part);
+                operations.reserve(all - operations.len());
+            } else {
+                operations.append(part);
+            }
+        }
         (operations, self.conflicts)
     }
 }

@@ -6,7 +6,7 @@ use loden_proto::config::Backend;
 use loden_proto::lease::{LeaseKey, LeaseValue};
 use loden_proto::{Family, Subnet};
 
-use super::{Path, Peer, Rules, Verdict};
+use super::{Path, Peer, Peers, Rules, Verdict};
 use crate::leases::LeaseRecord;
 use crate::printable;
 
@@ -20,23 +20,24 @@ pub(super) fn judge(key: &LeaseKey, record: &LeaseRecord, rules: &Rules) -> Verd
         Ok(value) => value,
         Err(reason) => return Verdict::Rejected(reason.clone()),
     };
-    let enabled: Vec<Subnet> = key.subnets().filter(|s| rules.config.pool(s.family()).is_some()).collect();
-    // Exactly as many: there are many of them, and a vector that grows takes four at first.
-    let (mut peers, mut reasons) = (Vec::with_capacity(enabled.len()), Vec::<String>::new());
-    for subnet in &enabled {
-        match half(*subnet, value, rules) {
-            Ok(peer) => peers.extend(peer),
+    let enabled = key.subnets().filter(|s| rules.config.pool(s.family()).is_some());
+    let (mut peers, mut reasons) = (Peers::default(), Vec::<String>::new());
+    let mut without = true;
+    for (place, subnet) in peers.iter_mut().zip(enabled) {
+        without = false;
+        match half(subnet, value, rules) {
+            Ok(peer) => *place = peer,
             // Much of what can be wrong is wrong for both.
             Err(reason) if reasons.contains(&reason) => {}
             Err(reason) => reasons.push(reason),
         }
     }
-    match (enabled.is_empty(), reasons.is_empty()) {
+    match (without, reasons.is_empty()) {
         (true, _) => Verdict::Rejected(format!(
             "{key} has no subnet of an address family that the network config enables"
         )),
         (_, true) => Verdict::Sound(peers, None),
-        _ if peers.is_empty() => Verdict::Rejected(reasons.join("; ")),
+        _ if peers.iter().all(Option::is_none) => Verdict::Rejected(reasons.join("; ")),
         _ => {
             Verdict::Sound(peers, Some(format!("one of its two subnets is not used: {}", reasons.join("; "))))
         }
