@@ -451,21 +451,34 @@ impl Events {
 
     /// Has the kernel leave out notices of changes that the socket with this port id made, where it
     /// says so: of routes, neighbours, nexthop objects and whatever is nftables', not of FDB entries. Of
-    /// several messages in one packet, which are those of one transaction, the first counts. `nlmsg_pid` is at offset
-    /// 12 of `struct nlmsghdr`, and a filter loads in network byte order.
+    /// several messages in one packet, which are those of one transaction, the first counts.
+    ///
+    /// Of a neighbour that is deleted the kernel tells twice, first that it is invalid, by whom, and then that
+    /// it is gone, by nobody (net/core/neighbour.c: `neigh_delete`). The second is left out too, whoever did
+    /// it. So nothing tells of neighbours that go with their device, its address or its MAC, but what tells
+    /// of these.
     pub fn ignore(&self, port: u32) -> io::Result<()> {
+        // Offsets in `struct nlmsghdr` and, behind it, `struct ndmsg`. A filter loads in network byte order.
+        const TYPE: u32 = 4;
         const PID: u32 = 12;
-        let (load, compare, give) = (
-            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            libc::BPF_RET | libc::BPF_K,
-        );
-        let instruction = |code: u32, jt, jf, k| SockFilter::new(code as u16, jt, jf, k);
+        const NEIGHBOUR_FAMILY: u32 = 16;
+        const AF_BRIDGE: u32 = 7;
+        let load = |size: u32, at| SockFilter::new((libc::BPF_LD | libc::BPF_ABS | size) as u16, 0, 0, at);
+        let equal = |value, then, or_else| {
+            SockFilter::new((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, then, or_else, value)
+        };
+        let give = |bytes| SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, bytes);
+        let gone = u16::from_be_bytes(message_type::DELETE_NEIGHBOUR.to_ne_bytes());
         SockRef::from(&self.raw).attach_filter(&[
-            instruction(load, 0, 0, PID),
-            instruction(compare, 0, 1, u32::from_be_bytes(port.to_ne_bytes())),
-            instruction(give, 0, 0, 0),
-            instruction(give, 0, 0, u32::MAX),
+            load(libc::BPF_W, PID),
+            equal(u32::from_be_bytes(port.to_ne_bytes()), 5, 0),
+            equal(0, 0, 5),
+            load(libc::BPF_H, TYPE),
+            equal(gone.into(), 0, 3),
+            load(libc::BPF_B, NEIGHBOUR_FAMILY),
+            equal(AF_BRIDGE, 1, 0),
+            give(0),
+            give(u32::MAX),
         ])
     }
 

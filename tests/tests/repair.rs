@@ -276,6 +276,33 @@ fn a_nexthop_that_leads_elsewhere_is_set_right() {
     );
 }
 
+/// With the last address of a device go routes and neighbours, and the kernel tells of the address alone.
+#[test]
+fn what_went_with_an_address_that_was_away_for_a_moment_comes_back() {
+    is_repaired(
+        "address_away",
+        Stack::Four,
+        &[("the address was away", |s| {
+            let [address] = &kernel::addresses(&s.host.ns(), &s.device)[..] else { panic!("one address") };
+            s.host.ip(&format!("addr del {address} dev {0}\naddr add {address} dev {0}", s.device));
+        })],
+    );
+}
+
+/// Address, neighbours and routes go at once, and the kernel tells of the address alone.
+#[test]
+fn what_went_with_ipv6_that_was_off_for_a_moment_comes_back() {
+    is_repaired(
+        "ipv6_off",
+        Stack::Six,
+        &[("IPv6 was off", |s| {
+            let switch = format!("net/ipv6/conf/{}/disable_ipv6", s.device);
+            s.host.ns().sysctl(&switch, "1");
+            s.host.ns().sysctl(&switch, "0");
+        })],
+    );
+}
+
 #[test]
 fn all_this_comes_back_in_an_ipv6_network() {
     is_repaired("repair6", Stack::Six, DAMAGES);
