@@ -37,7 +37,7 @@ pub(crate) fn await_links(
             Err(e) => return Err(socket(e.into())),
         }
         // What the event says does not matter, nor that some were lost: the next look tells.
-        let _ = events.read();
+        let _ = events.read(|_, _| {});
     }
     Ok(true)
 }

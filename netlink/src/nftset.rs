@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use crate::attributes::{attribute, attributes};
-use crate::{Error, Reply, Request, Socket, flags};
+use crate::{Error, Request, Socket, flags};
 
 /// `NFNL_SUBSYS_NFTABLES`
 const SUBSYSTEM: u16 = 10;
@@ -140,18 +140,18 @@ pub fn generation(socket: &mut Socket) -> Result<u32, Error> {
     let request =
         Request { message_type: SUBSYSTEM << 8 | MSG_GETGEN, flags: 0, payload: generic_header(0, 0) };
     let reply = socket.get(&request)?;
-    let decoded = reply.as_ref().and_then(generation_of);
+    let decoded = reply.as_ref().and_then(|reply| generation_of(reply.message_type, &reply.payload));
     decoded
         .map(|(id, _)| id)
         .ok_or(Error::Decode { message_type: MSG_GETGEN, reason: "no generation id".into() })
 }
 
 /// Reads a notice of a new generation: its id and the process that made it. `None` for other notices.
-pub fn generation_of(reply: &Reply) -> Option<(u32, u32)> {
-    if reply.message_type != SUBSYSTEM << 8 | MSG_NEWGEN {
+pub fn generation_of(message_type: u16, payload: &[u8]) -> Option<(u32, u32)> {
+    if message_type != SUBSYSTEM << 8 | MSG_NEWGEN {
         return None;
     }
-    let body = reply.payload.get(4..)?;
+    let body = payload.get(4..)?;
     let word = |kind| {
         let value = nested(body, kind).into_iter().next()?;
         value.first_chunk::<4>().map(|b| u32::from_be_bytes(*b))
@@ -161,20 +161,20 @@ pub fn generation_of(reply: &Reply) -> Option<(u32, u32)> {
 
 /// The table that a notice is about, by family (`NFPROTO_…`) and name; `None` for those of a new
 /// generation, which come after all that belong to it.
-pub fn table_of(reply: &Reply) -> Option<(u8, &str)> {
-    if reply.message_type >> 8 != SUBSYSTEM || reply.message_type & 0xff == MSG_NEWGEN {
+pub fn table_of(message_type: u16, payload: &[u8]) -> Option<(u8, &str)> {
+    if message_type >> 8 != SUBSYSTEM || message_type & 0xff == MSG_NEWGEN {
         return None;
     }
     // The first attribute of every kind of object names its table: NFTA_TABLE_NAME, NFTA_CHAIN_TABLE,
     // NFTA_RULE_TABLE, NFTA_SET_TABLE, NFTA_SET_ELEM_LIST_TABLE, ….
-    let name = nested(reply.payload.get(4..)?, CHAIN_TABLE).into_iter().next()?;
+    let name = nested(payload.get(4..)?, CHAIN_TABLE).into_iter().next()?;
     let name = std::str::from_utf8(name.strip_suffix(&[0]).unwrap_or(name)).ok()?;
-    Some((*reply.payload.first()?, name))
+    Some((*payload.first()?, name))
 }
 
-/// Whether a notice is about an element of a set.
-pub fn is_element(reply: &Reply) -> bool {
-    [MSG_NEWSETELEM, MSG_DELSETELEM].contains(&(reply.message_type & 0xff))
+/// Whether a notice of this type is about an element of a set.
+pub fn is_element(message_type: u16) -> bool {
+    [MSG_NEWSETELEM, MSG_DELSETELEM].contains(&(message_type & 0xff))
 }
 
 /// Whether a table has a chain of this name. `family` is an `NFPROTO_…`.

@@ -482,13 +482,14 @@ impl Events {
         ])
     }
 
-    /// The next notices, in order. `WouldBlock` when there are none; `ENOBUFS` when some were
-    /// lost, after which only a fresh look at everything helps.
-    pub fn read(&self) -> io::Result<Vec<Reply>> {
+    /// Hands on the type and the payload of each of the next notices, in order. `WouldBlock` when there
+    /// are none; `ENOBUFS` when some were lost, after which only a fresh look at everything helps.
+    pub fn read(&self, mut take: impl FnMut(u16, &[u8])) -> io::Result<()> {
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         buffer.clear();
         self.raw.recv(&mut *buffer, 0)?;
-        Ok(Messages::new(&buffer).map(|m| m.reply()).collect())
+        Messages::new(&buffer).for_each(|message| take(message.message_type, message.payload));
+        Ok(())
     }
 }
 

@@ -93,12 +93,16 @@ impl Notices {
                 let mut ready = [PollFd::new(&route, PollFlags::IN), PollFd::new(&netfilter, PollFlags::IN)];
                 let _ = poll(&mut ready, Some(&tick));
                 for socket in [&route, &netfilter] {
-                    match socket.read() {
+                    let mut replies = Vec::new();
+                    let keep = |message_type, payload: &[u8]| {
+                        replies.push(Reply { message_type, payload: payload.to_vec() });
+                    };
+                    match socket.read(keep) {
                         Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
                         // Read later what they say: here only the time counts.
                         read => {
                             let at = Instant::now();
-                            let _ = sender.send(read.map(|replies| (at, replies)));
+                            let _ = sender.send(read.map(|()| (at, replies)));
                         }
                     }
                 }

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use loden_core::observed::{Address, Link, Nexthop, Route};
-use loden_netlink::{Events, OVERLAY_GROUPS, Reply, message_type, nexthop, nftset};
+use loden_netlink::{Events, OVERLAY_GROUPS, message_type, nexthop, nftset};
 use loden_proto::Mac;
 use std::net::IpAddr;
 use tokio::io::unix::AsyncFd;
@@ -105,17 +105,17 @@ impl Watch {
                 ready = self.netfilter.readable() => (ready?, true),
             };
             let mut ready = socket;
-            let replies = match ready.try_io(|socket| read_burst(socket.get_ref())) {
-                Ok(Ok(replies)) => replies,
+            let take = |notices: &mut Vec<Notice>, message_type, payload: &[u8]| match rules {
+                true => self.rule_notices(message_type, payload, notices),
+                false => notices.extend(notice(message_type, payload)),
+            };
+            let notices = match ready.try_io(|socket| read_burst(socket.get_ref(), take)) {
+                Ok(Ok(notices)) => notices,
                 Ok(Err(e)) if e.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) => {
                     return Ok(vec![Notice::Overrun]);
                 }
                 Ok(Err(e)) => return Err(e),
                 Err(_would_block) => continue,
-            };
-            let notices: Vec<Notice> = match rules {
-                true => replies.iter().flat_map(|reply| self.rule_notices(reply)).collect(),
-                false => replies.iter().filter_map(notice).collect(),
             };
             if !notices.is_empty() {
                 return Ok(notices);
@@ -126,43 +126,44 @@ impl Watch {
 
 impl Watch {
     /// A generation's changes come one by one, then the generation with the process that made it.
-    fn rule_notices(&self, reply: &Reply) -> Vec<Notice> {
+    fn rule_notices(&self, message_type: u16, payload: &[u8], notices: &mut Vec<Notice>) {
         let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((family, table)) = nftset::table_of(reply) {
+        if let Some((family, table)) = nftset::table_of(message_type, payload) {
             touched.ours |= family == nftset::FAMILY_INET && table == self.table;
             touched.filter |= family != nftset::FAMILY_INET && table == "filter";
             let ports = family == nftset::FAMILY_BRIDGE && table == self.table;
-            touched.port_elements |= ports && nftset::is_element(reply);
-            touched.port_filter |= ports && !nftset::is_element(reply);
-            return Vec::new();
+            touched.port_elements |= ports && nftset::is_element(message_type);
+            touched.port_filter |= ports && !nftset::is_element(message_type);
+            return;
         }
-        let Some((_, process)) = nftset::generation_of(reply) else { return Vec::new() };
+        let Some((_, process)) = nftset::generation_of(message_type, payload) else { return };
         let Touched { ours, filter, port_filter, port_elements } = std::mem::take(&mut *touched);
         if process == std::process::id() {
-            return Vec::new();
+            return;
         }
-        let notices = [
+        let all = [
             (ours, Notice::Rules),
             (filter, Notice::DockerRules),
             (port_filter, Notice::PortFilter),
             (port_elements && !port_filter, Notice::PortElements),
         ];
-        notices.into_iter().filter(|(touched, _)| *touched).map(|(_, notice)| notice).collect()
+        notices.extend(all.into_iter().filter(|(touched, _)| *touched).map(|(_, notice)| notice));
     }
 }
 
-/// What is there, up to [`BURST`] datagrams: the kernel puts each notice into one of its own.
-fn read_burst(socket: &Events) -> io::Result<Vec<Reply>> {
-    let mut replies = socket.read()?;
-    for _ in 1..BURST {
-        match socket.read() {
-            Ok(more) => replies.extend(more),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+/// What `take` makes of what is there, up to [`BURST`] datagrams: the kernel puts each notice into one of its
+/// own.
+fn read_burst(socket: &Events, take: impl Fn(&mut Vec<Notice>, u16, &[u8])) -> io::Result<Vec<Notice>> {
+    let mut notices = Vec::new();
+    for count in 0..BURST {
+        match socket.read(|message_type, payload| take(&mut notices, message_type, payload)) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && count > 0 => break,
             // What was read before is older than what was lost.
             Err(e) => return Err(e),
         }
     }
-    Ok(replies)
+    Ok(notices)
 }
 
 fn neighbour_gone(gone: &Neighbour) -> Option<Notice> {
@@ -186,10 +187,9 @@ fn registered(socket: Events) -> io::Result<AsyncFd<Events>> {
     Ok(unsafe { AsyncFd::register(socket) }?)
 }
 
-fn notice(reply: &Reply) -> Option<Notice> {
-    let payload = &reply.payload;
+fn notice(message_type: u16, payload: &[u8]) -> Option<Notice> {
     let route = || decode::route(payload).map(|main| main.route());
-    match reply.message_type {
+    match message_type {
         message_type::NEW_LINK => decode::link(payload).map(Notice::Link),
         message_type::DELETE_LINK => decode::link(payload).map(|link| Notice::LinkGone(link.index)),
         message_type::NEW_ADDRESS => decode::interface_address(payload).map(|(i, a)| Notice::Address(i, a)),

@@ -199,11 +199,10 @@ mod tests {
             unusable: false,
             ours: true,
         };
-        observed.addresses.insert(4, vec![address.clone()]);
-        observed.addresses.insert(9, vec![address.clone()]);
-        let mut gone = |index| {
-            absorb(&mut observed, Notice::AddressGone(index, address.clone()), NETWORK, Some(UNDERLAY))
-        };
+        observed.addresses.insert(4, vec![address]);
+        observed.addresses.insert(9, vec![address]);
+        let mut gone =
+            |index| absorb(&mut observed, Notice::AddressGone(index, address), NETWORK, Some(UNDERLAY));
         assert_eq!([gone(9), gone(4), gone(4)], [Look::Base, Look::Full, Look::Changes]);
     }
 
