@@ -15,7 +15,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imbl::OrdMap;
 use loden_core::Millis;
 use loden_core::agenda::{Agenda, Look, Outcome};
 use loden_core::diff::{self, Applied, Conflict, Operation, Scope};
@@ -23,6 +22,7 @@ use loden_core::observed::{Link, Observed};
 use loden_core::options::Options;
 use loden_core::peers::{Peer, PeerBook, Rules, found_in_kernel};
 use loden_core::plan::{Base, Desired, Inputs, plan};
+use loden_core::tracked::Tracked;
 use loden_core::underlay::{self, NoUnderlay, Underlay, UnderlayOptions};
 use loden_proto::config::{Backend, NetworkConfig, Vxlan};
 use loden_proto::lease::LeaseKey;
@@ -124,7 +124,7 @@ struct Loop<K, N> {
     /// Whether links, addresses or the ways of others may not be what base and rules were made from.
     host_is_news: bool,
     /// Peers as last brought into the kernel.
-    programmed: OrdMap<Subnet, Peer>,
+    programmed: Tracked<Subnet, Peer>,
     conflicts: Vec<Conflict>,
     refusals: Refusals,
     repairs: BTreeMap<String, u64>,
@@ -174,7 +174,7 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             planned: None,
             base: None,
             host_is_news: true,
-            programmed: OrdMap::new(),
+            programmed: Tracked::default(),
             conflicts: Vec::new(),
             refusals: Refusals::default(),
             repairs: BTreeMap::new(),

@@ -13,7 +13,6 @@ mod removal;
 
 use std::net::IpAddr;
 
-use imbl::OrdMap;
 use loden_proto::{Family, Subnet};
 
 use crate::filters::PeerSet;
@@ -21,6 +20,7 @@ use crate::observed::{Address, Link, Observed};
 use crate::ownership;
 use crate::peers::Peer;
 use crate::plan::{Desired, Device};
+use crate::tracked::Tracked;
 
 pub use applied::{Applied, applied};
 pub use operation::Operation;
@@ -37,7 +37,7 @@ pub enum Scope<'a> {
     /// All, and everything of ours that belongs to none.
     All,
     /// Those that differ from this earlier set of peers.
-    Since(&'a OrdMap<Subnet, Peer>),
+    Since(&'a Tracked<Subnet, Peer>),
 }
 
 /// Operations for filters, devices, addresses and forwarding.

@@ -10,6 +10,7 @@ use loden_proto::lease::{LeaseKey, LeaseValue};
 use loden_proto::{Family, Subnet};
 
 use crate::packed::two_rounds;
+use crate::tracked::Tracked;
 
 /// One key below `<prefix>/subnets/`.
 // With `Eq` an `Arc` of it takes the same record for equal without a look: tables share nearly all.
@@ -41,7 +42,7 @@ impl LeaseRecord {
 pub struct LeaseTable {
     /// The etcd revision up to which every change is in here.
     pub revision: i64,
-    leases: OrdMap<LeaseKey, Arc<LeaseRecord>>,
+    leases: Tracked<LeaseKey, Arc<LeaseRecord>>,
     /// The IPv6 subnets of all keys, for overlap. By IPv4 subnets the leases themselves are in order.
     v6: OrdSet<(Subnet, LeaseKey)>,
     /// Keys that name no subnet, with the reason.
@@ -116,14 +117,7 @@ impl LeaseTable {
 
     /// Keys whose record differs between `self` and a later table, in order.
     pub fn changed_keys(&self, later: &LeaseTable) -> Vec<LeaseKey> {
-        use imbl::ordmap::DiffItem;
-        self.leases
-            .diff(&later.leases)
-            .map(|item| match item {
-                DiffItem::Add(key, _) | DiffItem::Remove(key, _) => *key,
-                DiffItem::Update { new: (key, _), .. } => *key,
-            })
-            .collect()
+        later.leases.changes_since(&self.leases).into_iter().map(|(key, ..)| key).collect()
     }
 
     /// The first key of this subnet or of a part of it.

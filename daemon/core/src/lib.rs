@@ -33,6 +33,7 @@ mod packed;
 pub mod peers;
 pub mod plan;
 pub mod port_filter;
+pub mod tracked;
 pub mod underlay;
 
 /// A text from the network, fit for terminals and logs: without control characters, of a bearable

@@ -25,6 +25,7 @@ use crate::leases::LeaseTable;
 use crate::observed::Observed;
 use crate::packed::two_rounds;
 use crate::printable;
+use crate::tracked::Tracked;
 use judge::judge;
 
 /// Vanishing leases are counted together when they vanish within this time.
@@ -213,7 +214,7 @@ pub struct PeerBook {
     /// lease is judged anew when it is asked for: that costs less than keeping it.
     macs: OrdSet<(Family, Mac, i64, LeaseKey)>,
     /// The peers to program: those of living leases, and those that are kept without one.
-    peers: OrdMap<Subnet, Peer>,
+    peers: Tracked<Subnet, Peer>,
     /// Those of them whose lease is gone.
     kept: BTreeMap<Subnet, Kept>,
     /// Peers that vanished within the window, with the time; held ones among them.
@@ -230,7 +231,7 @@ impl PeerBook {
     }
 
     /// The peers to program: those of living leases, and kept ones.
-    pub fn peers(&self) -> OrdMap<Subnet, Peer> {
+    pub fn peers(&self) -> Tracked<Subnet, Peer> {
         self.peers.clone()
     }
 
@@ -277,7 +278,7 @@ impl PeerBook {
             all.into_iter().copied().collect()
         };
         let first = former_rules.is_none();
-        let known = if first { std::mem::take(&mut self.peers) } else { OrdMap::new() };
+        let known = if first { std::mem::take(&mut self.peers) } else { Tracked::default() };
         let (refused_before, outdone_before) = (self.refused.clone(), self.outdone.clone());
         let mut macs = BTreeSet::new();
         for key in two_rounds(dirty.iter()) {

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use loden_proto::config::{Backend, NetworkConfig, Vxlan};
 use loden_proto::lease::LeaseKey;
 use loden_proto::{Family, Mac, Subnet};
@@ -16,6 +15,7 @@ use crate::docker::user_chain;
 use crate::filters::{self, Filters};
 use crate::options::{Listen, Options};
 use crate::peers::{Path, Peer};
+use crate::tracked::Tracked;
 use crate::underlay::Underlay;
 
 /// Bytes that VXLAN adds to a packet: outer IP, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 §5).
@@ -51,7 +51,7 @@ pub struct Desired {
     /// What does not depend on the peers.
     pub base: Arc<Base>,
     /// The peers, from which their objects follow.
-    pub peers: OrdMap<Subnet, Peer>,
+    pub peers: Tracked<Subnet, Peer>,
 }
 
 /// What the kernel should hold whoever the peers are, and what tells whose an object is.

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use imbl::OrdMap;
 use loden_core::Millis;
 use loden_core::diff::Conflict;
 use loden_core::firewall::{Bridge, Surroundings};
 use loden_core::observed::{Address, Link};
 use loden_core::peers::{Path, Peer};
 use loden_core::plan::Desired;
+use loden_core::tracked::Tracked;
 use loden_proto::{Family, Subnet};
 
 use super::Loop;
@@ -18,7 +18,7 @@ use crate::clock;
 #[derive(Debug, Default)]
 pub struct Report {
     /// Peers to program, held ones among them.
-    pub peers: OrdMap<Subnet, Peer>,
+    pub peers: Tracked<Subnet, Peer>,
     /// Subnets of held peers with the milliseconds until they are let go.
     pub held: BTreeMap<Subnet, Millis>,
     /// Subnets of peers that are not in the kernel yet, with the reason.

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use imbl::OrdMap;
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL, Subnet};
 
 use super::{Conflict, Operation, Scope};
@@ -14,9 +13,10 @@ use crate::observed::{Nexthop, Observed, Route, Via};
 use crate::ownership;
 use crate::peers::Peer;
 use crate::plan::{Desired, PeerObjects};
+use crate::tracked::{Changed, Tracked};
 
 /// What the peer sets should hold.
-pub fn admitted(peers: &OrdMap<Subnet, Peer>, sets: &[PeerSet]) -> BTreeSet<Member> {
+pub fn admitted(peers: &Tracked<Subnet, Peer>, sets: &[PeerSet]) -> BTreeSet<Member> {
     peers.values().flat_map(|peer| members_of(peer, sets)).collect()
 }
 
@@ -42,22 +42,12 @@ pub fn peers(desired: &Desired, observed: &Observed, scope: Scope<'_>) -> (Vec<O
             differ.strays();
         }
         Scope::Since(former) => {
-            use imbl::ordmap::DiffItem;
-            let changes: Vec<(Option<&Peer>, Option<&Peer>)> = former
-                .diff(&desired.peers)
-                .map(|item| match item {
-                    DiffItem::Add(_, new) => (None, Some(new)),
-                    DiffItem::Remove(_, old) => (Some(old), None),
-                    DiffItem::Update { old, new } => (Some(old.1), Some(new.1)),
-                })
-                .collect();
-            for (old, new) in &changes {
-                if let Some(peer) = new.or(*old) {
-                    let present: Vec<&Route> = observed.routes_to(peer.subnet).collect();
-                    differ.peer(&peer.subnet, *new, &present);
-                }
+            let changes = desired.peers.changes_since(former);
+            for (subnet, _, new) in &changes {
+                let present: Vec<&Route> = observed.routes_to(*subnet).collect();
+                differ.peer(subnet, *new, &present);
             }
-            for (old, _) in &changes {
+            for (_, old, _) in &changes {
                 differ.former(*old);
             }
             differ.admit(&changes);
@@ -297,13 +287,13 @@ impl<'a> Differ<'a> {
 
     /// The peer sets' part of these changes. An address may serve several peers, so what leaves is
     /// checked against all of them; peers that come, or stay where they are, cost nothing extra.
-    fn admit(&mut self, changes: &[(Option<&Peer>, Option<&Peer>)]) {
+    fn admit(&mut self, changes: &[Changed<'_, Subnet, Peer>]) {
         let admitted = &self.observed.admitted;
         let members = |peer| members_of(peer, &self.desired.base.filters.peer_sets);
         let arriving: BTreeSet<Member> =
-            changes.iter().filter_map(|(_, new)| *new).flat_map(members).collect();
+            changes.iter().filter_map(|(.., new)| *new).flat_map(members).collect();
         let missing: Vec<Member> = arriving.difference(admitted).copied().collect();
-        let leaving = changes.iter().filter_map(|(old, _)| *old).flat_map(members);
+        let leaving = changes.iter().filter_map(|(_, old, _)| *old).flat_map(members);
         let mut extra: BTreeSet<Member> =
             leaving.filter(|m| admitted.contains(m) && !arriving.contains(m)).collect();
         if !extra.is_empty() {

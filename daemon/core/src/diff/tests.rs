@@ -12,6 +12,7 @@ use crate::observed::{Nexthop, Route, Via, VxlanLink};
 use crate::options::Options;
 use crate::peers::Path;
 use crate::plan::{Inputs, PeerObjects, plan};
+use crate::tracked::Tracked;
 use crate::underlay::{Endpoint, Underlay};
 use loden_proto::config::NetworkConfig;
 use loden_proto::lease::LeaseKey;
@@ -28,7 +29,7 @@ fn options() -> Options {
     Options::named("loden")
 }
 
-fn desired(peers: OrdMap<Subnet, Peer>) -> Desired {
+fn desired(peers: Tracked<Subnet, Peer>) -> Desired {
     let config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).expect("config");
     let underlay = Underlay {
         interface: "eth0".into(),
@@ -77,7 +78,7 @@ fn host(device: bool) -> Observed {
     observed.links.insert(UNDERLAY, plain(UNDERLAY, "eth0"));
     observed.links.insert(3, plain(3, "cilium_host"));
     if device {
-        add_device(&mut observed, &desired(OrdMap::new()).base.devices[0]);
+        add_device(&mut observed, &desired(Tracked::default()).base.devices[0]);
     }
     observed
 }
@@ -164,7 +165,7 @@ fn check_safe(operation: &Operation, observed: &Observed) {
     }
 }
 
-fn peers_strategy() -> impl Strategy<Value = OrdMap<Subnet, Peer>> {
+fn peers_strategy() -> impl Strategy<Value = Tracked<Subnet, Peer>> {
     prop::collection::btree_map(2u8..12, (2u8..9, any::<bool>()), 0..10).prop_map(|all| {
         // MACs are unique among accepted peers.
         all.into_iter()
@@ -263,7 +264,7 @@ proptest! {
         let mut again = observed.clone();
         prop_assert_eq!(pass(&desired, &mut again), 0, "a second pass has nothing to do");
         prop_assert_eq!(&again, &observed);
-        for (subnet, peer) in &desired.peers {
+        for (subnet, peer) in desired.peers.iter() {
             let leads = observed.routes_to(*subnet).filter(|r| r.metric == 0).map(|r| observed.resolve(r.via)).collect::<Vec<_>>();
             match PeerObjects::of(peer) {
                 PeerObjects::Direct { gateway } => prop_assert_eq!(leads, vec![Some((UNDERLAY, gateway))]),
@@ -294,7 +295,7 @@ proptest! {
 
 #[test]
 fn a_flannel_host_is_taken_over_without_touching_its_routes() {
-    let wanted: OrdMap<Subnet, Peer> = [peer(2, 2, 6, false)].into_iter().map(|p| (p.subnet, p)).collect();
+    let wanted: Tracked<Subnet, Peer> = [peer(2, 2, 6, false)].into_iter().map(|p| (p.subnet, p)).collect();
     let desired = desired(wanted);
     let mut observed = host(true);
     soil(&mut observed, &[(0, 2), (3, 2)]);
@@ -323,7 +324,7 @@ fn a_foreign_route_in_the_way_is_reported_and_left() {
 
 #[test]
 fn removal_takes_exactly_ours() {
-    let wanted: OrdMap<Subnet, Peer> =
+    let wanted: Tracked<Subnet, Peer> =
         [peer(2, 2, 6, false), peer(3, 3, 9, true)].into_iter().map(|p| (p.subnet, p)).collect();
     let desired = desired(wanted);
     let mut observed = host(false);
@@ -363,13 +364,13 @@ fn flannels_direct_routes_become_ours_and_go_with_their_peers() {
     pass(&desired(wanted), &mut observed);
     let protocols = |o: &Observed| o.routes.iter().map(|r| r.protocol).collect::<Vec<_>>();
     assert_eq!(protocols(&observed), [ROUTE_PROTOCOL, 4, 3]);
-    pass(&desired(OrdMap::new()), &mut observed);
+    pass(&desired(Tracked::default()), &mut observed);
     assert_eq!(protocols(&observed), [4, 3]);
 }
 
 #[test]
 fn what_is_handed_to_flannel_is_whole_and_no_longer_ours() {
-    let wanted: OrdMap<Subnet, Peer> =
+    let wanted: Tracked<Subnet, Peer> =
         [peer(2, 2, 6, false), peer(3, 3, 9, true)].into_iter().map(|p| (p.subnet, p)).collect();
     let desired = desired(wanted);
     let mut observed = host(false);
@@ -406,7 +407,7 @@ fn what_is_handed_to_flannel_is_whole_and_no_longer_ours() {
 #[test]
 fn foreign_devices_are_not_removed() {
     let mut observed = host(true);
-    let desired = desired(OrdMap::new());
+    let desired = desired(Tracked::default());
     for (index, name) in [(20, "flannel.9"), (21, "loden-x.9"), (22, "vxlan.calico"), (23, "loden.9")] {
         let vxlan = VxlanLink {
             vni: 9,
