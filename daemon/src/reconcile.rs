@@ -133,9 +133,9 @@ struct Loop<K, N> {
     agenda: Agenda,
     /// Whether what the host is turned out to be another in the middle of a pass.
     look_again: bool,
-    /// When the peers are to be written to lasting state, if they are others.
-    save_peers_at: Option<Millis>,
-    saved_peers_at: Millis,
+    /// Since when the peers are others than in lasting state, and when they were written there.
+    unsaved_since: Option<Millis>,
+    saved_peers_at: Option<Millis>,
     /// Whether the pass needed memory that lies between what is kept.
     untidy: bool,
 }
@@ -156,8 +156,10 @@ const TURN: usize = 1024;
 const COALESCE: Duration = Duration::from_millis(5);
 /// At most so many readings of notices, of up to some hundreds each, before a look, should they never end.
 const STALE: usize = 40;
-/// Peers are remembered at most this often, in milliseconds.
+/// Peers are remembered at most this often, in milliseconds: seldom where there are many, since a write is of
+/// all of them.
 const SAVE_PEERS: Millis = 10_000;
+const SAVE_PER_PEER: Millis = 6;
 /// Changes within this time, in milliseconds, are remembered together.
 const SAVE_TOGETHER: Millis = 5;
 
@@ -181,8 +183,8 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             forwarded: BTreeSet::new(),
             agenda: Agenda::new(now, self.settings.full_pass.map(|period| period.as_millis() as Millis)),
             look_again: false,
-            save_peers_at: None,
-            saved_peers_at: now.saturating_sub(SAVE_PEERS),
+            unsaved_since: None,
+            saved_peers_at: None,
             untidy: false,
             io: self,
         };
@@ -201,7 +203,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         while !reason {
             let held = self.book.next_deadline();
             let deadline = held.into_iter().fold(self.agenda.deadline(), Millis::min);
-            let saving = self.save_peers_at.into_iter().fold(deadline, Millis::min);
+            let saving = self.save_peers_at().into_iter().fold(deadline, Millis::min);
             tokio::select! {
                 notices = self.io.notices.next() => reason = self.hear(notices?).await?,
                 Some(question) = self.io.questions.recv() => {
@@ -244,11 +246,19 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         Ok(reason || self.agenda.deadline() <= clock::now())
     }
 
+    /// When the peers are to be written to lasting state, if they are others.
+    fn save_peers_at(&self) -> Option<Millis> {
+        let pause = SAVE_PEERS.max(SAVE_PER_PEER * self.programmed.len() as Millis);
+        let earliest = self.saved_peers_at.map_or(0, |at| at.saturating_add(pause));
+        self.unsaved_since.map(|since| earliest.max(since + SAVE_TOGETHER))
+    }
+
     /// Writes the peers to lasting state, if that is due.
     fn save_peers(&mut self) {
         let now = clock::now();
-        if self.save_peers_at.take_if(|at| *at <= now).is_some() {
-            self.saved_peers_at = now;
+        if self.save_peers_at().is_some_and(|at| at <= now) {
+            self.unsaved_since = None;
+            self.saved_peers_at = Some(now);
             if let Err(error) = self.io.state.save_peers(self.programmed.values()) {
                 tracing::warn!(%error, "cannot remember the peers");
             }
@@ -419,8 +429,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         let now = clock::now();
         // Not an equal set made anew: to tell that would cost a look at every peer.
         if !former.ptr_eq(&desired.peers) {
-            let earliest = self.saved_peers_at.saturating_add(SAVE_PEERS);
-            self.save_peers_at.get_or_insert(earliest.max(now + SAVE_TOGETHER));
+            self.unsaved_since.get_or_insert(now);
         }
         self.programmed = desired.peers.clone();
         if pass.look >= Look::Base {
