@@ -121,8 +121,8 @@ struct Loop<K, N> {
     planned: Option<(Inputs, Arc<Base>)>,
     /// The base to bring about; `None` while too little is known for one.
     base: Option<Arc<Base>>,
-    /// Whether links, addresses or the ways of others may not be what base and rules were made from.
-    host_is_news: bool,
+    /// Whether the host, the config or our lease may be others than base and rules were made from.
+    stale: bool,
     /// Peers as last brought into the kernel.
     programmed: Tracked<Subnet, Peer>,
     conflicts: Vec<Conflict>,
@@ -175,7 +175,7 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             desired: None,
             planned: None,
             base: None,
-            host_is_news: true,
+            stale: true,
             programmed: Tracked::default(),
             conflicts: Vec::new(),
             refusals: Refusals::default(),
@@ -211,8 +211,8 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
                     let _ = question.send(self.report());
                 }
                 _ = self.io.views.changed() => reason = true,
-                _ = self.io.configs.changed() => reason = true,
-                _ = self.io.own.changed() => reason = true,
+                _ = self.io.configs.changed() => (reason, self.stale) = (true, true),
+                _ = self.io.own.changed() => (reason, self.stale) = (true, true),
                 () = until(saving) => {}
             }
             self.save_peers();
@@ -271,15 +271,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     fn absorb(&mut self, notice: Notice) -> bool {
         self.pass_on(&notice);
         let way = self.is_way(&notice);
-        self.host_is_news |= way
-            || matches!(
-                notice,
-                Notice::Link(_)
-                    | Notice::LinkGone(_)
-                    | Notice::Address(..)
-                    | Notice::AddressGone(..)
-                    | Notice::DefaultRoute
-            );
+        self.stale |= way || is_of_host(&notice);
         let networks = self.desired.as_ref().map(|d| d.base.networks.as_slice()).unwrap_or_default();
         let underlay = self.desired.as_ref().map(|d| d.base.underlay);
         let text = tracing::enabled!(tracing::Level::DEBUG).then(|| format!("{notice:?}"));
@@ -331,10 +323,8 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             // In case a notice was lost.
             self.io.rules_changed.notify_one();
         }
-        let config_is_news = self.io.configs.has_changed().unwrap_or(true);
-        let lease_is_news = self.io.own.has_changed().unwrap_or(true);
         // Not for every lease that comes or goes.
-        if look > Look::Changes || self.host_is_news || config_is_news || lease_is_news {
+        if look > Look::Changes || self.stale {
             self.look_at_host();
         }
         self.update_peers();
@@ -346,7 +336,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
 
     /// What should be, apart from the peers, and what leases are judged by: as far as is known what for.
     fn look_at_host(&mut self) {
-        self.host_is_news = false;
+        self.stale = false;
         self.base = None;
         let underlay = self.choose_underlay();
         self.publish_facts(&underlay);
@@ -412,7 +402,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             let left = diff::left_shared_addresses(&former_shared, &desired, &self.observed);
             self.apply(left, &mut pass).await?;
             // What we change ourselves comes back as no notice.
-            self.host_is_news = true;
+            self.stale = true;
             self.bring_base(&desired, &mut pass).await?;
         }
         let former = std::mem::take(&mut self.programmed);
@@ -524,7 +514,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             }
         }
         self.untidy = true;
-        self.host_is_news = true;
+        self.stale = true;
         let interest = self.interest();
         let began = clock::cpu_time();
         match self.io.kernel.observe(&interest).await {
@@ -800,6 +790,12 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         }
         self.conflicts = conflicts;
     }
+}
+
+/// Whether a notice tells of what the underlay is chosen by, or of addresses that are nobody else's.
+fn is_of_host(notice: &Notice) -> bool {
+    use Notice as N;
+    matches!(notice, N::Link(_) | N::LinkGone(_) | N::Address(..) | N::AddressGone(..) | N::DefaultRoute)
 }
 
 /// Waits until `clock::now()` says so.

@@ -63,6 +63,8 @@ fn watching(stage: &mut Stage<'_>, kind: Kind) -> Result<Vec<Duration>> {
     let notices = Notices::of(&host.ns())?;
     let running = kind.start(&host)?;
     notices.wait_for_all(fleet::routes(0..size), Direction::Come)?;
+    // A daemon that has just started has more to do than to watch.
+    notices.wait_for_silence(SILENCE)?;
     let apart = apart(stage, running.pid())?;
     let mut times = Vec::new();
     for host in size..size + PUTS {
