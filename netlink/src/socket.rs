@@ -1,5 +1,6 @@
 //! The socket: requests in, acknowledgements or dumps out.
 
+use std::borrow::Borrow;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -148,6 +149,13 @@ impl Request {
     }
 }
 
+/// Sets `NLM_F_ACK` in a message that is encoded.
+fn ask_for_answer(message: &mut [u8]) {
+    const FLAGS: std::ops::Range<usize> = 6..8;
+    let flags = u16::from_ne_bytes([message[FLAGS.start], message[FLAGS.start + 1]]) | flags::ACK;
+    message[FLAGS].copy_from_slice(&flags.to_ne_bytes());
+}
+
 /// One message of the kernel's, still encoded.
 #[derive(Debug, Clone)]
 pub struct Reply {
@@ -224,7 +232,7 @@ impl Socket {
 
     /// Sends one request and waits for its acknowledgement.
     pub fn request(&mut self, request: &Request) -> Result<(), Error> {
-        match self.batch(std::slice::from_ref(request))?.pop() {
+        match self.batch([request])?.pop() {
             Some(Err(e)) => Err(e.into()),
             _ => Ok(()),
         }
@@ -232,43 +240,41 @@ impl Socket {
 
     /// Sends requests, at most 128 per system call, and returns the kernel's verdict on each, in order.
     /// One refusal does not stop the others. Errors mean that the socket itself failed.
-    pub fn batch(&mut self, requests: &[Request]) -> Result<Vec<Result<(), KernelError>>, Error> {
-        let mut verdicts = Vec::with_capacity(requests.len());
-        let mut rest = requests;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let count = rest
-                .iter()
-                .take(BATCH)
-                .take_while(|r| {
-                    bytes += HEADER_LEN + r.payload.len();
-                    bytes <= BATCH_BYTES
-                })
-                .count()
-                .max(1);
-            let (now, later) = rest.split_at(count);
-            self.send_acknowledged(now, &mut verdicts)?;
-            rest = later;
+    pub fn batch<R: Borrow<Request>>(
+        &mut self,
+        requests: impl IntoIterator<Item = R>,
+    ) -> Result<Vec<Result<(), KernelError>>, Error> {
+        let (mut verdicts, mut bytes) = (Vec::new(), Vec::new());
+        let mut requests = requests.into_iter().peekable();
+        while requests.peek().is_some() {
+            bytes.clear();
+            let (mut count, mut last) = (0, 0);
+            let fits = |bytes: usize, count| bytes <= BATCH_BYTES && count < BATCH;
+            while let Some(request) =
+                requests.next_if(|r| count == 0 || fits(bytes.len() + r.borrow().room(), count))
+            {
+                (count, last) = (count + 1, bytes.len());
+                self.sequence = self.sequence.wrapping_add(1);
+                request.borrow().encode(0, self.sequence, &mut bytes);
+            }
+            // A refusal is told in any case and in order, so the last request speaks for all before it.
+            ask_for_answer(&mut bytes[last..]);
+            self.send_acknowledged(&bytes, count, &mut verdicts)?;
         }
         Ok(verdicts)
     }
 
+    /// Sends so many requests, the last of which is answered in any case.
     fn send_acknowledged(
         &mut self,
-        requests: &[Request],
+        bytes: &[u8],
+        count: usize,
         verdicts: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), Error> {
-        let first = self.sequence.wrapping_add(1);
-        let mut buffer = Vec::with_capacity(requests.iter().map(Request::room).sum());
-        // A refusal is told in any case and in order, so the last request speaks for all before it.
-        let last = requests.len() - 1;
-        for (i, request) in requests.iter().enumerate() {
-            self.sequence = self.sequence.wrapping_add(1);
-            request.encode(if i == last { flags::ACK } else { 0 }, self.sequence, &mut buffer);
-        }
-        self.raw.send(&buffer, 0)?;
-        let told = verdicts.len();
-        verdicts.resize(told + requests.len(), Ok(()));
+        let (last, told) = (count - 1, verdicts.len());
+        let first = self.sequence.wrapping_sub(last as u32);
+        self.raw.send(bytes, 0)?;
+        verdicts.resize(told + count, Ok(()));
         loop {
             self.receive()?;
             for message in Messages::new(&self.buffer) {

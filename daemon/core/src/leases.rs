@@ -2,6 +2,7 @@
 //! The store folds its snapshot and events into a [`LeaseTable`]; copies share structure, so
 //! handing one on costs nothing, and two of them are compared in the time of their difference.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use loden_proto::lease::{LeaseKey, LeaseValue};
 use loden_proto::{Family, Subnet};
 
 use crate::packed::two_rounds;
-use crate::tracked::Tracked;
+use crate::tracked::{Changed, Tracked};
 
 /// One key below `<prefix>/subnets/`.
 // With `Eq` an `Arc` of it takes the same record for equal without a look: tables share nearly all.
@@ -115,9 +116,15 @@ impl LeaseTable {
         self.malformed.iter().map(|(k, r)| (k.as_str(), r.as_str()))
     }
 
-    /// Keys whose record differs between `self` and a later table, in order.
-    pub fn changed_keys(&self, later: &LeaseTable) -> Vec<LeaseKey> {
-        later.leases.changes_since(&self.leases).into_iter().map(|(key, ..)| key).collect()
+    /// Keys whose record differs between `self` and a later table, in order, with the record here and there.
+    pub fn changes<'a>(&'a self, later: &'a LeaseTable) -> Vec<Changed<'a, LeaseKey, Arc<LeaseRecord>>> {
+        later.leases.changes_since(&self.leases)
+    }
+
+    /// Every key that is here or there, in order, with the record here and there.
+    pub fn beside<'a>(&'a self, other: &'a LeaseTable) -> Vec<Changed<'a, LeaseKey, Arc<LeaseRecord>>> {
+        let all: BTreeSet<&LeaseKey> = self.leases.keys().chain(other.leases.keys()).collect();
+        all.into_iter().map(|key| (*key, self.leases.get(key), other.leases.get(key))).collect()
     }
 
     /// The first key of this subnet or of a part of it.
@@ -218,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn changed_keys_are_those_put_changed_and_deleted() {
+    fn changes_are_those_put_changed_and_deleted() {
         let mut table = LeaseTable::default();
         for name in ["10.5.1.0-24", "10.5.2.0-24", "10.5.3.0-24"] {
             table.put(name, record());
@@ -227,8 +234,18 @@ mod tests {
         table.delete("10.5.1.0-24");
         table.put("10.5.2.0-24", LeaseRecord { mod_revision: 9, ..record() });
         table.put("10.5.4.0-24", record());
-        let changed: Vec<String> = before.changed_keys(&table).iter().map(LeaseKey::to_string).collect();
-        assert_eq!(changed, ["10.5.1.0-24", "10.5.2.0-24", "10.5.4.0-24"]);
+        let revision = |record: Option<&Arc<LeaseRecord>>| record.map(|r| r.mod_revision);
+        let found = |all: Vec<Changed<'_, LeaseKey, Arc<LeaseRecord>>>| -> Vec<_> {
+            all.into_iter().map(|(key, old, new)| (key.to_string(), revision(old), revision(new))).collect()
+        };
+        let [one, two, three, four] = [
+            ("10.5.1.0-24".to_owned(), Some(1), None),
+            ("10.5.2.0-24".to_owned(), Some(1), Some(9)),
+            ("10.5.3.0-24".to_owned(), Some(1), Some(1)),
+            ("10.5.4.0-24".to_owned(), None, Some(1)),
+        ];
+        assert_eq!(found(before.changes(&table)), [one.clone(), two.clone(), four.clone()]);
+        assert_eq!(found(before.beside(&table)), [one, two, three, four]);
     }
 
     proptest! {

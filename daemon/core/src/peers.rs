@@ -270,28 +270,21 @@ impl PeerBook {
     pub fn update(&mut self, table: LeaseTable, rules: Arc<Rules>, now: Millis) -> Vec<(String, String)> {
         let former_rules = self.rules.replace(rules.clone());
         let same_rules = former_rules.as_ref() == Some(&rules);
-        // In order, and each once.
-        let dirty: Vec<LeaseKey> = if same_rules {
-            self.table.changed_keys(&table)
-        } else {
-            let all: BTreeSet<&LeaseKey> = self.table.iter().chain(table.iter()).map(|(k, _)| k).collect();
-            all.into_iter().copied().collect()
-        };
+        let before = std::mem::take(&mut self.table);
+        let changes = if same_rules { before.changes(&table) } else { before.beside(&table) };
         let first = former_rules.is_none();
         let known = if first { std::mem::take(&mut self.peers) } else { Tracked::default() };
         let (refused_before, outdone_before) = (self.refused.clone(), self.outdone.clone());
         let mut macs = BTreeSet::new();
-        for key in two_rounds(dirty.iter()) {
-            let record = self.table.get(key);
-            let former = record.zip(former_rules.as_ref()).map(|(record, rules)| judge(key, record, rules));
+        for (key, old, new) in two_rounds(changes.iter()) {
+            let former = old.zip(former_rules.as_ref()).map(|(record, rules)| judge(key, record, rules));
             for (family, mac) in former.iter().flat_map(Verdict::macs) {
-                self.macs.remove(&(family, mac, record.map_or(0, |r| r.create_revision), *key));
+                self.macs.remove(&(family, mac, old.map_or(0, |r| r.create_revision), *key));
                 macs.insert((family, mac));
             }
-            let record = table.get(key);
-            let verdict = record.map(|record| judge(key, record, &rules));
+            let verdict = new.map(|record| judge(key, record, &rules));
             for (family, mac) in verdict.iter().flat_map(Verdict::macs) {
-                self.macs.insert((family, mac, record.map_or(0, |r| r.create_revision), *key));
+                self.macs.insert((family, mac, new.map_or(0, |r| r.create_revision), *key));
                 macs.insert((family, mac));
             }
             match verdict.and_then(Verdict::into_reason) {
@@ -301,15 +294,17 @@ impl PeerBook {
         }
         // Kept peers that may have to go before their time; judged when the new table is in place.
         let mut doubtful = match same_rules {
-            true => self.claimed(dirty.iter().filter(|key| table.get(key).is_some()), &macs),
+            true => {
+                self.claimed(changes.iter().filter(|(.., new)| new.is_some()).map(|(key, ..)| key), &macs)
+            }
             false => self.kept.keys().copied().collect(),
         };
         // Whoever wants the same may get it now, or no more.
         let rivals = macs.into_iter().flat_map(|(family, mac)| self.stating(family, mac));
-        let subnets: BTreeSet<Subnet> =
-            rivals.chain(dirty.iter().copied()).flat_map(|key| key.subnets()).collect();
+        let dirty = || changes.iter().map(|(key, ..)| *key);
+        let subnets: BTreeSet<Subnet> = rivals.chain(dirty()).flat_map(|key| key.subnets()).collect();
         let claimants = subnets.iter().flat_map(|subnet| table.exactly(*subnet));
-        let affected: BTreeSet<LeaseKey> = claimants.chain(dirty.iter().copied()).collect();
+        let affected: BTreeSet<LeaseKey> = claimants.chain(dirty()).collect();
         let mut granted = BTreeSet::new();
         for key in two_rounds(affected.iter()) {
             let mut reasons = Vec::new();
@@ -331,8 +326,8 @@ impl PeerBook {
                 false => _ = self.outdone.insert(*key, reasons.join("; ")),
             }
         }
-        let gone = dirty.iter().filter(|key| table.get(key).is_none());
-        let left: BTreeSet<Subnet> = gone.flat_map(LeaseKey::subnets).collect();
+        let gone = changes.iter().filter(|(.., new)| new.is_none());
+        let left: BTreeSet<Subnet> = gone.flat_map(|(key, ..)| key.subnets()).collect();
         let mut vanished: Vec<Peer> = Vec::new();
         for subnet in subnets.difference(&granted).filter(|subnet| !self.kept.contains_key(subnet)) {
             if left.contains(subnet) {
@@ -360,7 +355,7 @@ impl PeerBook {
                 (before.as_ref() != Some(&now)).then(|| (key.to_string(), now))
             })
             .collect();
-        let malformed_before: BTreeSet<&str> = self.table.malformed().map(|(k, _)| k).collect();
+        let malformed_before: BTreeSet<&str> = before.malformed().map(|(k, _)| k).collect();
         refused.extend(
             table
                 .malformed()

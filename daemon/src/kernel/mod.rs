@@ -25,7 +25,7 @@ use loden_core::diff::Operation;
 use loden_core::filters::PeerSet;
 use loden_core::observed::Observed;
 use loden_core::plan;
-use loden_netlink::{KernelError as Refusal, Request, Socket, ethtool};
+use loden_netlink::{KernelError as Refusal, Socket, ethtool};
 use loden_proto::{Family, Subnet};
 
 pub use filters::{Table, rejected_sources, remove_table, remove_vxlan_filter, table_exists};
@@ -128,18 +128,12 @@ impl Kernel {
         let mut verdicts = Vec::with_capacity(operations.len());
         let mut rest = operations;
         while let Some(first) = rest.first() {
-            if let Some(request) = write::request(first) {
-                let mut requests: Vec<Request> = vec![request];
-                requests.extend(rest.iter().skip(1).map_while(write::request));
-                let results = self.route.batch(&requests)?;
-                verdicts.extend(
-                    results
-                        .into_iter()
-                        .zip(rest)
-                        .map(|(result, operation)| write::verdict(operation, result)),
-                );
-                rest = &rest[requests.len()..];
-            } else {
+            let results = self.route.batch(rest.iter().map_while(write::request))?;
+            let (now, later) = rest.split_at(results.len());
+            verdicts
+                .extend(now.iter().zip(results).map(|(operation, result)| write::verdict(operation, result)));
+            rest = later;
+            if now.is_empty() {
                 verdicts.push(self.apply_other(first).await);
                 rest = &rest[1..];
             }
@@ -160,7 +154,7 @@ impl Kernel {
             Operation::Dismiss(all) => self.filters.change(&mut self.netfilter, all, false),
             Operation::AddDevice(device) => {
                 let checksum = plan::outer_checksum(device.family, &features(device.lower));
-                let result = self.route.batch(&[write::add_device(device, checksum)])?.remove(0);
+                let result = self.route.batch([write::add_device(device, checksum)])?.remove(0);
                 write::verdict(operation, result)?;
                 // Best effort: a kernel without IPv6 has neither.
                 let _ = sysctl::write(Family::V6, &device.name, "accept_ra", "0");
@@ -168,10 +162,10 @@ impl Kernel {
                 Ok(())
             }
             Operation::Rename { index, to, .. } => {
-                let mut result = self.route.batch(&[write::rename(*index, to)])?.remove(0);
+                let mut result = self.route.batch([write::rename(*index, to)])?.remove(0);
                 let up = |r: &Refusal| r.errno == rustix::io::Errno::BUSY.raw_os_error();
                 if result.as_ref().is_err_and(up) {
-                    result = self.route.batch(&[write::further_name(*index, to)])?.remove(0);
+                    result = self.route.batch([write::further_name(*index, to)])?.remove(0);
                 }
                 write::verdict(operation, result)
             }

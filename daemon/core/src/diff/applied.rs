@@ -1,7 +1,7 @@
 //! The model of the kernel: what it holds after an operation. The reconciler keeps its belief
 //! current with it, and the tests prove the diff against it.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use loden_proto::Family;
@@ -15,7 +15,7 @@ use crate::observed::{Address, Observed, Via};
 #[derive(Debug, Default)]
 pub struct Applied {
     /// Nexthop objects that are deleted, with routes that may still be there.
-    deleted: BTreeSet<u32>,
+    deleted: HashSet<u32>,
 }
 
 impl Applied {
@@ -38,7 +38,7 @@ impl Applied {
 }
 
 /// The kernel deletes the routes that use them (net/ipv4/nexthop.c: `__remove_nexthop_fib`).
-fn delete_nexthops(observed: &mut Observed, ids: &BTreeSet<u32>) {
+fn delete_nexthops(observed: &mut Observed, ids: &HashSet<u32>) {
     if !ids.is_empty() {
         for id in ids {
             observed.nexthops.remove(id);
@@ -118,7 +118,7 @@ pub fn applied(observed: &mut Observed, operation: &Operation) {
         O::AddNexthop(id, nexthop) => {
             observed.nexthops.insert(*id, *nexthop);
         }
-        O::DeleteNexthop(id) => delete_nexthops(observed, &BTreeSet::from([*id])),
+        O::DeleteNexthop(id) => delete_nexthops(observed, &HashSet::from([*id])),
         O::SetRoute { route, replace } => {
             let replaced =
                 observed.routes_to(route.subnet).find(|r| *replace && r.metric == route.metric).cloned();

@@ -222,11 +222,11 @@ impl Zone {
     /// Takes in the leases, in the time of what has changed.
     pub fn set_leases(&mut self, leases: LeaseTable) {
         if let Some(hosts) = self.hosts.get_mut() {
-            for key in self.leases.changed_keys(&leases) {
-                if let Some(record) = self.leases.get(&key) {
+            for (key, old, new) in self.leases.changes(&leases) {
+                if let Some(record) = old {
                     hosts.leave(&key, record);
                 }
-                if let Some(record) = leases.get(&key) {
+                if let Some(record) = new {
                     hosts.enter(&key, record);
                 }
             }
