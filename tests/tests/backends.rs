@@ -1,7 +1,7 @@
 //! Backends besides plain vxlan, and its settings.
 
 use loden_proto::Family;
-use loden_tests::story::{Cluster, SOON, Stack};
+use loden_tests::story::{Cluster, SOON, Stack, VXLAN};
 use loden_tests::{Host, Lab, Segment, eventually, kernel, matrix};
 use serde_json::{Value, json};
 
@@ -46,6 +46,27 @@ fn direct_routing(name: &str, stack: Stack) {
     }
     matrix(&[&a1, &b1, &c1]);
     lab.check_invariants();
+}
+
+#[test]
+fn direct_routing_is_turned_on_and_off_while_the_daemons_run() {
+    let cluster = Cluster::<2>::start("direct_live", VXLAN, &[]);
+    let [a, b] = &cluster.hosts;
+    let (a1, b1) = (a.container("a1"), b.container("b1"));
+    let device = a.device_of(Family::V4).name;
+    let direct = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+    for (peer, config, way) in [(200, direct, "eth0"), (201, VXLAN, device.as_str())] {
+        // From then on nothing but the config is new to the daemon.
+        cluster.etcd.put_peer(peer);
+        a.sees_peers(usize::from(peer) - 198);
+        cluster.etcd.config(config);
+        eventually(SOON, &format!("b is reached by {way}"), || {
+            let route = kernel::route(a, &b.subnet().to_string()).unwrap_or_default();
+            if kernel::text(&route, "dev") == way { Ok(()) } else { Err(route.to_string()) }
+        });
+        matrix(&[&a1, &b1]);
+    }
+    cluster.lab.check_invariants();
 }
 
 fn goes_direct(route: &Value, to: &Host, family: Family) {
@@ -114,7 +135,7 @@ fn alloc_only_leases() {
 
 #[test]
 fn the_underlays_mtu_is_followed() {
-    let cluster = Cluster::<2>::start("mtu", loden_tests::story::VXLAN, &[]);
+    let cluster = Cluster::<2>::start("mtu", VXLAN, &[]);
     let [a, _] = &cluster.hosts;
     let mtu =
         |name: &str| kernel::link(a, name).map(|l| l["mtu"].clone()).ok_or_else(|| format!("no {name}"));
