@@ -3,8 +3,8 @@
 
 use std::process::Command;
 
-/// Runs `loden daemon` with a configuration file, environment and flags; what it says on its way out.
-fn says(file: &str, environment: &[(&str, &str)], flags: &[&str]) -> String {
+/// Runs `loden daemon` with a configuration file, environment and flags; how it ends, and what it says.
+fn ends(file: &str, environment: &[(&str, &str)], flags: &[&str]) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("loden.toml");
     std::fs::write(&path, file).expect("write");
@@ -17,7 +17,12 @@ fn says(file: &str, environment: &[(&str, &str)], flags: &[&str]) -> String {
         .output()
         .expect("loden runs");
     assert!(!output.status.success(), "an impossible value ends it");
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// What it says on its way out.
+fn says(file: &str, environment: &[(&str, &str)], flags: &[&str]) -> String {
+    ends(file, environment, flags).1
 }
 
 const FILE: &str = "fwmark = \"from-file\"\n";
@@ -40,10 +45,14 @@ fn flannels_names_are_taken_with_a_note() {
 
 #[test]
 fn a_misspelt_key_and_a_broken_file_are_named() {
-    let said = says("etcd-endpoint = \"http://127.0.0.1:1\"\n", &[], &[]);
+    /// EX_USAGE of sysexits(3)
+    const USAGE: Option<i32> = Some(64);
+    let (code, said) = ends("etcd-endpoint = \"http://127.0.0.1:1\"\n", &[], &[]);
     assert!(said.contains("unknown key etcd-endpoint") && said.contains("loden.toml"), "{said}");
-    let said = says("etcd-endpoints = [\n", &[], &[]);
+    assert_eq!(code, USAGE);
+    let (code, said) = ends("etcd-endpoints = [\n", &[], &[]);
     assert!(said.contains("loden.toml"), "{said}");
+    assert_eq!(code, USAGE);
 }
 
 #[test]

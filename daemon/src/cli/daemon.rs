@@ -269,9 +269,6 @@ enum SourceCheck {
 pub(super) async fn run(args: DaemonArgs, sources: &Sources) -> anyhow::Result<()> {
     crate::memory::keep_little();
     log(&args)?;
-    if let Some(problem) = &sources.unknown_keys {
-        anyhow::bail!(problem.clone());
-    }
     for note in &sources.notes {
         tracing::info!("{note}");
     }

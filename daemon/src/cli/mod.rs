@@ -104,6 +104,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    // To all other commands the file is only a help.
+    if let (Command::Daemon(_), Some(problem)) = (&command, &sources.unknown_keys) {
+        eprintln!("loden: {problem}");
+        return ExitCode::from(USAGE);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result =
         runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(command, &sources)));

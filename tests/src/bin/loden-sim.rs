@@ -142,8 +142,11 @@ fn prepare_results(file: &Path) -> anyhow::Result<()> {
     if let Some(folder) = file.parent() {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
+    let there = file.exists();
     let opened = OpenOptions::new().append(true).create(true).open(file);
-    opened.map(drop).with_context(|| format!("write {}", file.display()))
+    opened.with_context(|| format!("write {}", file.display()))?;
+    // Of a run that is interrupted nothing is left that looks like results.
+    if there { Ok(()) } else { Ok(fs::remove_file(file)?) }
 }
 
 async fn play(lab: &Lab, options: FleetOptions, scenarios: &[Scenario]) -> anyhow::Result<Vec<Report>> {
