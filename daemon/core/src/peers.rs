@@ -275,23 +275,24 @@ impl PeerBook {
         let first = former_rules.is_none();
         let known = if first { std::mem::take(&mut self.peers) } else { Tracked::default() };
         let (refused_before, outdone_before) = (self.refused.clone(), self.outdone.clone());
-        let mut macs = BTreeSet::new();
+        let mut macs = Vec::new();
         for (key, old, new) in two_rounds(changes.iter()) {
             let former = old.zip(former_rules.as_ref()).map(|(record, rules)| judge(key, record, rules));
             for (family, mac) in former.iter().flat_map(Verdict::macs) {
                 self.macs.remove(&(family, mac, old.map_or(0, |r| r.create_revision), *key));
-                macs.insert((family, mac));
+                macs.push((family, mac));
             }
             let verdict = new.map(|record| judge(key, record, &rules));
             for (family, mac) in verdict.iter().flat_map(Verdict::macs) {
                 self.macs.insert((family, mac, new.map_or(0, |r| r.create_revision), *key));
-                macs.insert((family, mac));
+                macs.push((family, mac));
             }
             match verdict.and_then(Verdict::into_reason) {
                 Some(reason) => _ = self.refused.insert(*key, reason),
                 None => _ = self.refused.remove(key),
             }
         }
+        let macs = each_once(macs);
         // Kept peers that may have to go before their time; judged when the new table is in place.
         let mut doubtful = match same_rules {
             true => {
@@ -302,9 +303,9 @@ impl PeerBook {
         // Whoever wants the same may get it now, or no more.
         let rivals = macs.into_iter().flat_map(|(family, mac)| self.stating(family, mac));
         let dirty = || changes.iter().map(|(key, ..)| *key);
-        let subnets: BTreeSet<Subnet> = rivals.chain(dirty()).flat_map(|key| key.subnets()).collect();
+        let subnets = each_once(rivals.chain(dirty()).flat_map(|key| key.subnets()));
         let claimants = subnets.iter().flat_map(|subnet| table.exactly(*subnet));
-        let affected: BTreeSet<LeaseKey> = claimants.chain(dirty()).collect();
+        let affected = each_once(claimants.chain(dirty()));
         let mut granted = BTreeSet::new();
         for key in two_rounds(affected.iter()) {
             let mut reasons = Vec::new();
@@ -312,7 +313,7 @@ impl PeerBook {
             for peer in verdict.into_iter().flat_map(Verdict::into_peers) {
                 if let Some(reason) = self.older_claim(key, &peer, &table, &rules) {
                     reasons.push(reason);
-                } else if subnets.contains(&peer.subnet) {
+                } else if subnets.binary_search(&peer.subnet).is_ok() {
                     granted.insert(peer.subnet);
                     self.kept.remove(&peer.subnet);
                     self.vanished.remove(&peer.subnet);
@@ -327,10 +328,11 @@ impl PeerBook {
             }
         }
         let gone = changes.iter().filter(|(.., new)| new.is_none());
-        let left: BTreeSet<Subnet> = gone.flat_map(|(key, ..)| key.subnets()).collect();
+        let left = each_once(gone.flat_map(|(key, ..)| key.subnets()));
         let mut vanished: Vec<Peer> = Vec::new();
-        for subnet in subnets.difference(&granted).filter(|subnet| !self.kept.contains_key(subnet)) {
-            if left.contains(subnet) {
+        let lost = subnets.iter().filter(|subnet| !granted.contains(*subnet));
+        for subnet in lost.filter(|subnet| !self.kept.contains_key(subnet)) {
+            if left.binary_search(subnet).is_ok() {
                 vanished.extend(self.peers.get(subnet).cloned());
             } else {
                 self.peers.remove(subnet);
@@ -344,7 +346,7 @@ impl PeerBook {
         for peer in vanished {
             let kept = Kept { until: now.saturating_add(GRACE), held: false, mac: peer.vtep_mac() };
             self.kept.insert(peer.subnet, kept);
-            doubtful.insert(peer.subnet);
+            doubtful.push(peer.subnet);
             self.vanished.insert(peer.subnet, (now, peer));
         }
         let mut refused: Vec<(String, String)> = affected
@@ -408,16 +410,12 @@ impl PeerBook {
     }
 
     /// The kept peers whose subnet or MAC these keys and MACs may claim.
-    fn claimed<'a>(
-        &self,
-        keys: impl Iterator<Item = &'a LeaseKey>,
-        macs: &BTreeSet<(Family, Mac)>,
-    ) -> BTreeSet<Subnet> {
+    fn claimed<'a>(&self, keys: impl Iterator<Item = &'a LeaseKey>, macs: &[(Family, Mac)]) -> Vec<Subnet> {
         if self.kept.is_empty() {
-            return BTreeSet::new();
+            return Vec::new();
         }
         let restated = |(subnet, kept): &(&Subnet, &Kept)| {
-            kept.mac.is_some_and(|mac| macs.contains(&(subnet.family(), mac)))
+            kept.mac.is_some_and(|mac| macs.binary_search(&(subnet.family(), mac)).is_ok())
         };
         let by_mac = self.kept.iter().filter(restated).map(|(subnet, _)| *subnet);
         let subnets = keys.flat_map(LeaseKey::subnets).flat_map(|subnet| subnet.wider().chain([subnet]));
@@ -465,6 +463,14 @@ impl PeerBook {
         let older = self.stating(peer.subnet.family(), mac).next().filter(|first| first != key)?;
         Some(format!("the VTEP MAC {mac} belongs since longer to {older}{}", holder_of(&older)))
     }
+}
+
+/// Each of them once, in order.
+fn each_once<T: Ord>(all: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut all: Vec<T> = all.into_iter().collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// Why a key, or a half of it, makes no peer.

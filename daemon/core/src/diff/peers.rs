@@ -1,7 +1,7 @@
 //! The second stage: neighbours, FDB entries, nexthops, routes and peer sets, for the peers that
 //! may have changed or for all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use loden_proto::{Family, Mac, ROUTE_PROTOCOL, Subnet};
@@ -62,15 +62,15 @@ struct Differ<'a> {
     observed: &'a Observed,
     devices: BTreeMap<Family, u32>,
     /// FDB entries and neighbours that looked-at peers need.
-    wanted_fdb: BTreeMap<(u32, Mac), IpAddr>,
-    wanted_neighbours: BTreeSet<(u32, IpAddr)>,
-    wanted_nexthops: BTreeSet<u32>,
+    wanted_fdb: HashSet<(u32, Mac)>,
+    wanted_neighbours: HashSet<(u32, IpAddr)>,
+    wanted_nexthops: HashSet<u32>,
     before_routes: Vec<Operation>,
     nexthops: Vec<Operation>,
     routes: Vec<Operation>,
     /// A route before the nexthop object that it uses.
     removals: Vec<Operation>,
-    removed_nexthops: BTreeSet<u32>,
+    removed_nexthops: HashSet<u32>,
     sets: Vec<Operation>,
     conflicts: Vec<Conflict>,
 }
@@ -89,14 +89,14 @@ impl<'a> Differ<'a> {
             desired,
             observed,
             devices,
-            wanted_fdb: BTreeMap::new(),
-            wanted_neighbours: BTreeSet::new(),
-            wanted_nexthops: BTreeSet::new(),
+            wanted_fdb: HashSet::new(),
+            wanted_neighbours: HashSet::new(),
+            wanted_nexthops: HashSet::new(),
             before_routes: Vec::new(),
             nexthops: Vec::new(),
             routes: Vec::new(),
             removals: Vec::new(),
-            removed_nexthops: BTreeSet::new(),
+            removed_nexthops: HashSet::new(),
             sets: Vec::new(),
             conflicts: Vec::new(),
         }
@@ -118,7 +118,7 @@ impl<'a> Differ<'a> {
     }
 
     fn fdb(&mut self, device: u32, mac: Mac, endpoint: IpAddr) {
-        self.wanted_fdb.insert((device, mac), endpoint);
+        self.wanted_fdb.insert((device, mac));
         if !self.observed.fdb.contains(&(device, mac, endpoint)) {
             // Which moves the entry.
             self.before_routes.push(Operation::SetFdb { device, mac, endpoint });
@@ -248,7 +248,7 @@ impl<'a> Differ<'a> {
         {
             self.removals.push(Operation::DeleteNeighbour { device, address: gateway });
         }
-        if !self.wanted_fdb.contains_key(&(device, mac)) {
+        if !self.wanted_fdb.contains(&(device, mac)) {
             let entries = self.observed.endpoints(device, mac);
             let deletions = entries.map(|endpoint| Operation::DeleteFdb { device, mac, endpoint });
             self.removals.extend(deletions);
@@ -269,7 +269,7 @@ impl<'a> Differ<'a> {
         for (device, mac, endpoint) in
             self.observed.fdb.iter().copied().filter(|(d, m, _)| ours.contains(d) && m.is_unicast())
         {
-            if !self.wanted_fdb.contains_key(&(device, mac)) {
+            if !self.wanted_fdb.contains(&(device, mac)) {
                 self.removals.push(Operation::DeleteFdb { device, mac, endpoint });
             }
         }
