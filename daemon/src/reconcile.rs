@@ -116,12 +116,14 @@ struct Loop<K, N> {
     /// Whether the book knows what lasting state and kernel tell of peers.
     seeded: bool,
     rules: Option<Arc<Rules>>,
+    /// What was last brought about.
     desired: Option<Desired>,
-    /// The base as last planned, and what from.
+    /// The base as last planned, and what from, so that it is not planned anew without a reason.
     planned: Option<(Inputs, Arc<Base>)>,
-    /// The base to bring about; `None` while too little is known for one.
+    /// That base, if it is to be brought about; `None` while too little is known for one.
     base: Option<Arc<Base>>,
-    /// Whether the host, the config or our lease may be others than base and rules were made from.
+    /// Whether base, rules and published facts may be of a former host, config or lease of ours. Set by whoever
+    /// changes links, addresses or default routes in `observed`, and by news of the other two.
     stale: bool,
     /// Peers as last brought into the kernel.
     programmed: Tracked<Subnet, Peer>,
@@ -401,7 +403,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         if pass.look >= Look::Base {
             let left = diff::left_shared_addresses(&former_shared, &desired, &self.observed);
             self.apply(left, &mut pass).await?;
-            // What we change ourselves comes back as no notice.
+            // Which takes addresses from what is observed, and no notice tells of that.
             self.stale = true;
             self.bring_base(&desired, &mut pass).await?;
         }
@@ -763,7 +765,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         }
         applied.finish(&mut self.observed);
         self.untidy |= operations.len() > TURN;
-        // What others leave behind has room enough.
+        // What is removed leaves nodes half full at least, as they are after a while anyway.
         if operations.iter().filter(|o| !o.removes()).count() > TURN {
             self.observed.pack();
         }
@@ -792,7 +794,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     }
 }
 
-/// Whether a notice tells of what the underlay is chosen by, or of addresses that are nobody else's.
+/// Whether a notice tells of links, addresses or default routes: base, rules and facts are made from these.
 fn is_of_host(notice: &Notice) -> bool {
     use Notice as N;
     matches!(notice, N::Link(_) | N::LinkGone(_) | N::Address(..) | N::AddressGone(..) | N::DefaultRoute)

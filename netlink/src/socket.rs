@@ -459,32 +459,36 @@ impl Events {
     /// says so: of routes, neighbours, nexthop objects and whatever is nftables', not of FDB entries. Of
     /// several messages in one packet, which are those of one transaction, the first counts.
     ///
-    /// Of a neighbour that is deleted the kernel tells twice, first that it is invalid, by whom, and then that
-    /// it is gone, by nobody (net/core/neighbour.c: `neigh_delete`). The second is left out too, whoever did
-    /// it. So nothing tells of neighbours that go with their device, its address or its MAC, but what tells
-    /// of these.
+    /// Of a neighbour that somebody deletes the kernel tells twice: by whom it has failed, then by nobody that
+    /// the failed one is gone (net/core/neighbour.c: `neigh_delete`). The second is left out, whoever did it.
+    /// One that goes with its device, its address or its MAC has not failed, and is told of once.
     pub fn ignore(&self, port: u32) -> io::Result<()> {
         // Offsets in `struct nlmsghdr` and, behind it, `struct ndmsg`. A filter loads in network byte order.
         const TYPE: u32 = 4;
         const PID: u32 = 12;
-        const NEIGHBOUR_FAMILY: u32 = 16;
+        const FAMILY: u32 = 16;
+        const STATE: u32 = 24;
         const AF_BRIDGE: u32 = 7;
+        const NUD_FAILED: u16 = 0x20;
         let load = |size: u32, at| SockFilter::new((libc::BPF_LD | libc::BPF_ABS | size) as u16, 0, 0, at);
-        let equal = |value, then, or_else| {
-            SockFilter::new((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, then, or_else, value)
+        // Skips so many instructions where it is so, and so many where not.
+        let equal = |value, skip, or_else| {
+            SockFilter::new((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, skip, or_else, value)
         };
         let give = |bytes| SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, bytes);
-        let gone = u16::from_be_bytes(message_type::DELETE_NEIGHBOUR.to_ne_bytes());
+        let loaded = |value: u16| u32::from(u16::from_be_bytes(value.to_ne_bytes()));
         SockRef::from(&self.raw).attach_filter(&[
             load(libc::BPF_W, PID),
-            equal(u32::from_be_bytes(port.to_ne_bytes()), 5, 0),
-            equal(0, 0, 5),
+            equal(u32::from_be_bytes(port.to_ne_bytes()), 7, 0), // to "drop"
+            equal(0, 0, 7),                                      // or else to "keep", as all below
             load(libc::BPF_H, TYPE),
-            equal(gone.into(), 0, 3),
-            load(libc::BPF_B, NEIGHBOUR_FAMILY),
-            equal(AF_BRIDGE, 1, 0),
-            give(0),
-            give(u32::MAX),
+            equal(loaded(message_type::DELETE_NEIGHBOUR), 0, 5),
+            load(libc::BPF_B, FAMILY),
+            equal(AF_BRIDGE, 3, 0),
+            load(libc::BPF_H, STATE),
+            equal(loaded(NUD_FAILED), 0, 1),
+            give(0),        // drop
+            give(u32::MAX), // keep
         ])
     }
 

@@ -250,6 +250,14 @@ damages! {
         s.host.ns().sysctl(&forwarding_switch(s.host, s.family, &s.device), "0");
     };
 
+    neighbours_that_went_with_the_mac_that_was_set_again_come_back: |s| {
+        s.host.ip(&format!("link set {} address {}", s.device, s.mac));
+    };
+
+    neighbours_that_went_while_arp_was_off_come_back: |s| {
+        s.host.ip(&format!("link set {0} arp off\nlink set {0} arp on", s.device));
+    };
+
     a_mac_changed_by_hand_is_changed_back: |s| {
         assert_ne!(s.mac, "02:00:00:00:00:77");
         s.host.ip(&format!("link set {} address 02:00:00:00:00:77", s.device));
@@ -276,7 +284,7 @@ fn a_nexthop_that_leads_elsewhere_is_set_right() {
     );
 }
 
-/// With the last address of a device go routes and neighbours, and the kernel tells of the address alone.
+/// With the last address of a device go its routes, of which the kernel does not tell, and its neighbours.
 #[test]
 fn what_went_with_an_address_that_was_away_for_a_moment_comes_back() {
     is_repaired(
@@ -289,7 +297,7 @@ fn what_went_with_an_address_that_was_away_for_a_moment_comes_back() {
     );
 }
 
-/// Address, neighbours and routes go at once, and the kernel tells of the address alone.
+/// Address, neighbours and routes go at once.
 #[test]
 fn what_went_with_ipv6_that_was_off_for_a_moment_comes_back() {
     is_repaired(

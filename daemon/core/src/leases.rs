@@ -121,7 +121,7 @@ impl LeaseTable {
         later.leases.changes_since(&self.leases)
     }
 
-    /// Every key that is here or there, in order, with the record here and there.
+    /// Every key of either table, in order, with the record here and there.
     pub fn beside<'a>(&'a self, other: &'a LeaseTable) -> Vec<Changed<'a, LeaseKey, Arc<LeaseRecord>>> {
         let all: BTreeSet<&LeaseKey> = self.leases.keys().chain(other.leases.keys()).collect();
         all.into_iter().map(|key| (*key, self.leases.get(key), other.leases.get(key))).collect()

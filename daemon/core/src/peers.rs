@@ -270,6 +270,7 @@ impl PeerBook {
     pub fn update(&mut self, table: LeaseTable, rules: Arc<Rules>, now: Millis) -> Vec<(String, String)> {
         let former_rules = self.rules.replace(rules.clone());
         let same_rules = former_rules.as_ref() == Some(&rules);
+        // Until the end, where `table` takes its place, `self.table` is empty and not to be asked.
         let before = std::mem::take(&mut self.table);
         let changes = if same_rules { before.changes(&table) } else { before.beside(&table) };
         let first = former_rules.is_none();

@@ -17,7 +17,7 @@ const EMPTY: u64 = 0;
 #[derive(Clone)]
 pub struct Tracked<K, V> {
     map: OrdMap<K, V>,
-    /// No two maps that are not copies of one another have the same.
+    /// Maps with the same one have the same contents: they are copies of one another, or new and empty.
     state: u64,
     /// The last changes, the youngest last: the state before it, and the key whose value it changed.
     recent: [Option<(u64, K)>; RECENT],

@@ -58,13 +58,7 @@ pub(super) fn absorb(
             let all = observed.addresses.entry(index).or_default();
             let before = all.len();
             all.retain(|a| (a.address, a.length) != (address.address, address.length));
-            match all.len() < before && !address.link_local() {
-                // With the last one go routes and neighbours, of which nothing else tells
-                // (net/ipv4/fib_frontend.c: fib_disable_ip; net/ipv6/addrconf.c: addrconf_ifdown).
-                true if is_vxlan(observed, index) => Look::Full,
-                true => of_link(index),
-                false => Look::Changes,
-            }
+            if all.len() < before && !address.link_local() { of_link(index) } else { Look::Changes }
         }
         Notice::Route(route) => {
             let known = observed.routes.contains(&route);
@@ -122,7 +116,7 @@ fn is_vxlan(observed: &Observed, index: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use loden_core::observed::{Address, Link, Route, Via};
+    use loden_core::observed::{Link, Route, Via};
     use loden_proto::Family;
 
     const NETWORK: &[(Subnet, u8)] = &[];
@@ -187,23 +181,6 @@ mod tests {
         {
             assert_eq!(absorb(&mut observed.clone(), notice, NETWORK, Some(UNDERLAY)), Look::Full);
         }
-    }
-
-    #[test]
-    fn an_address_takes_the_devices_neighbours_along() {
-        let mut observed = device();
-        let address = Address {
-            address: "10.5.1.0".parse().expect("ip"),
-            length: 32,
-            permanent: true,
-            unusable: false,
-            ours: true,
-        };
-        observed.addresses.insert(4, vec![address]);
-        observed.addresses.insert(9, vec![address]);
-        let mut gone =
-            |index| absorb(&mut observed, Notice::AddressGone(index, address), NETWORK, Some(UNDERLAY));
-        assert_eq!([gone(9), gone(4), gone(4)], [Look::Base, Look::Full, Look::Changes]);
     }
 
     #[test]

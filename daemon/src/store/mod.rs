@@ -163,7 +163,7 @@ impl Keys {
         if let Some(name) = rest.strip_prefix("subnets/").or_else(|| rest.strip_prefix("loden/subnets/")) {
             return match LeaseKey::parse(name) {
                 Ok(lease) if rest.strip_prefix(folder(&lease)) == Some(name) => Subject::Lease(lease),
-                // With its folder's name it is listed as malformed.
+                // With its folder's name it is no key to `LeaseTable::put`, and listed as malformed.
                 Ok(_) => Subject::NoLease(rest),
                 Err(_) => Subject::NoLease(name),
             };

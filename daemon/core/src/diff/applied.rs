@@ -9,12 +9,13 @@ use loden_proto::Family;
 use super::Operation;
 use crate::observed::{Address, Observed, Via};
 
-/// What the kernel holds after operations that succeeded, in their order. As [`applied`] of each, but the
-/// routes are gone through once for many nexthop objects that are deleted: all 10,000 for each of 4,000 was a
-/// third of what it took that 4,000 leave.
+/// Takes in operations that succeeded, in their order. As [`applied`] of each, but deletions of nexthop
+/// objects are put off until something else needs them or [`Applied::finish`] is called, from when on what is
+/// observed is right: each goes through all routes, which for 4,000 of 10,000 was a third of what it took
+/// that as many leave.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// Nexthop objects that are deleted, with routes that may still be there.
+    /// The nexthop objects whose deletion is put off.
     deleted: HashSet<u32>,
 }
 
@@ -31,7 +32,7 @@ impl Applied {
         }
     }
 
-    /// What is observed is right from now on.
+    /// Makes up for what was put off.
     pub fn finish(self, observed: &mut Observed) {
         delete_nexthops(observed, &self.deleted);
     }

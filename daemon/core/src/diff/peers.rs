@@ -68,7 +68,7 @@ struct Differ<'a> {
     before_routes: Vec<Operation>,
     nexthops: Vec<Operation>,
     routes: Vec<Operation>,
-    /// A route before the nexthop object that it uses.
+    /// Of each subnet a route before the nexthop object that it uses.
     removals: Vec<Operation>,
     removed_nexthops: HashSet<u32>,
     sets: Vec<Operation>,
@@ -313,7 +313,12 @@ impl<'a> Differ<'a> {
         }
     }
 
-    fn finish(self) -> (Vec<Operation>, Vec<Conflict>) {
+    fn finish(mut self) -> (Vec<Operation>, Vec<Conflict>) {
+        // What one subnet's route gave up can be another's own.
+        let wanted = &self.wanted_nexthops;
+        if self.removed_nexthops.iter().any(|id| wanted.contains(id)) {
+            self.removals.retain(|o| !matches!(o, Operation::DeleteNexthop(id) if wanted.contains(id)));
+        }
         let mut parts = [self.before_routes, self.nexthops, self.routes, self.removals, self.sets];
         // Those of many peers take megabytes: the first part stays where it is.
         let all = parts.iter().map(Vec::len).sum::<usize>();

@@ -177,7 +177,7 @@ fn peers_strategy() -> impl Strategy<Value = Tracked<Subnet, Peer>> {
 
 /// Clutter of our own making, and of others'.
 fn clutter() -> impl Strategy<Value = Vec<(u8, u8)>> {
-    prop::collection::vec((0u8..9, 2u8..14), 0..25)
+    prop::collection::vec((0u8..10, 2u8..14), 0..25)
 }
 
 fn foreign_routes() -> Vec<Route> {
@@ -234,6 +234,14 @@ fn soil(observed: &mut Observed, clutter: &[(u8, u8)]) {
                     onlink: false,
                     protocol: 4,
                 });
+            }
+            8 => {
+                let other = Subnet::new([10, 5, n.wrapping_add(1), 0].into(), 24).expect("aligned");
+                let id = nexthop_ids(&other).next().expect("16 ids");
+                route(Via::Nexthop(id), ROUTE_PROTOCOL);
+                let gateway = Some(other.address());
+                let hop = Nexthop { device: DEVICE, gateway, onlink: true, protocol: ROUTE_PROTOCOL };
+                observed.nexthops.entry(id).or_insert(hop);
             }
             _ => drop(observed.admitted.insert((PeerSet::Sources, [192, 168, 0, *n].into()))),
         }
@@ -493,6 +501,25 @@ fn an_ipv6_route_by_another_device_goes_before_the_right_one_comes() {
         applied(&mut observed, operation);
     }
     assert_eq!(peers(&desired, &observed, Scope::All).0, []);
+}
+
+#[test]
+fn a_route_by_the_nexthop_of_another_peer_is_put_right_and_the_others_stays() {
+    let wanted = [peer(2, 2, 6, false), peer(3, 3, 9, false)].into_iter().map(|p| (p.subnet, p)).collect();
+    let desired = desired(wanted);
+    let mut observed = host(false);
+    pass(&desired, &mut observed);
+    let as_it_was = observed.clone();
+    let route = |third: u8| {
+        let subnet = Subnet::new([10, 5, third, 0].into(), 24).expect("aligned");
+        as_it_was.routes_to(subnet).next().expect("a route").clone()
+    };
+    for (hurt, by) in [(2, 3), (3, 2)] {
+        observed.routes.remove(&route(hurt));
+        observed.routes.insert(Route { via: route(by).via, ..route(hurt) });
+        pass(&desired, &mut observed);
+        assert_eq!(observed, as_it_was);
+    }
 }
 
 #[test]

@@ -20,11 +20,14 @@ pub(super) fn judge(key: &LeaseKey, record: &LeaseRecord, rules: &Rules) -> Verd
         Ok(value) => value,
         Err(reason) => return Verdict::Rejected(reason.clone()),
     };
-    let enabled = key.subnets().filter(|s| rules.config.pool(s.family()).is_some());
+    let enabled = |subnet: &Subnet| rules.config.pool(subnet.family()).is_some();
+    if !key.subnets().any(|subnet| enabled(&subnet)) {
+        return Verdict::Rejected(format!(
+            "{key} has no subnet of an address family that the network config enables"
+        ));
+    }
     let (mut peers, mut reasons) = (Peers::default(), Vec::<String>::new());
-    let mut without = true;
-    for (place, subnet) in peers.iter_mut().zip(enabled) {
-        without = false;
+    for (place, subnet) in peers.iter_mut().zip(key.subnets().filter(enabled)) {
         match half(subnet, value, rules) {
             Ok(peer) => *place = peer,
             // Much of what can be wrong is wrong for both.
@@ -32,15 +35,12 @@ pub(super) fn judge(key: &LeaseKey, record: &LeaseRecord, rules: &Rules) -> Verd
             Err(reason) => reasons.push(reason),
         }
     }
-    match (without, reasons.is_empty()) {
-        (true, _) => Verdict::Rejected(format!(
-            "{key} has no subnet of an address family that the network config enables"
-        )),
-        (_, true) => Verdict::Sound(peers, None),
-        _ if peers.iter().all(Option::is_none) => Verdict::Rejected(reasons.join("; ")),
-        _ => {
-            Verdict::Sound(peers, Some(format!("one of its two subnets is not used: {}", reasons.join("; "))))
-        }
+    if reasons.is_empty() {
+        Verdict::Sound(peers, None)
+    } else if peers.iter().all(Option::is_none) {
+        Verdict::Rejected(reasons.join("; "))
+    } else {
+        Verdict::Sound(peers, Some(format!("one of its two subnets is not used: {}", reasons.join("; "))))
     }
 }
 
