@@ -117,7 +117,10 @@ impl LeaseTable {
     }
 
     /// Keys whose record differs between `self` and a later table, in order, with the record here and there.
-    pub fn changes<'a>(&'a self, later: &'a LeaseTable) -> Vec<Changed<'a, LeaseKey, Arc<LeaseRecord>>> {
+    pub fn changes<'a>(
+        &'a self,
+        later: &'a LeaseTable,
+    ) -> impl Iterator<Item = Changed<'a, LeaseKey, Arc<LeaseRecord>>> {
         later.leases.changes_since(&self.leases)
     }
 
@@ -244,7 +247,7 @@ mod tests {
             ("10.5.3.0-24".to_owned(), Some(1), Some(1)),
             ("10.5.4.0-24".to_owned(), None, Some(1)),
         ];
-        assert_eq!(found(before.changes(&table)), [one.clone(), two.clone(), four.clone()]);
+        assert_eq!(found(before.changes(&table).collect()), [one.clone(), two.clone(), four.clone()]);
         assert_eq!(found(before.beside(&table)), [one, two, three, four]);
     }
 

@@ -272,7 +272,7 @@ impl PeerBook {
         let same_rules = former_rules.as_ref() == Some(&rules);
         // Until the end, where `table` takes its place, `self.table` is empty and not to be asked.
         let before = std::mem::take(&mut self.table);
-        let changes = if same_rules { before.changes(&table) } else { before.beside(&table) };
+        let changes = if same_rules { before.changes(&table).collect() } else { before.beside(&table) };
         let first = former_rules.is_none();
         let known = if first { std::mem::take(&mut self.peers) } else { Tracked::default() };
         let (refused_before, outdone_before) = (self.refused.clone(), self.outdone.clone());

@@ -127,7 +127,7 @@ pub(super) fn concerns(
     };
     // `before` may be from a time when our key was not written yet.
     now.get(own).is_none()
-        || before.changes(now).into_iter().any(|(key, _, new)| key == *own || new.is_some_and(|r| twin(r)))
+        || before.changes(now).any(|(key, _, new)| key == *own || new.is_some_and(|r| twin(r)))
 }
 
 /// Whether a peer with an older claim has the same MAC: then we are the one to change it.

@@ -42,7 +42,7 @@ pub fn peers(desired: &Desired, observed: &Observed, scope: Scope<'_>) -> (Vec<O
             differ.strays();
         }
         Scope::Since(former) => {
-            let changes = desired.peers.changes_since(former);
+            let changes: Vec<Changed<'_, Subnet, Peer>> = desired.peers.changes_since(former).collect();
             for (subnet, _, new) in &changes {
                 let present: Vec<&Route> = observed.routes_to(*subnet).collect();
                 differ.peer(subnet, *new, &present);
