@@ -21,8 +21,8 @@ const HEADER_LEN: usize = 8;
 const NHA_ID: u16 = 1;
 const NHA_OIF: u16 = 5;
 const NHA_GATEWAY: u16 = 6;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+const AF_INET: u8 = libc::AF_INET as u8;
+const AF_INET6: u8 = libc::AF_INET6 as u8;
 const RTNH_F_ONLINK: u32 = 4;
 
 /// One nexthop: a gateway on a device, reached without asking the routing table (onlink).

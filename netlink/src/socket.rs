@@ -468,8 +468,6 @@ impl Events {
         const PID: u32 = 12;
         const FAMILY: u32 = 16;
         const STATE: u32 = 24;
-        const AF_BRIDGE: u32 = 7;
-        const NUD_FAILED: u16 = 0x20;
         let load = |size: u32, at| SockFilter::new((libc::BPF_LD | libc::BPF_ABS | size) as u16, 0, 0, at);
         // Skips so many instructions where it is so, and so many where not.
         let equal = |value, skip, or_else| {
@@ -484,9 +482,9 @@ impl Events {
             load(libc::BPF_H, TYPE),
             equal(loaded(message_type::DELETE_NEIGHBOUR), 0, 5),
             load(libc::BPF_B, FAMILY),
-            equal(AF_BRIDGE, 3, 0),
+            equal(libc::AF_BRIDGE as u32, 3, 0),
             load(libc::BPF_H, STATE),
-            equal(loaded(NUD_FAILED), 0, 1),
+            equal(loaded(libc::NUD_FAILED), 0, 1),
             give(0),        // drop
             give(u32::MAX), // keep
         ])

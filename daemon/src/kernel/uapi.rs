@@ -29,15 +29,12 @@ pub(super) const NUD_PERMANENT: u16 = 0x80;
 /// An FDB entry of the device itself, not of the bridge above it.
 pub(super) const NTF_SELF: u8 = 0x2;
 
-// include/linux/socket.h
-const AF_INET: u8 = 2;
-pub(super) const AF_BRIDGE: u8 = 7;
-const AF_INET6: u8 = 10;
+pub(super) const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 
 /// The number of an address family.
 pub(super) fn family_number(family: Family) -> u8 {
     match family {
-        Family::V4 => AF_INET,
-        Family::V6 => AF_INET6,
+        Family::V4 => libc::AF_INET as u8,
+        Family::V6 => libc::AF_INET6 as u8,
     }
 }
