@@ -14,18 +14,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdMap;
 use loden_proto::config::{Backend, NetworkConfig};
 use loden_proto::lease::{LeaseKey, LeaseValue, LodenMember};
 use loden_proto::{Family, Mac, Subnet, Text};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::Millis;
-use crate::leases::LeaseTable;
+use crate::leases::{LeaseRecord, LeaseTable};
 use crate::observed::Observed;
 use crate::packed::two_rounds;
 use crate::printable;
-use crate::tracked::Tracked;
+use crate::tracked::{Changed, Tracked};
 use judge::judge;
 
 /// Vanishing leases are counted together when they vanish within this time.
@@ -140,6 +140,20 @@ pub fn found_in_kernel(observed: &Observed, config: &NetworkConfig) -> Vec<Peer>
 /// The peers of one key, one for each family at most.
 type Peers = [Option<Peer>; Family::ALL.len()];
 
+/// The VTEP MACs of one key's peers.
+type Macs = [Option<(Family, Mac)>; Family::ALL.len()];
+
+/// What is new of the leases.
+#[derive(Debug, Default)]
+struct News {
+    /// Keys that came or changed.
+    come: Vec<LeaseKey>,
+    /// The MACs that these state, or did.
+    macs: Vec<(Family, Mac)>,
+    /// Keys that are gone, with the MACs that they stated.
+    gone: Vec<(LeaseKey, Macs)>,
+}
+
 /// What became of one key.
 #[derive(Debug, Clone, PartialEq)]
 enum Verdict {
@@ -176,8 +190,9 @@ impl Verdict {
     }
 
     /// The VTEP MACs of its peers.
-    fn macs(&self) -> impl Iterator<Item = (Family, Mac)> {
-        self.peers().filter_map(|peer| Some((peer.subnet.family(), peer.vtep_mac()?)))
+    fn macs(&self) -> Macs {
+        let mut macs = self.peers().map(|peer| Some((peer.subnet.family(), peer.vtep_mac()?)));
+        [macs.next().flatten(), macs.next().flatten()]
     }
 
     /// Whether nobody younger can have this subnet of its key.
@@ -212,7 +227,7 @@ pub struct PeerBook {
     outdone: OrdMap<LeaseKey, String>,
     /// VTEP MACs with the sound keys that state them, the oldest first. What a key makes else of its
     /// lease is judged anew when it is asked for: that costs less than keeping it.
-    macs: OrdSet<(Family, Mac, i64, LeaseKey)>,
+    macs: BTreeSet<(Family, Mac, i64, LeaseKey)>,
     /// The peers to program: those of living leases, and those that are kept without one.
     peers: Tracked<Subnet, Peer>,
     /// Those of them whose lease is gone.
@@ -271,42 +286,31 @@ impl PeerBook {
         let former_rules = self.rules.replace(rules.clone());
         let same_rules = former_rules.as_ref() == Some(&rules);
         // Until the end, where `table` takes its place, `self.table` is empty and not to be asked.
-        let before = std::mem::take(&mut self.table);
-        let changes = if same_rules { before.changes(&table).collect() } else { before.beside(&table) };
+        let former = std::mem::take(&mut self.table);
+        let changes = if same_rules { former.changes(&table).collect() } else { former.beside(&table) };
         let first = former_rules.is_none();
         let known = if first { std::mem::take(&mut self.peers) } else { Tracked::default() };
         let (refused_before, outdone_before) = (self.refused.clone(), self.outdone.clone());
-        let mut macs = Vec::new();
-        for (key, old, new) in two_rounds(changes.iter()) {
-            let former = old.zip(former_rules.as_ref()).map(|(record, rules)| judge(key, record, rules));
-            for (family, mac) in former.iter().flat_map(Verdict::macs) {
-                self.macs.remove(&(family, mac, old.map_or(0, |r| r.create_revision), *key));
-                macs.push((family, mac));
-            }
-            let verdict = new.map(|record| judge(key, record, &rules));
-            for (family, mac) in verdict.iter().flat_map(Verdict::macs) {
-                self.macs.insert((family, mac, new.map_or(0, |r| r.create_revision), *key));
-                macs.push((family, mac));
-            }
-            match verdict.and_then(Verdict::into_reason) {
-                Some(reason) => _ = self.refused.insert(*key, reason),
-                None => _ = self.refused.remove(key),
-            }
-        }
-        let macs = each_once(macs);
+        let News { come: mut dirty, macs, mut gone } =
+            self.take_in(&changes, former_rules.as_deref(), &rules);
+        let mut macs = each_once(macs);
         // Kept peers that may have to go before their time; judged when the new table is in place.
         let mut doubtful = match same_rules {
-            true => {
-                self.claimed(changes.iter().filter(|(.., new)| new.is_some()).map(|(key, ..)| key), &macs)
-            }
+            true => self.claimed(&dirty, &macs),
             false => self.kept.keys().copied().collect(),
         };
+        let mut vanished = match same_rules {
+            true => self.unrivalled(&mut gone, &table),
+            false => Vec::new(),
+        };
+        let left = each_once(gone.iter().flat_map(|(key, _)| key.subnets()));
+        macs.extend(gone.iter().flat_map(|(_, macs)| macs).flatten());
+        dirty.extend(gone.into_iter().map(|(key, _)| key));
         // Whoever wants the same may get it now, or no more.
         let rivals = macs.into_iter().flat_map(|(family, mac)| self.stating(family, mac));
-        let dirty = || changes.iter().map(|(key, ..)| *key);
-        let subnets = each_once(rivals.chain(dirty()).flat_map(|key| key.subnets()));
+        let subnets = each_once(rivals.chain(dirty.iter().copied()).flat_map(|key| key.subnets()));
         let claimants = subnets.iter().flat_map(|subnet| table.exactly(*subnet));
-        let affected = each_once(claimants.chain(dirty()));
+        let affected = each_once(claimants.chain(dirty));
         let mut granted = BTreeSet::new();
         for key in two_rounds(affected.iter()) {
             let mut reasons = Vec::new();
@@ -328,12 +332,10 @@ impl PeerBook {
                 false => _ = self.outdone.insert(*key, reasons.join("; ")),
             }
         }
-        let gone = changes.iter().filter(|(.., new)| new.is_none());
-        let left = each_once(gone.flat_map(|(key, ..)| key.subnets()));
-        let mut vanished: Vec<Peer> = Vec::new();
         let lost = subnets.iter().filter(|subnet| !granted.contains(*subnet));
         for subnet in lost.filter(|subnet| !self.kept.contains_key(subnet)) {
             if left.binary_search(subnet).is_ok() {
+                doubtful.push(*subnet);
                 vanished.extend(self.peers.get(subnet).cloned());
             } else {
                 self.peers.remove(subnet);
@@ -342,34 +344,80 @@ impl PeerBook {
         // What was known before the first table is gone if no lease names the subnet.
         for (subnet, peer) in known.iter().filter(|(subnet, _)| table.inside(subnet).is_none()) {
             self.peers.insert(*subnet, peer.clone());
+            doubtful.push(*subnet);
             vanished.push(peer.clone());
         }
         for peer in vanished {
             let kept = Kept { until: now.saturating_add(GRACE), held: false, mac: peer.vtep_mac() };
             self.kept.insert(peer.subnet, kept);
-            doubtful.push(peer.subnet);
             self.vanished.insert(peer.subnet, (now, peer));
         }
-        let mut refused: Vec<(String, String)> = affected
-            .iter()
-            .filter_map(|key| {
-                let now = refusal(key, &self.refused, &self.outdone)?;
-                let before = refusal(key, &refused_before, &outdone_before);
-                (before.as_ref() != Some(&now)).then(|| (key.to_string(), now))
-            })
-            .collect();
-        let malformed_before: BTreeSet<&str> = before.malformed().map(|(k, _)| k).collect();
-        refused.extend(
-            table
-                .malformed()
-                .filter(|(k, _)| !malformed_before.contains(k))
-                .map(|(k, r)| (k.to_owned(), r.to_owned())),
-        );
+        let refused = {
+            let before = |key: &LeaseKey| refusal(key, &refused_before, &outdone_before);
+            let now =
+                affected.iter().filter_map(|key| Some((key, refusal(key, &self.refused, &self.outdone)?)));
+            let news = now.filter(|(key, reason)| before(key).as_ref() != Some(reason));
+            let malformed_before: BTreeSet<&str> = former.malformed().map(|(k, _)| k).collect();
+            let malformed = table.malformed().filter(|(name, _)| !malformed_before.contains(name));
+            news.map(|(key, reason)| (key.to_string(), reason))
+                .chain(malformed.map(|(name, reason)| (name.to_owned(), reason.to_owned())))
+                .collect()
+        };
         self.table = table;
         doubtful.extend(self.hold(now));
         self.settle(doubtful);
         self.tick(now);
         refused
+    }
+
+    /// Judges what changed, each key by itself, and keeps account of its MACs and of why it is refused.
+    fn take_in(
+        &mut self,
+        changes: &[Changed<'_, LeaseKey, Arc<LeaseRecord>>],
+        former_rules: Option<&Rules>,
+        rules: &Rules,
+    ) -> News {
+        let mut news = News::default();
+        for (key, old, new) in two_rounds(changes.iter()) {
+            let former = old.zip(former_rules).map(|(record, rules)| judge(key, record, rules));
+            let former_macs = former.as_ref().map(Verdict::macs).unwrap_or_default();
+            for (family, mac) in former_macs.into_iter().flatten() {
+                self.macs.remove(&(family, mac, old.map_or(0, |r| r.create_revision), *key));
+            }
+            let verdict = new.map(|record| judge(key, record, rules));
+            let macs = verdict.as_ref().map(Verdict::macs).unwrap_or_default();
+            for (family, mac) in macs.into_iter().flatten() {
+                self.macs.insert((family, mac, new.map_or(0, |r| r.create_revision), *key));
+            }
+            if new.is_some() {
+                news.come.push(*key);
+                news.macs.extend(former_macs.into_iter().chain(macs).flatten());
+            } else {
+                news.gone.push((*key, former_macs));
+            }
+            match verdict.and_then(Verdict::into_reason) {
+                Some(reason) => _ = self.refused.insert(*key, reason),
+                None => _ = self.refused.remove(key),
+            }
+        }
+        news
+    }
+
+    /// Takes those out of the keys that are gone, as nearly all are, which had nothing that another key of the
+    /// table wants: nobody else is concerned. Returns their peers.
+    fn unrivalled(&mut self, gone: &mut Vec<(LeaseKey, Macs)>, table: &LeaseTable) -> Vec<Peer> {
+        let mut vanished = Vec::new();
+        gone.retain(|(key, macs)| {
+            let rivalled = key.subnets().any(|subnet| table.inside(&subnet).is_some())
+                || macs.iter().flatten().any(|(family, mac)| self.stating(*family, *mac).next().is_some());
+            if !rivalled {
+                self.outdone.remove(key);
+                let unkept = key.subnets().filter(|subnet| !self.kept.contains_key(subnet));
+                vanished.extend(unkept.filter_map(|subnet| self.peers.get(&subnet)).cloned());
+            }
+            rivalled
+        });
+        vanished
     }
 
     /// Lets time pass: kept peers whose time is over go.
@@ -411,7 +459,7 @@ impl PeerBook {
     }
 
     /// The kept peers whose subnet or MAC these keys and MACs may claim.
-    fn claimed<'a>(&self, keys: impl Iterator<Item = &'a LeaseKey>, macs: &[(Family, Mac)]) -> Vec<Subnet> {
+    fn claimed(&self, keys: &[LeaseKey], macs: &[(Family, Mac)]) -> Vec<Subnet> {
         if self.kept.is_empty() {
             return Vec::new();
         }
@@ -419,7 +467,8 @@ impl PeerBook {
             kept.mac.is_some_and(|mac| macs.binary_search(&(subnet.family(), mac)).is_ok())
         };
         let by_mac = self.kept.iter().filter(restated).map(|(subnet, _)| *subnet);
-        let subnets = keys.flat_map(LeaseKey::subnets).flat_map(|subnet| subnet.wider().chain([subnet]));
+        let subnets =
+            keys.iter().flat_map(LeaseKey::subnets).flat_map(|subnet| subnet.wider().chain([subnet]));
         by_mac.chain(subnets.filter(|subnet| self.kept.contains_key(subnet))).collect()
     }
 

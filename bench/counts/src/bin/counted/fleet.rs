@@ -18,6 +18,8 @@ use loden_proto::{Family, Mac};
 
 /// How many peers.
 pub(crate) const PEERS: u32 = 10_000;
+/// How many of them leave at once.
+pub(crate) const LEAVING: u32 = PEERS * 2 / 5;
 const CONFIG: &str = r#"{"Network":"10.64.0.0/10","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 const OWN_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 16, 0, 1));
 const OWN_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -87,6 +89,11 @@ pub(crate) fn table() -> LeaseTable {
         table.put(&stored.name, record(stored));
     }
     table
+}
+
+/// Deletes the keys of those that leave.
+pub(crate) fn leave(table: &mut LeaseTable) {
+    (0..LEAVING).for_each(|number| table.delete(&stored(number, 1).name));
 }
 
 /// All peers.

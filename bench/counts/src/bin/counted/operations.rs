@@ -2,21 +2,24 @@
 
 use std::hint::black_box;
 
-use loden_core::diff::{Scope, base, peers};
+use loden_core::diff::{Scope, all_applied, base, peers};
 use loden_core::leases::LeaseTable;
 use loden_core::observed::Observed;
 use loden_core::peers::PeerBook;
 use loden_core::plan::Desired;
 
 use crate::allocator::counted;
-use crate::fleet::{self, Own, PEERS};
+use crate::fleet::{self, LEAVING, Own, PEERS};
 use crate::names::{self, ANSWERS};
+
+/// When nobody is kept any more whose lease went at 0, in milliseconds.
+const LATER: u64 = 60_000;
 
 /// Name and work.
 type Operation = (&'static str, fn());
 
 /// All of them, in the order in which a lease passes through. The names are those in the table.
-pub(crate) const OPERATIONS: [Operation; 13] = [
+pub(crate) const OPERATIONS: [Operation; 15] = [
     ("decode-10000", decode),
     ("table-10000", table),
     ("book-10000", book),
@@ -26,6 +29,8 @@ pub(crate) const OPERATIONS: [Operation; 13] = [
     ("diff-one-peer", diff_one),
     ("book-one-lease", book_one),
     ("book-one-lease-kept", book_one_kept),
+    ("book-4000-leave", book_leave),
+    ("diff-4000-leave", diff_leave),
     ("one-lease-to-operations", one_lease),
     ("answer-address", || answer(names::forward)),
     ("answer-reverse", || answer(names::reverse)),
@@ -115,15 +120,44 @@ fn book_one_kept() {
     let rules = Own::new().rules();
     let mut table = fleet::table();
     let mut book = fleet::book(&table, &rules);
-    for number in 0..PEERS * 2 / 5 {
-        table.delete(&fleet::stored(number, 1).name);
-    }
+    fleet::leave(&mut table);
     book.update(table.clone(), rules.clone(), 1);
     let changed = fleet::stored(PEERS / 2, 2);
     table.put(&changed.name, fleet::record(&changed));
     let before = book.peers();
     counted(|| book.update(black_box(table), rules, 2));
     assert!(before != book.peers() && book.peers().len() == PEERS as usize);
+}
+
+/// Four in ten leases are gone, and some time later their peers.
+fn book_leave() {
+    let rules = Own::new().rules();
+    let mut table = fleet::table();
+    let mut book = fleet::book(&table, &rules);
+    fleet::leave(&mut table);
+    counted(|| {
+        book.update(black_box(table.clone()), rules.clone(), 0);
+        book.update(black_box(table), rules, LATER)
+    });
+    assert_eq!(book.peers().len(), (PEERS - LEAVING) as usize);
+}
+
+/// What these peers had in the kernel, to operations and out of what is believed of it.
+fn diff_leave() {
+    let own = Own::new();
+    let (mut table, rules) = (fleet::table(), own.rules());
+    let mut book = fleet::book(&table, &rules);
+    let former = Desired { base: own.base().into(), peers: book.peers() };
+    let mut kernel = full_kernel(&former);
+    fleet::leave(&mut table);
+    book.update(table.clone(), rules.clone(), 0);
+    book.update(table, rules, LATER);
+    let desired = Desired { peers: book.peers(), ..former.clone() };
+    counted(|| {
+        let (operations, _) = peers(&desired, black_box(&kernel), Scope::Since(&former.peers));
+        all_applied(&mut kernel, &operations);
+    });
+    assert_eq!(kernel.routes.len(), (PEERS - LEAVING) as usize);
 }
 
 /// From the bytes of etcd's event to the operations; what is beside the peers is as it was.
