@@ -108,8 +108,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let notices = Watch::open(&options.settings.options.network).context(
         "cannot listen to the kernel; the daemon needs CAP_NET_ADMIN (run it as root or by its systemd unit)",
     )?;
-    let kernel = Kernel::open(&options.run_dir, &options.settings.options.network)?;
-    if let Err(error) = notices.ignore(&kernel) {
+    let mut kernel = Kernel::open(&options.run_dir, &options.settings.options.network)?;
+    if let Err(error) = notices.ignore(&mut kernel) {
         // Only work is saved by it.
         tracing::debug!(%error, "the echo of our own writes cannot be left out");
     }

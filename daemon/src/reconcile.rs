@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use loden_core::Millis;
 use loden_core::agenda::{Agenda, Look, Outcome};
-use loden_core::diff::{self, Applied, Conflict, Operation, Scope};
+use loden_core::diff::{self, Conflict, Operation, Scope};
 use loden_core::observed::{Link, Observed};
 use loden_core::options::Options;
 use loden_core::peers::{Peer, PeerBook, Rules, found_in_kernel};
@@ -113,6 +113,8 @@ struct Loop<K, N> {
     io: Reconciler<K, N>,
     observed: Observed,
     book: PeerBook,
+    /// How many peers it held last.
+    held: usize,
     /// Whether the book knows what lasting state and kernel tell of peers.
     seeded: bool,
     rules: Option<Arc<Rules>>,
@@ -154,6 +156,9 @@ struct Pass {
 
 /// Operations carried out between two turns of the other tasks.
 const TURN: usize = 1024;
+/// Of so many FDB entries one does not hear that one deletes them, if they are more than a quarter: to look at
+/// those that stay costs less.
+const UNHEARD: usize = 256;
 /// Notices within this time are answered together.
 const COALESCE: Duration = Duration::from_millis(5);
 /// At most so many readings of notices, of up to some hundreds each, before a look, should they never end.
@@ -172,6 +177,7 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
         let mut state = Loop {
             observed: Observed::default(),
             book: PeerBook::default(),
+            held: 0,
             seeded: false,
             rules: None,
             desired: None,
@@ -448,7 +454,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     /// Filters, devices, addresses and forwarding. A device must be there before its address can be;
     /// three rounds do for everything.
     async fn bring_base(&mut self, desired: &Desired, pass: &mut Pass) -> anyhow::Result<()> {
-        if pass.look < Look::Full && self.observe_rules().await {
+        if pass.look < Look::Full && self.observe_rules() {
             // Which peers are admitted is compared with all of them.
             pass.look = Look::Full;
         }
@@ -519,7 +525,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         self.stale = true;
         let interest = self.interest();
         let began = clock::cpu_time();
-        match self.io.kernel.observe(&interest).await {
+        match self.io.kernel.observe(&interest) {
             Ok(observed) => {
                 let cost = clock::cpu_time().saturating_sub(began);
                 self.agenda.was_read(clock::now(), cost);
@@ -539,11 +545,11 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     }
 
     /// Reads rules and forwarding anew. Tells whether other peers are admitted than was believed.
-    async fn observe_rules(&mut self) -> bool {
+    fn observe_rules(&mut self) -> bool {
         self.untidy = true;
         let before = self.observed.admitted.clone();
         let interest = self.interest();
-        if let Err(error) = self.io.kernel.observe_rules(&interest, &mut self.observed).await {
+        if let Err(error) = self.io.kernel.observe_rules(&interest, &mut self.observed) {
             tracing::warn!(%error, "cannot read the rules; trying again");
             self.agenda.unreadable(clock::now(), clock::chance());
         }
@@ -681,11 +687,11 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     fn update_peers(&mut self) {
         let view = self.io.views.borrow_and_update().clone();
         let Some(rules) = self.rules.clone().filter(|_| view.synced && self.seeded) else { return };
-        let held_before = self.book.held().count();
         for (key, reason) in self.book.update(view.table, rules, clock::now()) {
             tracing::warn!(key, "refused a lease: {reason}");
         }
         let held = self.book.held().count();
+        let held_before = std::mem::replace(&mut self.held, held);
         if held > held_before {
             tracing::error!(
                 peers = held,
@@ -742,34 +748,50 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         if operations.is_empty() {
             return Ok(());
         }
-        let mut applied = Applied::default();
-        for turn in operations.chunks(TURN) {
-            let verdicts = self.io.kernel.apply(turn).await?;
-            let done = turn.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_ok());
-            done.for_each(|(operation, _)| applied.take_in(operation, &mut self.observed));
-            for (operation, verdict) in turn.iter().zip(verdicts) {
-                match verdict {
-                    Ok(()) => {
-                        if pass.repairing && !self.is_new(operation) {
-                            pass.repaired = true;
-                            tracing::warn!("repaired: {operation}");
-                            *self.repairs.entry(operation.object().to_owned()).or_default() += 1;
-                        } else {
-                            tracing::debug!("{operation}");
-                        }
-                    }
-                    Err(error) => pass.failed.push((operation.clone(), error.to_string())),
-                }
-            }
+        let deletions = operations.iter().filter(|o| matches!(o, Operation::DeleteFdb { .. })).count();
+        let unheard = deletions > UNHEARD.max(self.observed.fdb.len() / 4);
+        if unheard {
+            self.io.kernel.hear_fdb_deletions(false);
+        }
+        let mut refused = BTreeMap::new();
+        for (number, turn) in operations.chunks(TURN).enumerate() {
+            let of_turn = self.io.kernel.apply(turn).await?;
+            refused.extend(of_turn.into_iter().map(|(place, error)| (number * TURN + place, error)));
             tokio::task::yield_now().await;
         }
-        applied.finish(&mut self.observed);
+        if unheard {
+            self.io.kernel.hear_fdb_deletions(true);
+        }
+        let done = || operations.iter().enumerate().filter(|(place, _)| !refused.contains_key(place));
+        diff::all_applied(&mut self.observed, done().map(|(_, operation)| operation));
+        if unheard {
+            self.check_fdb();
+        }
+        for (_, operation) in done() {
+            if pass.repairing && !self.is_new(operation) {
+                pass.repaired = true;
+                tracing::warn!("repaired: {operation}");
+                *self.repairs.entry(operation.object().to_owned()).or_default() += 1;
+            } else {
+                tracing::debug!("{operation}");
+            }
+        }
+        let failed = refused.iter().map(|(place, error)| (operations[*place].clone(), error.to_string()));
+        pass.failed.extend(failed);
         self.untidy |= operations.len() > TURN;
         // What is removed leaves nodes half full at least, as they are after a while anyway.
         if operations.iter().filter(|o| !o.removes()).count() > TURN {
             self.observed.pack();
         }
         Ok(())
+    }
+
+    /// In case somebody deleted an entry while nobody heard of it.
+    fn check_fdb(&mut self) {
+        match self.io.kernel.fdb(&self.observed.vxlan_devices()) {
+            Ok(fdb) if fdb == self.observed.fdb => {}
+            _ => self.agenda.contradict(Look::Full),
+        }
     }
 
     /// Whether an operation serves an interface that has just come: the bridge, with the first container.

@@ -4,7 +4,7 @@
 //! careful caller needs around them: batches that tell the kernel's verdict on every message
 //! ([`Socket::batch`]), dumps that are repeated when the kernel says they were interrupted
 //! ([`Socket::gather`]), the kernel's own error text, nexthop objects ([`nexthop`]), nftables set
-//! elements ([`nftset`]) and features of NICs ([`ethtool`]). Who wants a few attributes of a long
+//! elements ([`nftset`]) and tables ([`nfttable`]), and features of NICs ([`ethtool`]). Who wants a few attributes of a long
 //! answer reads those alone ([`attributes`]).
 //!
 //! A socket belongs to the network namespace of the thread that opened it, for ever; the
@@ -16,10 +16,11 @@ mod error;
 pub mod ethtool;
 pub mod nexthop;
 pub mod nftset;
+pub mod nfttable;
 mod socket;
 
 pub use attributes::{address, attributes, text, word};
 pub use error::{Error, KernelError};
 pub use netlink_packet_core as packet;
 pub use netlink_packet_route as route;
-pub use socket::{Events, OVERLAY_GROUPS, Reply, Request, Socket, flags, message_type};
+pub use socket::{Events, FdbDeletions, OVERLAY_GROUPS, Reply, Request, Socket, flags, message_type};

@@ -9,7 +9,7 @@ use crate::attributes::{attribute, attributes};
 use crate::{Error, Request, Socket, flags};
 
 /// `NFNL_SUBSYS_NFTABLES`
-const SUBSYSTEM: u16 = 10;
+pub(crate) const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const MSG_GETCHAIN: u16 = 4;
@@ -54,24 +54,58 @@ pub struct Set<'a> {
     pub set: &'a str,
 }
 
-/// A change of a set. Keys have the bytes of the set's type: an address has its own in network order.
+/// A change of a set. Keys have the bytes of the set's type: an address has its own in network order
+/// ([`AddressKey`]).
 #[derive(Debug, Clone, Copy)]
-pub enum Change<'a> {
+pub enum Change<'a, K> {
     /// Add these; those already in the set stay.
-    Add(&'a [Vec<u8>]),
+    Add(&'a [K]),
     /// Remove these, each of which must be in the set.
-    Remove(&'a [Vec<u8>]),
+    Remove(&'a [K]),
+}
+
+/// The key that an address is.
+#[derive(Debug, Clone, Copy)]
+pub enum AddressKey {
+    /// Of a set of type `ipv4_addr`.
+    V4([u8; 4]),
+    /// Of a set of type `ipv6_addr`.
+    V6([u8; 16]),
+}
+
+impl From<IpAddr> for AddressKey {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(ip) => Self::V4(ip.octets()),
+            IpAddr::V6(ip) => Self::V6(ip.octets()),
+        }
+    }
+}
+
+impl AsRef<[u8]> for AddressKey {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::V4(bytes) => bytes,
+            Self::V6(bytes) => bytes,
+        }
+    }
 }
 
 impl Set<'_> {
-    /// Adds keys; those already in the set stay. All or none of 4,096.
-    pub fn add(&self, socket: &mut Socket, keys: &[Vec<u8>]) -> Result<(), Error> {
-        keys.chunks(AT_ONCE).try_for_each(|keys| change(socket, &[(*self, Change::Add(keys))]))
+    /// Adds keys; those already in the set stay. All or none of 4,096, which are one transaction. Returns how
+    /// many transactions it took.
+    pub fn add(&self, socket: &mut Socket, keys: &[impl AsRef<[u8]>]) -> Result<u32, Error> {
+        let parts =
+            keys.chunks(AT_ONCE).map(|keys| change(socket, &[(*self, Change::Add(keys))]).map(|()| 1));
+        parts.sum()
     }
 
-    /// Removes keys, each of which must be in the set. All or none of 4,096.
-    pub fn remove(&self, socket: &mut Socket, keys: &[Vec<u8>]) -> Result<(), Error> {
-        keys.chunks(AT_ONCE).try_for_each(|keys| change(socket, &[(*self, Change::Remove(keys))]))
+    /// Removes keys, each of which must be in the set. All or none of 4,096, which are one transaction. Returns
+    /// how many transactions it took.
+    pub fn remove(&self, socket: &mut Socket, keys: &[impl AsRef<[u8]>]) -> Result<u32, Error> {
+        let parts =
+            keys.chunks(AT_ONCE).map(|keys| change(socket, &[(*self, Change::Remove(keys))]).map(|()| 1));
+        parts.sum()
     }
 
     /// The keys in the set, in the kernel's order.
@@ -84,14 +118,14 @@ impl Set<'_> {
         Ok(parts.into_iter().flatten().collect())
     }
 
-    fn message(&self, kind: u16, flags: u16, keys: &[Vec<u8>]) -> Request {
+    fn message(&self, kind: u16, flags: u16, keys: &[impl AsRef<[u8]>]) -> Request {
         let mut payload = generic_header(self.family, 0);
         name(&mut payload, LIST_TABLE, self.table);
         name(&mut payload, LIST_SET, self.set);
         let (mut list, mut element, mut data) = (Vec::new(), Vec::new(), Vec::new());
         for key in keys {
             data.clear();
-            attribute(&mut data, DATA_VALUE, key);
+            attribute(&mut data, DATA_VALUE, key.as_ref());
             element.clear();
             attribute(&mut element, ELEM_KEY | NLA_F_NESTED, &data);
             attribute(&mut list, ELEM | NLA_F_NESTED, &element);
@@ -103,7 +137,10 @@ impl Set<'_> {
 
 /// Changes sets in one transaction, in order: all of it takes effect or nothing. At most 4,096 keys in
 /// all, so that it stays below the default send buffer.
-pub fn change(socket: &mut Socket, changes: &[(Set<'_>, Change<'_>)]) -> Result<(), Error> {
+pub fn change<K: AsRef<[u8]>>(
+    socket: &mut Socket,
+    changes: &[(Set<'_>, Change<'_, K>)],
+) -> Result<(), Error> {
     let marker = |message_type| Request { message_type, flags: 0, payload: generic_header(0, SUBSYSTEM) };
     let mut requests = vec![marker(BATCH_BEGIN)];
     for (set, change) in changes {
@@ -118,14 +155,6 @@ pub fn change(socket: &mut Socket, changes: &[(Set<'_>, Change<'_>)]) -> Result<
     }
     requests.push(marker(BATCH_END));
     socket.transaction(&requests)
-}
-
-/// The key that an address is.
-pub fn address_key(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
 }
 
 /// The address that a key is.
@@ -187,12 +216,12 @@ pub fn has_chain(socket: &mut Socket, family: u8, table: &str, chain: &str) -> b
 }
 
 /// `struct nfgenmsg`: family, version 0, resource id in network order.
-fn generic_header(family: u8, resource: u16) -> Vec<u8> {
+pub(crate) fn generic_header(family: u8, resource: u16) -> Vec<u8> {
     let [high, low] = resource.to_be_bytes();
     vec![family, 0, high, low]
 }
 
-fn name(out: &mut Vec<u8>, kind: u16, text: &str) {
+pub(crate) fn name(out: &mut Vec<u8>, kind: u16, text: &str) {
     let mut bytes = text.as_bytes().to_vec();
     bytes.push(0);
     attribute(out, kind, &bytes);

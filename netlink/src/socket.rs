@@ -428,6 +428,15 @@ pub struct Events {
     buffer: Mutex<Vec<u8>>,
 }
 
+/// Whether one hears of deletions of FDB entries, of which nothing says who made them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FdbDeletions {
+    /// Of all, one's own among them.
+    Heard,
+    /// Of none.
+    Unheard,
+}
+
 impl Events {
     /// Joins the rtnetlink multicast groups (`enum rtnetlink_groups`).
     pub fn route(groups: &[u32]) -> io::Result<Self> {
@@ -449,10 +458,19 @@ impl Events {
         if rustix::net::sockopt::set_socket_recv_buffer_size_force(raw.as_fd(), EVENT_BUFFER).is_err() {
             rustix::net::sockopt::set_socket_recv_buffer_size(raw.as_fd(), EVENT_BUFFER)?;
         }
-        for group in groups {
-            raw.add_membership(*group)?;
-        }
-        Ok(Self { raw, buffer: Mutex::new(Vec::with_capacity(RECEIVE_BUFFER)) })
+        let events = Self { raw, buffer: Mutex::new(Vec::with_capacity(RECEIVE_BUFFER)) };
+        groups.iter().try_for_each(|group| events.join(*group))?;
+        Ok(events)
+    }
+
+    /// Joins a multicast group.
+    pub fn join(&self, group: u32) -> io::Result<()> {
+        self.raw.add_membership(group)
+    }
+
+    /// Leaves a multicast group. What has arrived can still be read.
+    pub fn leave(&self, group: u32) -> io::Result<()> {
+        self.raw.drop_membership(group)
     }
 
     /// Has the kernel leave out notices of changes that the socket with this port id made, where it
@@ -462,7 +480,9 @@ impl Events {
     /// Of a neighbour that somebody deletes the kernel tells twice: by whom it has failed, then by nobody that
     /// the failed one is gone (net/core/neighbour.c: `neigh_delete`). The second is left out, whoever did it.
     /// One that goes with its device, its address or its MAC has not failed, and is told of once.
-    pub fn ignore(&self, port: u32) -> io::Result<()> {
+    ///
+    /// Of deletions of FDB entries nobody's are told, unless they are `heard`.
+    pub fn ignore(&self, port: u32, heard: FdbDeletions) -> io::Result<()> {
         // Offsets in `struct nlmsghdr` and, behind it, `struct ndmsg`. A filter loads in network byte order.
         const TYPE: u32 = 4;
         const PID: u32 = 12;
@@ -482,7 +502,7 @@ impl Events {
             load(libc::BPF_H, TYPE),
             equal(loaded(message_type::DELETE_NEIGHBOUR), 0, 5),
             load(libc::BPF_B, FAMILY),
-            equal(libc::AF_BRIDGE as u32, 3, 0),
+            equal(libc::AF_BRIDGE as u32, if heard == FdbDeletions::Heard { 3 } else { 2 }, 0),
             load(libc::BPF_H, STATE),
             equal(loaded(libc::NUD_FAILED), 0, 1),
             give(0),        // drop

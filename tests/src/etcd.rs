@@ -180,6 +180,19 @@ impl Etcd {
         self.ctl_as(&self.inner.tls.ctl_flags(), &["put", key], value.as_bytes()).expect_success();
     }
 
+    /// Puts keys without a lease, many at a time.
+    #[track_caller]
+    pub fn put_all(&self, all: impl IntoIterator<Item = (String, String)>) {
+        /// `--max-txn-ops` of etcd, by default.
+        const AT_ONCE: usize = 128;
+        let puts: Vec<String> = all.into_iter().map(|(key, value)| format!("put {key} {value:?}")).collect();
+        for some in puts.chunks(AT_ONCE) {
+            // Conditions, of which there are none; what is done; what is done otherwise.
+            let transaction = format!("\n{}\n\n\n", some.join("\n"));
+            self.ctl_as(&self.inner.tls.ctl_flags(), &["txn"], transaction.as_bytes()).expect_success();
+        }
+    }
+
     /// Puts a key with a new lease of so many seconds; returns the lease's id.
     #[track_caller]
     pub fn put_leased(&self, key: &str, value: &str, seconds: u32) -> String {

@@ -83,9 +83,9 @@ async fn add_device(kernel: &mut Kernel) -> Result<u32> {
         gbp: false,
         address: IpAddr::from([10, 0, 0, 0]),
     };
-    kernel.apply(&[Operation::AddDevice(Box::new(device))]).await?.remove(0)?;
+    carry_out(kernel, &[Operation::AddDevice(Box::new(device))]).await?;
     let index = index(NAME)?;
-    kernel.apply(&[Operation::SetUp { device: index, name: NAME.into(), port: 8472 }]).await?.remove(0)?;
+    carry_out(kernel, &[Operation::SetUp { device: index, name: NAME.into(), port: 8472 }]).await?;
     Ok(index)
 }
 
@@ -129,8 +129,13 @@ async fn bring(kernel: &mut Kernel, device: u32, kvs: &[KeyValue], peers: &mut P
     }
     first.extend(nexthops);
     first.extend(routes);
-    for verdict in kernel.apply(&first).await? {
-        verdict?;
+    carry_out(kernel, &first).await
+}
+
+/// Carries operations out, none of which may be refused.
+async fn carry_out(kernel: &mut Kernel, operations: &[Operation]) -> Result<()> {
+    match kernel.apply(operations).await?.into_iter().next() {
+        Some((_, error)) => Err(error.into()),
+        None => Ok(()),
     }
-    Ok(())
 }

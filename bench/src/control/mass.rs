@@ -36,7 +36,7 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
 
 fn mass(stage: &mut Stage<'_>, kind: Kind, join: &mut Found, leave: &mut Found) -> Result<()> {
     let host = stage.host();
-    let notices = Notices::of(&host.ns())?;
+    let notices = Notices::of_routes(&host.ns())?;
     let running = kind.start(&host)?;
     let pid = running.pid();
     notices.wait_for_all(fleet::routes(0..FEW), Direction::Come)?;

@@ -66,8 +66,7 @@ pub(crate) struct Told {
     pub(crate) last_change: Instant,
 }
 
-/// Hears of every link, address, route, neighbour, FDB entry, nexthop object, setting of forwarding
-/// and nftables object of a namespace.
+/// Hears of changes in a namespace.
 pub(crate) struct Notices {
     inbox: Receiver<std::io::Result<(Instant, Vec<Reply>)>>,
     read: RefCell<VecDeque<Notice>>,
@@ -75,11 +74,23 @@ pub(crate) struct Notices {
 }
 
 impl Notices {
-    /// Begins to listen.
+    /// Begins to listen to every link, address, route, neighbour, FDB entry, nexthop object, setting of
+    /// forwarding and nftables object.
     pub(crate) fn of(ns: &Ns) -> Result<Self> {
-        let sockets = ns.within(|| -> std::io::Result<_> {
-            Ok((Events::route(&OVERLAY_GROUPS)?, Events::netfilter(&[nftset::GROUP])?))
-        });
+        Self::listen(ns, &OVERLAY_GROUPS, &[nftset::GROUP])
+    }
+
+    /// Begins to listen to IPv4 routes alone: what it takes the kernel to tell of the other objects would be
+    /// counted as the work of who changes them.
+    pub(crate) fn of_routes(ns: &Ns) -> Result<Self> {
+        /// `RTNLGRP_IPV4_ROUTE`
+        const IPV4_ROUTES: u32 = 7;
+        Self::listen(ns, &[IPV4_ROUTES], &[])
+    }
+
+    fn listen(ns: &Ns, route: &[u32], netfilter: &[u32]) -> Result<Self> {
+        let sockets = ns
+            .within(|| -> std::io::Result<_> { Ok((Events::route(route)?, Events::netfilter(netfilter)?)) });
         let (route, netfilter) = sockets.context("listen to the kernel")?;
         for socket in [&route, &netfilter] {
             set_socket_recv_buffer_size_force(socket, BUFFER).context("a large buffer for notifications")?;

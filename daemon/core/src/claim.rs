@@ -16,8 +16,8 @@ use loden_proto::config::{NetworkConfig, Pool};
 use loden_proto::lease::{LeaseKey, LeaseValue};
 use loden_proto::{Family, Subnet};
 
+use crate::fnv::Fnv;
 use crate::leases::{LeaseRecord, LeaseTable};
-use crate::mac::Fnv;
 use crate::{Millis, printable};
 
 /// Who we are.

@@ -22,7 +22,7 @@ use crate::peers::Peer;
 use crate::plan::{Desired, Device};
 use crate::tracked::Tracked;
 
-pub use applied::{Applied, applied};
+pub use applied::{all_applied, applied};
 pub use operation::Operation;
 pub use peers::{admitted, peers};
 pub use removal::{flannel_devices, removal, to_flannel};

@@ -15,7 +15,7 @@ use loden_proto::config::{Backend, NetworkConfig, Vxlan};
 use loden_proto::lease::LeaseKey;
 use loden_proto::{Family, Subnet};
 
-use crate::mac::Fnv;
+use crate::fnv::Fnv;
 use crate::options::Options;
 use crate::peers::{Path, Peer};
 

@@ -22,6 +22,7 @@ pub mod diff;
 pub mod docker;
 pub mod filters;
 pub mod firewall;
+pub mod fnv;
 pub mod held;
 pub mod leases;
 pub mod mac;

@@ -3,6 +3,8 @@
 
 use loden_proto::{Family, Mac};
 
+use crate::fnv::Fnv;
+
 /// Where a MAC could come from, at start.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Candidates {
@@ -36,32 +38,6 @@ pub fn derived(host_id: &str, vni: u32, family: Family, attempt: u32) -> Mac {
     hash.write(&attempt.to_be_bytes());
     let [_, _, bytes @ ..] = hash.finish().to_be_bytes();
     Mac::local(bytes)
-}
-
-/// FNV-1a, 64 bits (draft-eastlake-fnv): stable across versions and machines, unlike the
-/// standard library's hashers; not against an adversary, which a MAC is not.
-#[derive(Debug)]
-pub(crate) struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv {
-    pub(crate) fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-
-    /// The hash, its bits mixed once more (the last bytes written reach the high bits).
-    pub(crate) fn finish(&self) -> u64 {
-        let mut x = self.0;
-        x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        x ^ (x >> 33)
-    }
 }
 
 #[cfg(test)]

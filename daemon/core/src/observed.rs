@@ -23,8 +23,8 @@ pub struct Observed {
     pub routes: BTreeSet<Route>,
     /// Permanent neighbours on VXLAN devices, by device index.
     pub neighbours: BTreeMap<(u32, IpAddr), Mac>,
-    /// Permanent FDB entries of VXLAN devices: device index, MAC, where it is. One MAC can be in several places.
-    pub fdb: BTreeSet<(u32, Mac, IpAddr)>,
+    /// Permanent FDB entries of VXLAN devices. One MAC can be in several places.
+    pub fdb: BTreeSet<FdbEntry>,
     /// Nexthop objects by id.
     pub nexthops: BTreeMap<u32, Nexthop>,
     /// Whether nexthop objects exist in this kernel.
@@ -37,6 +37,9 @@ pub struct Observed {
     /// What our table's peer sets hold.
     pub admitted: BTreeSet<Member>,
 }
+
+/// An entry of a VXLAN device's FDB: device index, MAC, where it is.
+pub type FdbEntry = (u32, Mac, IpAddr);
 
 /// One interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,6 +180,11 @@ impl Observed {
         let least = (device, mac, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let entries = self.fdb.range(least..).take_while(move |(d, m, _)| (*d, *m) == (device, mac));
         entries.map(|(_, _, endpoint)| *endpoint)
+    }
+
+    /// Indices of the VXLAN devices.
+    pub fn vxlan_devices(&self) -> Vec<u32> {
+        self.links.values().filter(|l| l.vxlan.is_some()).map(|l| l.index).collect()
     }
 
     /// An interface by name.

@@ -22,7 +22,7 @@ use std::net::IpAddr;
 use loden_proto::allocation::Allocation;
 use loden_proto::port_filter::{Element, Parts, PortSet, parts_of, port_of};
 
-use crate::mac::Fnv;
+use crate::fnv::Fnv;
 
 /// The set that counts what was dropped, by port.
 pub const REJECTED: &str = "rejected";

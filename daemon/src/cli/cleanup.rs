@@ -51,7 +51,7 @@ struct Look {
 }
 
 impl Look {
-    async fn take(place: &PlaceArgs) -> anyhow::Result<Self> {
+    fn take(place: &PlaceArgs) -> anyhow::Result<Self> {
         let last = match place.state_dir().exists() {
             true => StateDir::open(&place.state_dir())?.last(),
             false => Default::default(),
@@ -62,15 +62,14 @@ impl Look {
             .collect();
         let mut kernel = Kernel::open(&place.run_dir(), &place.network)?;
         let interest = Interest { networks: networks.clone(), ..Interest::default() };
-        let observed = kernel.observe(&interest).await?;
+        let observed = kernel.observe(&interest)?;
         Ok(Self { kernel, observed, options: Options::named(&place.network), networks })
     }
 
     /// Carries out what is possible; the error names what was refused.
     async fn apply(&mut self, operations: &[Operation]) -> anyhow::Result<()> {
-        let verdicts = self.kernel.apply(operations).await?;
-        let failed: Vec<String> =
-            verdicts.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
+        let refused = self.kernel.apply(operations).await?;
+        let failed: Vec<String> = refused.into_iter().map(|(_, error)| error.to_string()).collect();
         if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
     }
 
@@ -103,7 +102,7 @@ pub(super) async fn run(args: CleanupArgs) -> anyhow::Result<()> {
 
 /// Removes flannel's leftovers; what the daemon has taken over is none.
 async fn beside_the_daemon(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
-    let mut look = Look::take(&args.place).await?;
+    let mut look = Look::take(&args.place)?;
     // Nobody knows better than the daemon which devices it uses.
     let status: Status = match question::ask(run_dir, Request::Status)? {
         Answer::Given(status) => status,
@@ -129,7 +128,7 @@ async fn hand_over(args: &CleanupArgs) -> anyhow::Result<()> {
     if let Some(pid) = flanneld::any() {
         bail!("flanneld (process {pid}) runs already; loden cleanup removes what is left of Loden's");
     }
-    let mut look = Look::take(&args.place).await?;
+    let mut look = Look::take(&args.place)?;
     if look.networks.is_empty() {
         bail!(
             "{} does not tell which network this host was in, so its routes cannot be told; has the daemon run here?",
@@ -137,7 +136,7 @@ async fn hand_over(args: &CleanupArgs) -> anyhow::Result<()> {
         );
     }
     let table = Table::overlay(&look.options.network);
-    let exists = kernel::table_exists(&table).await.map_err(anyhow::Error::msg)?;
+    let exists = kernel::table_exists(&table)?;
     let operations = diff::to_flannel(&look.observed, &look.options, &look.networks);
     // flannel's new peers are in no set of ours.
     let filter = format!("remove the VXLAN filter from nftables table {table}");
@@ -158,10 +157,10 @@ async fn hand_over(args: &CleanupArgs) -> anyhow::Result<()> {
 }
 
 async fn everything(args: &CleanupArgs, run_dir: &Path) -> anyhow::Result<()> {
-    let mut look = Look::take(&args.place).await?;
+    let mut look = Look::take(&args.place)?;
     let mut tables = Vec::new();
     for table in [Table::overlay, Table::ports].map(|table| table(&look.options.network)) {
-        if kernel::table_exists(&table).await.map_err(anyhow::Error::msg)? {
+        if kernel::table_exists(&table)? {
             tables.push(table);
         }
     }

@@ -148,7 +148,7 @@ fn run(
 ) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + '_>> {
     match command {
         Command::Daemon(args) => Box::pin(daemon::run(*args, sources)),
-        Command::Status(args) => Box::pin(status::run(args)),
+        Command::Status(args) => Box::pin(async { status::run(args) }),
         Command::Endpoints(args) => Box::pin(async { endpoints::run(args) }),
         Command::Names(args) => Box::pin(async { names::run(args) }),
         Command::Name(command) => Box::pin(async { name::run(command) }),

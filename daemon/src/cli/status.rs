@@ -24,11 +24,11 @@ pub(super) struct StatusArgs {
     json: bool,
 }
 
-pub(super) async fn run(args: StatusArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: StatusArgs) -> anyhow::Result<()> {
     let status = match ask(&args.place.run_dir(), Request::Status)? {
         Answer::Given(status) => status,
         Answer::None { state, reason } => {
-            let mut status = without_daemon(&args.place).await?;
+            let mut status = without_daemon(&args.place)?;
             status.state = state.into();
             status.problems.insert(0, reason);
             status
@@ -38,7 +38,7 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<()> {
 }
 
 /// What can be told without the daemon: its last state, and the kernel's.
-async fn without_daemon(place: &PlaceArgs) -> anyhow::Result<Status> {
+fn without_daemon(place: &PlaceArgs) -> anyhow::Result<Status> {
     let mut status = Status {
         version: env!("CARGO_PKG_VERSION").into(),
         network: place.network.clone(),
@@ -62,7 +62,7 @@ async fn without_daemon(place: &PlaceArgs) -> anyhow::Result<Status> {
     status.endpoints = endpoints::count(&place.run_dir().join("ipam"));
     let Some(config) = config else { return Ok(status) };
     let interest = Interest { networks: config.pools().map(|p| p.network).collect(), ..Interest::default() };
-    let observed = Kernel::open(&place.run_dir(), &place.network)?.observe(&interest).await?;
+    let observed = Kernel::open(&place.run_dir(), &place.network)?.observe(&interest)?;
     status.config = Some(ConfigStatus {
         networks: interest.networks.clone(),
         backend: config.backend.name().into(),
@@ -82,7 +82,7 @@ async fn without_daemon(place: &PlaceArgs) -> anyhow::Result<Status> {
             reason: None,
         })
         .collect();
-    if let Ok(false) = kernel::table_exists(&kernel::Table::overlay(&place.network)).await {
+    if let Ok(false) = kernel::table_exists(&kernel::Table::overlay(&place.network)) {
         status.problems.push(format!("the nftables table inet {} is missing", place.network));
     }
     Ok(status)

@@ -1,7 +1,7 @@
 //! Our nftables table: put in place by the `nft` program in one transaction, its peer sets
 //! changed straight over nfnetlink.
 //!
-//! Whether somebody changed the table is told by its listing, whose digest is remembered from
+//! Whether somebody changed the table is told by its contents, whose digest is remembered from
 //! right after we wrote it; and whether anybody changed anything, by the rule set's generation.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,20 +11,25 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use loden_core::filters::{Filters, Member, PeerSet, rejected_set};
-use loden_netlink::Socket;
-use loden_netlink::nftset::{self, FAMILY_BRIDGE, FAMILY_INET, Set};
+use loden_core::fnv::Fnv;
+use loden_netlink::nftset::{self, AddressKey, FAMILY_BRIDGE, FAMILY_INET, Set};
+use loden_netlink::{Error, Socket, nfttable};
 use loden_proto::Family;
 use serde::{Deserialize, Serialize};
 
+use super::watch::Listening;
 use super::{KernelError, program};
 
-/// What we wrote last and how nft showed it then.
+/// A change of so many elements is one of many: of fewer their notices cost less than to be without.
+const MANY: usize = 64;
+
+/// What we wrote last and how the kernel had it then.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 struct Written {
     /// Digest of the rules as we meant them.
     digest: String,
-    /// The listing that followed.
-    listing: String,
+    /// Digest of the table's contents that followed.
+    contents: String,
 }
 
 /// A table of ours.
@@ -54,6 +59,16 @@ impl Table {
     /// One of its sets.
     pub(super) fn set<'a>(&'a self, set: &'a str) -> Set<'a> {
         Set { family: self.family, table: &self.name, set }
+    }
+
+    /// Digest of what it is made of, without the elements of its sets; `None` when there is none.
+    fn contents(&self, socket: &mut Socket) -> Result<Option<String>, Error> {
+        let digest = |contents: Vec<u8>| {
+            let mut hash = Fnv::default();
+            hash.write(&contents);
+            format!("{:016x}", hash.finish())
+        };
+        Ok(nfttable::contents(socket, self.family, &self.name)?.map(digest))
     }
 
     /// As words of an `nft` command.
@@ -97,19 +112,17 @@ impl Ledger {
     }
 
     /// The digest of the rules in place; `None` when the table is missing or not as we left it.
-    pub(super) async fn digest(&mut self, socket: &mut Socket) -> Option<String> {
-        let written = self.written.clone()?;
-        // Before listing: a change in between is then seen by the next look.
-        let generation = nftset::generation(socket).ok();
-        if generation.is_some() && generation == self.intact_at {
-            return Some(written.digest);
+    pub(super) fn digest(&mut self, socket: &mut Socket) -> Result<Option<String>, Error> {
+        let Some(written) = &self.written else { return Ok(None) };
+        // Before the contents: a change in between is then seen by the next look.
+        let generation = nftset::generation(socket)?;
+        if self.intact_at != Some(generation) {
+            if self.table.contents(socket)?.as_ref() != Some(&written.contents) {
+                return Ok(None);
+            }
+            self.intact_at = Some(generation);
         }
-        let listing = listing(&self.table).await.ok()??;
-        if listing != written.listing {
-            return None;
-        }
-        self.intact_at = generation;
-        Some(written.digest)
+        Ok(Some(written.digest.clone()))
     }
 
     /// Puts the table in place by a script.
@@ -121,42 +134,58 @@ impl Ledger {
     ) -> Result<(), String> {
         self.intact_at = None;
         nft(&["-f", "-"], script).await?;
-        let generation = nftset::generation(socket).ok();
-        let listing = listing(&self.table).await?;
-        let written = Written { digest, listing: listing.unwrap_or_default() };
+        let generation = nftset::generation(socket).map_err(|e| e.to_string())?;
+        let contents = self.table.contents(socket).map_err(|e| e.to_string())?;
+        let written = Written { digest, contents: contents.unwrap_or_default() };
         let text = serde_json::to_vec(&written).map_err(|e| e.to_string())?;
         if let Err(error) = crate::files::write_atomically(&self.path, &text, 0o644) {
             tracing::warn!(%error, "cannot remember the filters; a restart will write them anew");
         }
         self.written = Some(written);
-        self.intact_at = generation;
+        self.intact_at = Some(generation);
         Ok(())
     }
 
-    /// Adds to the peer sets or removes from them.
+    /// Adds to the peer sets or removes from them. Nobody `listens` to a change of many.
     pub(super) fn change(
         &mut self,
         socket: &mut Socket,
         members: &[Member],
         add: bool,
+        listening: Option<&Listening>,
     ) -> Result<(), KernelError> {
-        let before = nftset::generation(socket).ok();
-        let mut by_set: BTreeMap<&'static str, Vec<Vec<u8>>> = BTreeMap::new();
-        for (set, address) in members {
-            by_set.entry(set.name(Family::of(*address))).or_default().push(nftset::address_key(*address));
-        }
-        for (name, keys) in by_set {
-            let set = self.table.set(name);
-            match add {
-                true => set.add(socket, &keys)?,
-                false => set.remove(socket, &keys)?,
-            }
+        let listening = listening.filter(|_| members.len() >= MANY);
+        let before = nftset::generation(socket)?;
+        listening.map_or(Ok(()), Listening::leave_rules)?;
+        let changed = self.change_sets(socket, members, add);
+        listening.map_or(Ok(()), Listening::join_rules)?;
+        let after = nftset::generation(socket)?;
+        let alone = changed.as_ref().is_ok_and(|transactions| after == before.wrapping_add(*transactions));
+        if !alone && let Some(listening) = listening {
+            listening.missed();
         }
         // Our own change does not make the table suspect.
-        if before.is_some() && before == self.intact_at {
-            self.intact_at = nftset::generation(socket).ok();
+        if alone && self.intact_at == Some(before) {
+            self.intact_at = Some(after);
         }
-        Ok(())
+        changed.map(drop)
+    }
+
+    /// How many transactions that took.
+    fn change_sets(&self, socket: &mut Socket, members: &[Member], add: bool) -> Result<u32, KernelError> {
+        let mut by_set: BTreeMap<&'static str, Vec<AddressKey>> = BTreeMap::new();
+        for (set, address) in members {
+            by_set.entry(set.name(Family::of(*address))).or_default().push((*address).into());
+        }
+        let mut transactions = 0;
+        for (name, keys) in by_set {
+            let set = self.table.set(name);
+            transactions += match add {
+                true => set.add(socket, &keys)?,
+                false => set.remove(socket, &keys)?,
+            };
+        }
+        Ok(transactions)
     }
 }
 
@@ -176,16 +205,6 @@ pub(super) fn admitted(
         }
     }
     Ok(all)
-}
-
-/// The table without counters and set elements, as nft shows it; `None` when there is none.
-async fn listing(table: &Table) -> Result<Option<String>, String> {
-    let arguments = [&["-s", "-t", "list", "table"], table.words().as_slice()].concat();
-    match nft(&arguments, "").await {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.contains("No such file or directory") => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// Packets dropped because they came from no peer, by source.
@@ -210,8 +229,8 @@ pub(super) async fn counted<K: Ord + FromStr>(table: &Table, set: &str) -> BTree
 }
 
 /// Whether a table of ours is there.
-pub async fn table_exists(table: &Table) -> Result<bool, String> {
-    listing(table).await.map(|l| l.is_some())
+pub fn table_exists(table: &Table) -> Result<bool, Error> {
+    nfttable::exists(&mut Socket::netfilter()?, table.family, &table.name)
 }
 
 /// Removes a table of ours.

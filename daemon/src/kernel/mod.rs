@@ -23,9 +23,9 @@ use std::path::Path;
 
 use loden_core::diff::Operation;
 use loden_core::filters::PeerSet;
-use loden_core::observed::Observed;
+use loden_core::observed::{FdbEntry, Observed};
 use loden_core::plan;
-use loden_netlink::{KernelError as Refusal, Socket, ethtool};
+use loden_netlink::{FdbDeletions, KernelError as Refusal, Socket, ethtool};
 use loden_proto::{Family, Subnet};
 
 pub use filters::{Table, rejected_sources, remove_table, remove_vxlan_filter, table_exists};
@@ -47,6 +47,9 @@ pub struct Interest {
     /// The table's peer sets.
     pub peer_sets: Vec<PeerSet>,
 }
+
+/// The place of an operation in its row, and why it was refused.
+pub type Refused = (usize, KernelError);
 
 /// What went wrong with the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +75,8 @@ pub struct Kernel {
     route: Socket,
     netfilter: Socket,
     filters: filters::Ledger,
+    /// The watch, once it ignores us.
+    listening: Option<watch::Listening>,
     has_nexthops: bool,
 }
 
@@ -85,27 +90,23 @@ impl Kernel {
             .context("cannot open a netfilter socket; does this kernel have nf_tables?")?;
         let filters = filters::Ledger::load(run_dir.join("filters.json"), Table::overlay(network));
         let has_nexthops = route.dump(&loden_netlink::nexthop::dump()).is_ok();
-        Ok(Self { route, netfilter, filters, has_nexthops })
+        Ok(Self { route, netfilter, filters, listening: None, has_nexthops })
     }
 
     /// Looks at everything that concerns us.
-    pub async fn observe(&mut self, interest: &Interest) -> Result<Observed, KernelError> {
+    pub fn observe(&mut self, interest: &Interest) -> Result<Observed, KernelError> {
         let mut observed = observe::observe(&mut self.route, interest, self.has_nexthops)?;
-        self.observe_rules(interest, &mut observed).await?;
+        self.observe_rules(interest, &mut observed)?;
         Ok(observed)
     }
 
     /// Looks at rules and forwarding alone.
-    pub async fn observe_rules(
-        &mut self,
-        interest: &Interest,
-        observed: &mut Observed,
-    ) -> Result<(), KernelError> {
+    pub fn observe_rules(&mut self, interest: &Interest, observed: &mut Observed) -> Result<(), KernelError> {
         // Its notices do not tell its value; reading that costs little.
         let forwards = |(family, name): &&(Family, String)| sysctl::forwards(*family, name);
         observed.forwarding = interest.forwarding.iter().filter(forwards).cloned().collect();
         if interest.filters && !(observed.filters.is_some() && self.filters.unchanged(&mut self.netfilter)) {
-            observed.filters = self.filters.digest(&mut self.netfilter).await;
+            observed.filters = self.filters.digest(&mut self.netfilter)?;
             observed.admitted = match observed.filters.is_some() {
                 true => filters::admitted(&mut self.netfilter, self.filters.table(), &interest.peer_sets)?,
                 false => BTreeSet::new(),
@@ -119,26 +120,39 @@ impl Kernel {
         observe::route_to(&mut self.route, address)
     }
 
-    /// Carries operations out in order and returns the verdict on each. A refused operation does
+    /// Whether the watch hears of deletions of FDB entries, ours among them. While it does not, it is for the
+    /// caller to look at the FDB afterwards. No more than work is saved by it, so one that cannot be had is none.
+    pub fn hear_fdb_deletions(&self, heard: bool) {
+        let heard = if heard { FdbDeletions::Heard } else { FdbDeletions::Unheard };
+        if let Some(listening) = &self.listening
+            && let Err(error) = listening.set_fdb_deletions(heard)
+        {
+            tracing::warn!(%error, "cannot choose which notices to hear");
+        }
+    }
+
+    /// The permanent FDB entries of these VXLAN devices.
+    pub fn fdb(&mut self, devices: &[u32]) -> Result<BTreeSet<FdbEntry>, KernelError> {
+        Ok(observe::fdb(&mut self.route, devices)?)
+    }
+
+    /// Carries operations out in order and returns which were refused, by their places. One that is refused does
     /// not stop those after it. The caller's other tasks wait meanwhile: a thousand take milliseconds.
-    pub async fn apply(
-        &mut self,
-        operations: &[Operation],
-    ) -> Result<Vec<Result<(), KernelError>>, KernelError> {
-        let mut verdicts = Vec::with_capacity(operations.len());
-        let mut rest = operations;
-        while let Some(first) = rest.first() {
-            let results = self.route.batch(rest.iter().map_while(write::request))?;
-            let (now, later) = rest.split_at(results.len());
-            verdicts
-                .extend(now.iter().zip(results).map(|(operation, result)| write::verdict(operation, result)));
-            rest = later;
-            if now.is_empty() {
-                verdicts.push(self.apply_other(first).await);
-                rest = &rest[1..];
+    pub async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Refused>, KernelError> {
+        let mut refused = Vec::new();
+        let mut place = 0;
+        while let Some(first) = operations.get(place) {
+            let results = self.route.batch(operations[place..].iter().map_while(write::request))?;
+            if results.is_empty() {
+                refused.extend(self.apply_other(first).await.err().map(|error| (place, error)));
+                place += 1;
+            }
+            for result in results {
+                refused.extend(write::verdict(&operations[place], result).err().map(|error| (place, error)));
+                place += 1;
             }
         }
-        Ok(verdicts)
+        Ok(refused)
     }
 
     async fn apply_other(&mut self, operation: &Operation) -> Result<(), KernelError> {
@@ -150,8 +164,12 @@ impl Kernel {
                 let replaced = self.filters.replace(&mut self.netfilter, &script, digest).await;
                 replaced.map_err(|e| refused(e, ""))
             }
-            Operation::Admit(all) => self.filters.change(&mut self.netfilter, all, true),
-            Operation::Dismiss(all) => self.filters.change(&mut self.netfilter, all, false),
+            Operation::Admit(all) => {
+                self.filters.change(&mut self.netfilter, all, true, self.listening.as_ref())
+            }
+            Operation::Dismiss(all) => {
+                self.filters.change(&mut self.netfilter, all, false, self.listening.as_ref())
+            }
             Operation::AddDevice(device) => {
                 let checksum = plan::outer_checksum(device.family, &features(device.lower));
                 let result = self.route.batch([write::add_device(device, checksum)])?.remove(0);

@@ -1,15 +1,16 @@
 //! A full look: links, addresses, routes, neighbours, FDB entries, nexthops, forwarding.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use loden_core::observed::Observed;
+use loden_core::observed::{FdbEntry, Observed};
 use loden_netlink::route::AddressFamily;
 use loden_netlink::route::address::AddressMessage;
 use loden_netlink::route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use loden_netlink::route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use loden_netlink::route::route::{RouteAttribute, RouteHeader, RouteMessage};
 use loden_netlink::{Error, Request, Socket, message_type, nexthop};
-use loden_proto::{Family, Mac, ROUTE_PROTOCOL};
+use loden_proto::{Family, ROUTE_PROTOCOL};
 
 use super::decode::MainRoute;
 use super::{Interest, decode};
@@ -42,7 +43,7 @@ pub(super) fn observe(
     for family in Family::ALL {
         routes(socket, family, interest, &mut observed)?;
     }
-    let devices: Vec<u32> = observed.links.values().filter(|l| l.vxlan.is_some()).map(|l| l.index).collect();
+    let devices = observed.vxlan_devices();
     let mut neighbours = Vec::new();
     for device in &devices {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -52,11 +53,7 @@ pub(super) fn observe(
     }
     neighbours.retain(|((index, _), _)| devices.contains(index));
     observed.neighbours = neighbours.into_iter().collect();
-    if !devices.is_empty() {
-        let mut entries = lasting(socket, AddressFamily::Bridge, None)?;
-        entries.retain(|(index, ..)| devices.contains(index));
-        observed.fdb = entries.into_iter().collect();
-    }
+    observed.fdb = fdb(socket, &devices)?;
     if has_nexthops {
         let nexthops = socket.gather(&nexthop::dump(), |_, payload| decode::nexthop(payload))?;
         observed.nexthops = nexthops.into_iter().collect();
@@ -64,12 +61,18 @@ pub(super) fn observe(
     Ok(observed)
 }
 
+/// The permanent FDB entries of these devices.
+pub(super) fn fdb(socket: &mut Socket, devices: &[u32]) -> Result<BTreeSet<FdbEntry>, Error> {
+    if devices.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let mut entries = lasting(socket, AddressFamily::Bridge, None)?;
+    entries.retain(|(index, ..)| devices.contains(index));
+    Ok(entries.into_iter().collect())
+}
+
 /// Permanent neighbours of a device, or FDB entries of all: interface index, MAC and address.
-fn lasting(
-    socket: &mut Socket,
-    family: AddressFamily,
-    device: Option<u32>,
-) -> Result<Vec<(u32, Mac, IpAddr)>, Error> {
+fn lasting(socket: &mut Socket, family: AddressFamily, device: Option<u32>) -> Result<Vec<FdbEntry>, Error> {
     let mut message = NeighbourMessage::default();
     message.header.family = family;
     message.attributes.extend(device.map(NeighbourAttribute::IfIndex));

@@ -40,7 +40,8 @@ impl Ports {
     /// was not.
     pub async fn bring_table(&mut self, elements: &BTreeSet<Element>) -> Result<bool, String> {
         let digest = port_filter::digest();
-        if self.ledger.digest(&mut self.netfilter).await.as_ref() == Some(&digest) {
+        let found = self.ledger.digest(&mut self.netfilter).map_err(|e| e.to_string())?;
+        if found.as_ref() == Some(&digest) {
             return Ok(false);
         }
         let script = port_filter::script(self.table(), elements);

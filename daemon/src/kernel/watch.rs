@@ -2,13 +2,14 @@
 //! believes, and looks again where the two disagree.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use loden_core::observed::{Address, Link, Nexthop, Route};
-use loden_netlink::{Events, OVERLAY_GROUPS, message_type, nexthop, nftset};
+use loden_netlink::{Error, Events, FdbDeletions, OVERLAY_GROUPS, message_type, nexthop, nftset};
 use loden_proto::Mac;
 use std::net::IpAddr;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 
 use super::decode::Neighbour;
 use super::{Kernel, decode};
@@ -62,8 +63,10 @@ const BURST: usize = 256;
 /// The sockets that hear of changes.
 #[derive(Debug)]
 pub struct Watch {
-    route: AsyncFd<Events>,
-    netfilter: AsyncFd<Events>,
+    route: AsyncFd<Arc<Events>>,
+    netfilter: AsyncFd<Arc<Events>>,
+    /// Told when the rule set was changed while nobody listened to it.
+    unheard: Arc<Notify>,
     /// Name of our table.
     table: String,
     /// What the generation that is under way has changed so far.
@@ -86,15 +89,24 @@ impl Watch {
         Ok(Self {
             route: registered(route)?,
             netfilter: registered(Events::netfilter(&[nftset::GROUP])?)?,
+            unheard: Arc::default(),
             table: table.to_owned(),
             touched: Mutex::default(),
         })
     }
 
     /// Leaves the echo of this kernel's own writes out: 10,000 peers' are more than a socket holds.
-    pub fn ignore(&self, kernel: &Kernel) -> io::Result<()> {
-        self.route.get_ref().ignore(kernel.route.port()?)?;
-        self.netfilter.get_ref().ignore(kernel.netfilter.port()?)
+    pub fn ignore(&self, kernel: &mut Kernel) -> io::Result<()> {
+        self.netfilter.get_ref().ignore(kernel.netfilter.port()?, FdbDeletions::Heard)?;
+        let listening = Listening {
+            route: Arc::clone(self.route.get_ref()),
+            netfilter: Arc::clone(self.netfilter.get_ref()),
+            unheard: Arc::clone(&self.unheard),
+            writer: kernel.route.port()?,
+        };
+        listening.set_fdb_deletions(FdbDeletions::Heard)?;
+        kernel.listening = Some(listening);
+        Ok(())
     }
 
     /// The next notices, at least one. Safe to cancel.
@@ -103,6 +115,7 @@ impl Watch {
             let (socket, rules) = tokio::select! {
                 ready = self.route.readable() => (ready?, false),
                 ready = self.netfilter.readable() => (ready?, true),
+                () = self.unheard.notified() => return Ok(vec![Notice::Overrun]),
             };
             let mut ready = socket;
             let take = |notices: &mut Vec<Notice>, message_type, payload: &[u8]| match rules {
@@ -151,6 +164,40 @@ impl Watch {
     }
 }
 
+/// A watch as its kernel knows it, which is not to hear of many changes of its own: of each the kernel makes a
+/// notice, and queues it, which takes as long as the change.
+#[derive(Debug)]
+pub(super) struct Listening {
+    route: Arc<Events>,
+    netfilter: Arc<Events>,
+    unheard: Arc<Notify>,
+    /// Port id of the socket that changes links, routes and neighbours.
+    writer: u32,
+}
+
+impl Listening {
+    /// Nothing is heard of the rule set until it is joined again. Whoever does so tells whether others changed
+    /// it meanwhile ([`Listening::missed`]): by its generation.
+    pub(super) fn leave_rules(&self) -> Result<(), Error> {
+        Ok(self.netfilter.leave(nftset::GROUP)?)
+    }
+
+    /// Takes back [`Listening::leave_rules`].
+    pub(super) fn join_rules(&self) -> Result<(), Error> {
+        Ok(self.netfilter.join(nftset::GROUP)?)
+    }
+
+    /// Something was changed unheard.
+    pub(super) fn missed(&self) {
+        self.unheard.notify_one();
+    }
+
+    /// Whoever has them unheard looks at the FDB afterwards.
+    pub(super) fn set_fdb_deletions(&self, heard: FdbDeletions) -> io::Result<()> {
+        self.route.ignore(self.writer, heard)
+    }
+}
+
 /// What `take` makes of what is there, up to [`BURST`] datagrams: the kernel puts each notice into one of its
 /// own.
 fn read_burst(socket: &Events, take: impl Fn(&mut Vec<Notice>, u16, &[u8])) -> io::Result<Vec<Notice>> {
@@ -181,10 +228,10 @@ fn neighbour(there: &Neighbour) -> Option<Notice> {
     }
 }
 
-fn registered(socket: Events) -> io::Result<AsyncFd<Events>> {
+fn registered(socket: Events) -> io::Result<AsyncFd<Arc<Events>>> {
     // SAFETY: the socket owns its descriptor, shows the same one for its whole life, and closes it
     // only when it is dropped, which is after AsyncFd has taken it out of epoll.
-    Ok(unsafe { AsyncFd::register(socket) }?)
+    Ok(unsafe { AsyncFd::register(Arc::new(socket)) }?)
 }
 
 fn notice(message_type: u16, payload: &[u8]) -> Option<Notice> {

@@ -2,15 +2,16 @@
 //! ([`loden_core::diff::applied`], with which the daemon keeps its own belief, and devices, which it
 //! observes again). It outlives the daemon, as a kernel does.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use loden_core::diff::{Operation, applied};
-use loden_core::observed::{Address, Link, Observed, VxlanLink};
+use loden_core::observed::{Address, FdbEntry, Link, Observed, VxlanLink};
 use loden_core::plan::Device;
-use loden_daemon::kernel::{DataPlane, Interest, KernelError, Notice, Notices};
+use loden_daemon::kernel::{DataPlane, Interest, KernelError, Notice, Notices, Refused};
 use loden_proto::Family;
 use tokio::sync::watch;
 
@@ -76,11 +77,11 @@ impl ModelledKernel {
 }
 
 impl DataPlane for ModelledKernel {
-    async fn observe(&mut self, _: &Interest) -> Result<Observed, KernelError> {
+    fn observe(&mut self, _: &Interest) -> Result<Observed, KernelError> {
         Ok(self.look(Observed::clone))
     }
 
-    async fn observe_rules(&mut self, _: &Interest, observed: &mut Observed) -> Result<(), KernelError> {
+    fn observe_rules(&mut self, _: &Interest, observed: &mut Observed) -> Result<(), KernelError> {
         self.look(|now| {
             observed.forwarding.clone_from(&now.forwarding);
             observed.filters.clone_from(&now.filters);
@@ -89,15 +90,21 @@ impl DataPlane for ModelledKernel {
         Ok(())
     }
 
-    async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Result<(), KernelError>>, KernelError> {
+    async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Refused>, KernelError> {
         if self.refuses.load(Ordering::Relaxed) {
-            return Ok(operations.iter().map(|operation| Err(refusal(operation))).collect());
+            return Ok(operations.iter().map(refusal).enumerate().collect());
         }
         for operation in operations {
             self.change(operation);
         }
         self.written.send_replace(());
-        Ok(operations.iter().map(|_| Ok(())).collect())
+        Ok(Vec::new())
+    }
+
+    fn hear_fdb_deletions(&mut self, _: bool) {}
+
+    fn fdb(&mut self, _: &[u32]) -> Result<BTreeSet<FdbEntry>, KernelError> {
+        Ok(self.look(|now| now.fdb.clone()))
     }
 
     fn route_to(&mut self, _: IpAddr) -> Option<u32> {

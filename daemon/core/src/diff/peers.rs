@@ -8,7 +8,7 @@ use loden_proto::{Family, Mac, ROUTE_PROTOCOL, Subnet};
 
 use super::{Conflict, Operation, Scope};
 use crate::filters::{Member, PeerSet, members_of};
-use crate::mac::Fnv;
+use crate::fnv::Fnv;
 use crate::observed::{Nexthop, Observed, Route, Via};
 use crate::ownership;
 use crate::peers::Peer;

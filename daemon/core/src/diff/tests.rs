@@ -549,9 +549,7 @@ fn operations_together_leave_what_they_leave_one_by_one() {
     for operation in &operations {
         applied(&mut one_by_one, operation);
     }
-    let mut all = Applied::default();
-    operations.iter().for_each(|operation| all.take_in(operation, &mut together));
-    all.finish(&mut together);
+    all_applied(&mut together, &operations);
     assert_eq!(together, one_by_one);
     assert_eq!(together.routes, BTreeSet::from([route(4, 1)]));
     assert_eq!(together.nexthops.len(), 1);
