@@ -158,7 +158,7 @@ struct Pass {
 const TURN: usize = 1024;
 /// Of so many FDB entries one does not hear that one deletes them, if they are more than a quarter: to look at
 /// those that stay costs less.
-const UNHEARD: usize = 256;
+const UNHEARD_FROM: usize = 256;
 /// Notices within this time are answered together.
 const COALESCE: Duration = Duration::from_millis(5);
 /// At most so many readings of notices, of up to some hundreds each, before a look, should they never end.
@@ -749,7 +749,7 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
             return Ok(());
         }
         let deletions = operations.iter().filter(|o| matches!(o, Operation::DeleteFdb { .. })).count();
-        let unheard = deletions > UNHEARD.max(self.observed.fdb.len() / 4);
+        let unheard = deletions > UNHEARD_FROM.max(self.observed.fdb.len() / 4);
         if unheard {
             self.io.kernel.hear_fdb_deletions(false);
         }

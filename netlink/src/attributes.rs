@@ -1,5 +1,5 @@
-//! Attributes of netlink messages (`struct nlattr`), one level at a time. For `nftset.rs`, `nexthop.rs` and
-//! `socket.rs`, for the CNI plugin, to whom decoding all of a link takes longer than the kernel's answer, and
+//! Attributes of netlink messages (`struct nlattr`), one level at a time. For `nftset.rs`, `nfttable.rs`,
+//! `nexthop.rs` and `socket.rs`, for the CNI plugin, to whom decoding all of a link takes longer than the kernel's answer, and
 //! for the daemon's dumps of ten thousand objects.
 
 use std::net::IpAddr;

@@ -23,4 +23,4 @@ pub use attributes::{address, attributes, text, word};
 pub use error::{Error, KernelError};
 pub use netlink_packet_core as packet;
 pub use netlink_packet_route as route;
-pub use socket::{Events, FdbDeletions, OVERLAY_GROUPS, Reply, Request, Socket, flags, message_type};
+pub use socket::{Events, OVERLAY_GROUPS, Reply, Request, Socket, flags, message_type};

@@ -108,6 +108,15 @@ impl Set<'_> {
         parts.sum()
     }
 
+    /// Changes nothing, and so waits until whoever changes the rule set at this moment has done so and has told
+    /// of it: its generation is another before (net/netfilter/nf_tables_api.c: `nf_tables_commit`,
+    /// `nf_tables_valid_genid`).
+    pub fn wait_for_others(&self, socket: &mut Socket) -> Result<(), Error> {
+        let nothing: [AddressKey; 0] = [];
+        let request = self.message(MSG_NEWSETELEM, flags::CREATE, &nothing);
+        socket.transaction(&[marker(BATCH_BEGIN), request, marker(BATCH_END)])
+    }
+
     /// The keys in the set, in the kernel's order.
     pub fn list(&self, socket: &mut Socket) -> Result<Vec<Vec<u8>>, Error> {
         let mut payload = generic_header(self.family, 0);
@@ -141,7 +150,6 @@ pub fn change<K: AsRef<[u8]>>(
     socket: &mut Socket,
     changes: &[(Set<'_>, Change<'_, K>)],
 ) -> Result<(), Error> {
-    let marker = |message_type| Request { message_type, flags: 0, payload: generic_header(0, SUBSYSTEM) };
     let mut requests = vec![marker(BATCH_BEGIN)];
     for (set, change) in changes {
         let (kind, flags, keys) = match change {
@@ -155,6 +163,11 @@ pub fn change<K: AsRef<[u8]>>(
     }
     requests.push(marker(BATCH_END));
     socket.transaction(&requests)
+}
+
+/// The beginning or the end of a transaction.
+fn marker(message_type: u16) -> Request {
+    Request { message_type, flags: 0, payload: generic_header(0, SUBSYSTEM) }
 }
 
 /// The address that a key is.

@@ -2,8 +2,8 @@
 //! child process of 3 ms, and 10 MiB where a set holds 10,000 elements.
 //! Format: `include/uapi/linux/netfilter/nf_tables.h`.
 
-use crate::attributes::{attribute, attributes};
-use crate::nftset::{SUBSYSTEM, generic_header, name};
+use crate::attributes::{attribute, attributes, text};
+use crate::nftset::{SUBSYSTEM, Set, generic_header, name};
 use crate::{Error, Request, Socket};
 
 /// A kind of object: the message that asks for it, and the attributes by which two are told apart. Those that
@@ -12,28 +12,60 @@ struct Kind {
     /// `NFT_MSG_GET…`
     get: u16,
     /// `NFTA_…`
-    kept: &'static [u16],
+    telling: &'static [u16],
 }
 
-const TABLE: Kind = Kind { get: 1, kept: &[TABLE_NAME, TABLE_FLAGS] };
+const TABLE: Kind = Kind { get: 1, telling: &[TABLE_NAME, TABLE_FLAGS] };
+const CHAINS: Kind = Kind {
+    get: 4,
+    telling: &[
+        3,  // NFTA_CHAIN_NAME
+        4,  // NFTA_CHAIN_HOOK
+        5,  // NFTA_CHAIN_POLICY
+        7,  // NFTA_CHAIN_TYPE
+        10, // NFTA_CHAIN_FLAGS
+        OF_TABLE,
+    ],
+};
+const SETS: Kind = Kind {
+    get: 10,
+    telling: &[
+        4,  // NFTA_SET_KEY_TYPE
+        5,  // NFTA_SET_KEY_LEN
+        6,  // NFTA_SET_DATA_TYPE
+        7,  // NFTA_SET_DATA_LEN
+        8,  // NFTA_SET_POLICY
+        9,  // NFTA_SET_DESC
+        11, // NFTA_SET_TIMEOUT
+        12, // NFTA_SET_GC_INTERVAL
+        13, // NFTA_SET_USERDATA
+        15, // NFTA_SET_OBJ_TYPE
+        17, // NFTA_SET_EXPR
+        18, // NFTA_SET_EXPRESSIONS
+        OF_TABLE, SET_NAME, SET_FLAGS,
+    ],
+};
+const RULES: Kind = Kind {
+    get: 7,
+    telling: &[
+        2, // NFTA_RULE_CHAIN
+        OF_TABLE,
+        RULE_EXPRESSIONS,
+    ],
+};
+
 /// `NFTA_TABLE_NAME`
 const TABLE_NAME: u16 = 1;
 /// `NFTA_TABLE_FLAGS`
 const TABLE_FLAGS: u16 = 2;
-
-const PARTS: [Kind; 3] = [
-    // Chains: table, name, hook, policy, type, flags.
-    Kind { get: 4, kept: &[PART_TABLE, 3, 4, 5, 7, 10] },
-    // Sets: table, name, flags, types and lengths of key and data, policy, description, time-out and its
-    // interval, what nft remembers of it, type of objects, expression.
-    Kind { get: 10, kept: &[PART_TABLE, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 17] },
-    // Rules: table, chain, expressions.
-    Kind { get: GET_RULE, kept: &[PART_TABLE, 2, RULE_EXPRESSIONS] },
-];
 /// `NFTA_CHAIN_TABLE`, `NFTA_SET_TABLE`, `NFTA_RULE_TABLE`
-const PART_TABLE: u16 = 1;
-/// `NFT_MSG_GETRULE`
-const GET_RULE: u16 = 7;
+const OF_TABLE: u16 = 1;
+/// `NFTA_SET_NAME`
+const SET_NAME: u16 = 2;
+/// `NFTA_SET_FLAGS`
+const SET_FLAGS: u16 = 3;
+/// `NFT_SET_ANONYMOUS`: a part of a rule, such as `{ 10.0.0.1, 10.0.0.2 }`.
+const ANONYMOUS: u32 = 1;
 /// `NFTA_RULE_EXPRESSIONS`
 const RULE_EXPRESSIONS: u16 = 4;
 /// `NFTA_EXPR_NAME`
@@ -44,19 +76,35 @@ pub fn exists(socket: &mut Socket, family: u8, table: &str) -> Result<bool, Erro
     socket.get(&TABLE.request(family, table)).map(|found| found.is_some())
 }
 
-/// A table's chains, sets and rules, in the kernel's order and form, without what changes by itself and without
-/// the elements of sets; `None` when there is no such table. Equal for a table that nobody changed, as long as
-/// the kernel is the same.
+/// What of a table decides over packets: its chains, sets and rules, in the kernel's order and form, without
+/// what changes by itself and without the elements of sets that have a name; `None` when there is no such table.
+/// Equal for a table that nobody changed, as long as the kernel is the same.
 pub fn contents(socket: &mut Socket, family: u8, table: &str) -> Result<Option<Vec<u8>>, Error> {
     let Some(found) = socket.get(&TABLE.request(family, table))? else { return Ok(None) };
-    let mut all = TABLE.kept(&found.payload);
-    for kind in PARTS {
-        // Dumps of chains are of all tables, and older kernels' of rules and sets too.
+    let mut all = TABLE.told(&found.payload);
+    let mut anonymous = Vec::new();
+    for kind in [CHAINS, SETS, RULES] {
         let parts = socket.gather(&kind.request(family, table), |_, payload| {
-            let (_, named) = attributes(payload.get(4..)?).find(|(kind, _)| *kind == PART_TABLE)?;
-            (named.strip_suffix(&[0]) == Some(table.as_bytes())).then(|| kind.kept(payload))
+            let value =
+                |wanted| attributes(payload.get(4..)?).find(|(kind, _)| *kind == wanted).map(|(_, v)| v);
+            let name = |wanted| value(wanted).map(text);
+            // A dump of chains is of all tables.
+            if name(OF_TABLE)? != table {
+                return None;
+            }
+            let flags = value(SET_FLAGS).and_then(|v| v.try_into().ok()).map_or(0, u32::from_be_bytes);
+            if kind.get == SETS.get && flags & ANONYMOUS != 0 {
+                anonymous.extend(name(SET_NAME));
+            }
+            Some(kind.told(payload))
         })?;
         all.extend(parts.concat());
+    }
+    for set in &anonymous {
+        let mut keys = Set { family, table, set }.list(socket)?;
+        // They come in the order of a hash that begins with a random number.
+        keys.sort_unstable();
+        all.extend(keys.concat());
     }
     Ok(Some(all))
 }
@@ -64,20 +112,20 @@ pub fn contents(socket: &mut Socket, family: u8, table: &str) -> Result<Option<V
 impl Kind {
     fn request(&self, family: u8, table: &str) -> Request {
         let mut payload = generic_header(family, 0);
-        name(&mut payload, PART_TABLE, table);
+        name(&mut payload, OF_TABLE, table);
         Request { message_type: SUBSYSTEM << 8 | self.get, flags: 0, payload }
     }
 
-    /// What is kept of an object, behind its kind.
-    fn kept(&self, payload: &[u8]) -> Vec<u8> {
+    /// What tells an object from others, behind its kind.
+    fn told(&self, payload: &[u8]) -> Vec<u8> {
         let mut out = self.get.to_ne_bytes().to_vec();
-        let kept = attributes(payload.get(4..).unwrap_or(&[])).filter(|(kind, _)| self.kept.contains(kind));
-        for (kind, value) in kept {
-            match (self.get, kind) {
-                (GET_RULE, RULE_EXPRESSIONS) => {
+        let all = attributes(payload.get(4..).unwrap_or(&[]));
+        for (attribute_type, value) in all.filter(|(kind, _)| self.telling.contains(kind)) {
+            match (self.get == RULES.get, attribute_type) {
+                (true, RULE_EXPRESSIONS) => {
                     attributes(value).for_each(|(_, part)| expression(&mut out, part))
                 }
-                _ => attribute(&mut out, kind, value),
+                _ => attribute(&mut out, attribute_type, value),
             }
         }
         out

@@ -428,15 +428,6 @@ pub struct Events {
     buffer: Mutex<Vec<u8>>,
 }
 
-/// Whether one hears of deletions of FDB entries, of which nothing says who made them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FdbDeletions {
-    /// Of all, one's own among them.
-    Heard,
-    /// Of none.
-    Unheard,
-}
-
 impl Events {
     /// Joins the rtnetlink multicast groups (`enum rtnetlink_groups`).
     pub fn route(groups: &[u32]) -> io::Result<Self> {
@@ -481,8 +472,8 @@ impl Events {
     /// the failed one is gone (net/core/neighbour.c: `neigh_delete`). The second is left out, whoever did it.
     /// One that goes with its device, its address or its MAC has not failed, and is told of once.
     ///
-    /// Of deletions of FDB entries nobody's are told, unless they are `heard`.
-    pub fn ignore(&self, port: u32, heard: FdbDeletions) -> io::Result<()> {
+    /// Unless one `hears_fdb_deletions`, those are left out as well, whoever made them.
+    pub fn ignore(&self, port: u32, hears_fdb_deletions: bool) -> io::Result<()> {
         // Offsets in `struct nlmsghdr` and, behind it, `struct ndmsg`. A filter loads in network byte order.
         const TYPE: u32 = 4;
         const PID: u32 = 12;
@@ -502,7 +493,7 @@ impl Events {
             load(libc::BPF_H, TYPE),
             equal(loaded(message_type::DELETE_NEIGHBOUR), 0, 5),
             load(libc::BPF_B, FAMILY),
-            equal(libc::AF_BRIDGE as u32, if heard == FdbDeletions::Heard { 3 } else { 2 }, 0),
+            equal(libc::AF_BRIDGE as u32, if hears_fdb_deletions { 3 } else { 2 }, 0),
             load(libc::BPF_H, STATE),
             equal(loaded(libc::NUD_FAILED), 0, 1),
             give(0),        // drop

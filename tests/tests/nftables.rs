@@ -1,9 +1,10 @@
 //! Whether somebody changed a table, by what the kernel tells of it.
 
+use loden_netlink::nftset::{self, Set};
 use loden_netlink::{Socket, nfttable};
 use loden_tests::Ns;
 
-const FAMILY: u8 = loden_netlink::nftset::FAMILY_INET;
+const FAMILY: u8 = nftset::FAMILY_INET;
 const TABLE: &str = "
 table inet loden {
     set peers4 { type ipv4_addr; }
@@ -12,6 +13,7 @@ table inet loden {
         type filter hook input priority filter - 10; policy accept;
         ip saddr @peers4 accept
         update @rejected4 { ip saddr counter }
+        ip daddr { 192.0.2.1, 192.0.2.2 } accept
         ip protocol icmp counter accept
     }
 }
@@ -38,10 +40,10 @@ fn what_changes_by_itself_is_no_change_of_a_table() {
     assert!(counted.contains("127.0.0.1") && !counted.contains("counter packets 0 "), "{counted}");
     ns.nft("add element inet loden peers4 { 10.0.0.1 }");
     ns.nft("add table inet other\nadd chain inet other loden\nadd set inet other peers4 { type ipv4_addr; }");
-    assert_eq!(contents(&ns), Some(before.clone()));
+    assert!(contents(&ns).as_ref() == Some(&before), "counters, elements and other tables");
     // As a daemon does whose lasting state was lost.
     ns.nft(&format!("delete table inet loden\n{TABLE}"));
-    assert_eq!(contents(&ns), Some(before));
+    assert!(contents(&ns) == Some(before), "the same, made anew");
 }
 
 #[test]
@@ -60,7 +62,7 @@ fn every_change_of_a_table_is_seen() {
         let before = contents(&ns);
         assert!(before.is_some());
         ns.nft(change);
-        assert_ne!(contents(&ns), before, "{change}");
+        assert!(contents(&ns) != before, "{change}");
     }
 }
 
@@ -69,8 +71,30 @@ fn a_rule_that_is_replaced_by_another_is_seen() {
     let ns = table();
     let before = contents(&ns);
     let listing = ns.run(&["nft", "-a", "list", "chain", "inet", "loden", "vxlan_in"]);
-    let line = listing.lines().find(|line| line.contains("icmp")).expect("the rule");
-    let handle = line.rsplit(' ').next().expect("its handle");
-    ns.nft(&format!("replace rule inet loden vxlan_in handle {handle} ip protocol udp counter accept"));
-    assert_ne!(contents(&ns), before);
+    let handle = |what: &str| {
+        let line = listing.lines().find(|line| line.contains(what)).expect("the rule");
+        line.rsplit(' ').next().expect("its handle").to_owned()
+    };
+    ns.nft(&format!(
+        "replace rule inet loden vxlan_in handle {} ip protocol udp counter accept",
+        handle("icmp")
+    ));
+    let replaced = contents(&ns);
+    assert!(replaced != before, "another protocol");
+    // The set that is a part of it gets the name of the one before.
+    let (rule, place) = ("ip daddr { 192.0.2.1, 192.0.2.3 } accept", handle("icmp"));
+    ns.nft(&format!("delete rule inet loden vxlan_in handle {}", handle("192.0.2.1")));
+    ns.nft(&format!("insert rule inet loden vxlan_in handle {place} {rule}"));
+    assert!(contents(&ns) != replaced, "another address");
+}
+
+#[test]
+fn to_wait_for_others_changes_nothing() {
+    let ns = table();
+    let mut socket = ns.within(Socket::netfilter).expect("a socket");
+    let before = nftset::generation(&mut socket).expect("a generation");
+    let wait = |socket: &mut Socket, set| Set { family: FAMILY, table: "loden", set }.wait_for_others(socket);
+    wait(&mut socket, "peers4").expect("the set is there");
+    assert_eq!(nftset::generation(&mut socket).expect("a generation"), before);
+    assert!(wait(&mut socket, "none").is_err());
 }

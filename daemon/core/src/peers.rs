@@ -300,7 +300,7 @@ impl PeerBook {
             false => self.kept.keys().copied().collect(),
         };
         let mut vanished = match same_rules {
-            true => self.unrivalled(&mut gone, &table),
+            true => self.let_go_unrivalled(&mut gone, &table),
             false => Vec::new(),
         };
         let left = each_once(gone.iter().flat_map(|(key, _)| key.subnets()));
@@ -405,7 +405,7 @@ impl PeerBook {
 
     /// Takes those out of the keys that are gone, as nearly all are, which had nothing that another key of the
     /// table wants: nobody else is concerned. Returns their peers.
-    fn unrivalled(&mut self, gone: &mut Vec<(LeaseKey, Macs)>, table: &LeaseTable) -> Vec<Peer> {
+    fn let_go_unrivalled(&mut self, gone: &mut Vec<(LeaseKey, Macs)>, table: &LeaseTable) -> Vec<Peer> {
         let mut vanished = Vec::new();
         gone.retain(|(key, macs)| {
             let rivalled = key.subnets().any(|subnet| table.inside(&subnet).is_some())

@@ -17,11 +17,11 @@ use loden_netlink::{Error, Socket, nfttable};
 use loden_proto::Family;
 use serde::{Deserialize, Serialize};
 
-use super::watch::Listening;
+use super::watch::Subscription;
 use super::{KernelError, program};
 
-/// A change of so many elements is one of many: of fewer their notices cost less than to be without.
-const MANY: usize = 64;
+/// A change of so many elements pauses the watch: notices of fewer cost less than that.
+const PAUSE_FROM: usize = 64;
 
 /// What we wrote last and how the kernel had it then.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,7 +136,9 @@ impl Ledger {
         nft(&["-f", "-"], script).await?;
         let generation = nftset::generation(socket).map_err(|e| e.to_string())?;
         let contents = self.table.contents(socket).map_err(|e| e.to_string())?;
-        let written = Written { digest, contents: contents.unwrap_or_default() };
+        let contents =
+            contents.ok_or_else(|| format!("somebody deleted the table {} at once", self.table))?;
+        let written = Written { digest, contents };
         let text = serde_json::to_vec(&written).map_err(|e| e.to_string())?;
         if let Err(error) = crate::files::write_atomically(&self.path, &text, 0o644) {
             tracing::warn!(%error, "cannot remember the filters; a restart will write them anew");
@@ -146,27 +148,34 @@ impl Ledger {
         Ok(())
     }
 
-    /// Adds to the peer sets or removes from them. Nobody `listens` to a change of many.
+    /// Adds to the peer sets or removes from them. A change of many pauses the watch.
     pub(super) fn change(
         &mut self,
         socket: &mut Socket,
         members: &[Member],
         add: bool,
-        listening: Option<&Listening>,
+        watch: Option<&Subscription>,
     ) -> Result<(), KernelError> {
-        let listening = listening.filter(|_| members.len() >= MANY);
+        let watch = watch.filter(|_| members.len() >= PAUSE_FROM);
         let before = nftset::generation(socket)?;
-        listening.map_or(Ok(()), Listening::leave_rules)?;
+        if let (Some(watch), Some((set, address))) = (watch, members.first()) {
+            // What `before` counts is still heard.
+            self.table.set(set.name(Family::of(*address))).wait_for_others(socket)?;
+            // One that cannot be paused hears more than it needs.
+            let _ = watch.leave_rules();
+        }
         let changed = self.change_sets(socket, members, add);
-        listening.map_or(Ok(()), Listening::join_rules)?;
-        let after = nftset::generation(socket)?;
-        let alone = changed.as_ref().is_ok_and(|transactions| after == before.wrapping_add(*transactions));
-        if !alone && let Some(listening) = listening {
-            listening.missed();
+        let joined = watch.map_or(Ok(()), Subscription::join_rules);
+        let after = nftset::generation(socket);
+        let alone = changed.as_ref().is_ok_and(|transactions| {
+            after.as_ref().is_ok_and(|after| *after == before.wrapping_add(*transactions))
+        });
+        if let Some(watch) = watch.filter(|_| !alone || joined.is_err()) {
+            watch.missed();
         }
         // Our own change does not make the table suspect.
         if alone && self.intact_at == Some(before) {
-            self.intact_at = Some(after);
+            self.intact_at = after.ok();
         }
         changed.map(drop)
     }

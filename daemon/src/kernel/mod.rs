@@ -20,12 +20,13 @@ mod write;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use loden_core::diff::Operation;
 use loden_core::filters::PeerSet;
 use loden_core::observed::{FdbEntry, Observed};
 use loden_core::plan;
-use loden_netlink::{FdbDeletions, KernelError as Refusal, Socket, ethtool};
+use loden_netlink::{KernelError as Refusal, Socket, ethtool};
 use loden_proto::{Family, Subnet};
 
 pub use filters::{Table, rejected_sources, remove_table, remove_vxlan_filter, table_exists};
@@ -33,6 +34,7 @@ pub use iptables::{change_user_chain, has_legacy_filter, unseen_legacy, user_cha
 pub use plane::{DataPlane, Notices};
 pub use ports::{Ports, guarded_ports, rejected_ports};
 pub use rules::{judge, rule_set};
+use watch::Subscription;
 pub use watch::{Notice, Watch};
 
 /// What an observation should tell beyond links and addresses.
@@ -48,8 +50,8 @@ pub struct Interest {
     pub peer_sets: Vec<PeerSet>,
 }
 
-/// The place of an operation in its row, and why it was refused.
-pub type Refused = (usize, KernelError);
+/// The place of an operation among those of one call, and why it failed.
+pub type Failed = (usize, KernelError);
 
 /// What went wrong with the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +78,7 @@ pub struct Kernel {
     netfilter: Socket,
     filters: filters::Ledger,
     /// The watch, once it ignores us.
-    listening: Option<watch::Listening>,
+    subscription: Option<Arc<Subscription>>,
     has_nexthops: bool,
 }
 
@@ -90,7 +92,7 @@ impl Kernel {
             .context("cannot open a netfilter socket; does this kernel have nf_tables?")?;
         let filters = filters::Ledger::load(run_dir.join("filters.json"), Table::overlay(network));
         let has_nexthops = route.dump(&loden_netlink::nexthop::dump()).is_ok();
-        Ok(Self { route, netfilter, filters, listening: None, has_nexthops })
+        Ok(Self { route, netfilter, filters, subscription: None, has_nexthops })
     }
 
     /// Looks at everything that concerns us.
@@ -121,13 +123,12 @@ impl Kernel {
     }
 
     /// Whether the watch hears of deletions of FDB entries, ours among them. While it does not, it is for the
-    /// caller to look at the FDB afterwards. No more than work is saved by it, so one that cannot be had is none.
+    /// caller to look at the FDB afterwards.
     pub fn hear_fdb_deletions(&self, heard: bool) {
-        let heard = if heard { FdbDeletions::Heard } else { FdbDeletions::Unheard };
-        if let Some(listening) = &self.listening
-            && let Err(error) = listening.set_fdb_deletions(heard)
+        if let Some(watch) = &self.subscription
+            && watch.hear_fdb_deletions(heard).is_err()
         {
-            tracing::warn!(%error, "cannot choose which notices to hear");
+            watch.missed();
         }
     }
 
@@ -136,23 +137,23 @@ impl Kernel {
         Ok(observe::fdb(&mut self.route, devices)?)
     }
 
-    /// Carries operations out in order and returns which were refused, by their places. One that is refused does
+    /// Carries operations out in order and returns which failed, in their order. One that fails does
     /// not stop those after it. The caller's other tasks wait meanwhile: a thousand take milliseconds.
-    pub async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Refused>, KernelError> {
-        let mut refused = Vec::new();
+    pub async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Failed>, KernelError> {
+        let mut failed = Vec::new();
         let mut place = 0;
         while let Some(first) = operations.get(place) {
             let results = self.route.batch(operations[place..].iter().map_while(write::request))?;
             if results.is_empty() {
-                refused.extend(self.apply_other(first).await.err().map(|error| (place, error)));
+                failed.extend(self.apply_other(first).await.err().map(|error| (place, error)));
                 place += 1;
             }
             for result in results {
-                refused.extend(write::verdict(&operations[place], result).err().map(|error| (place, error)));
+                failed.extend(write::verdict(&operations[place], result).err().map(|error| (place, error)));
                 place += 1;
             }
         }
-        Ok(refused)
+        Ok(failed)
     }
 
     async fn apply_other(&mut self, operation: &Operation) -> Result<(), KernelError> {
@@ -165,10 +166,10 @@ impl Kernel {
                 replaced.map_err(|e| refused(e, ""))
             }
             Operation::Admit(all) => {
-                self.filters.change(&mut self.netfilter, all, true, self.listening.as_ref())
+                self.filters.change(&mut self.netfilter, all, true, self.subscription.as_deref())
             }
             Operation::Dismiss(all) => {
-                self.filters.change(&mut self.netfilter, all, false, self.listening.as_ref())
+                self.filters.change(&mut self.netfilter, all, false, self.subscription.as_deref())
             }
             Operation::AddDevice(device) => {
                 let checksum = plan::outer_checksum(device.family, &features(device.lower));

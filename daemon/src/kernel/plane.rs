@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use loden_core::diff::Operation;
 use loden_core::observed::{FdbEntry, Observed};
 
-use super::{Interest, Kernel, KernelError, Notice, Refused, Watch};
+use super::{Failed, Interest, Kernel, KernelError, Notice, Watch};
 
 /// A kernel that is looked at and written to.
 pub trait DataPlane: Send {
@@ -21,12 +21,12 @@ pub trait DataPlane: Send {
     /// Looks at rules and forwarding alone.
     fn observe_rules(&mut self, interest: &Interest, observed: &mut Observed) -> Result<(), KernelError>;
 
-    /// Carries operations out in order and returns which were refused, in their order. One that is refused does
+    /// Carries operations out in order and returns which failed, in their order. One that fails does
     /// not stop those after it; an error is one of the kernel as a whole.
     fn apply(
         &mut self,
         operations: &[Operation],
-    ) -> impl Future<Output = Result<Vec<Refused>, KernelError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Failed>, KernelError>> + Send;
 
     /// Whether deletions of FDB entries are told, our own among them.
     fn hear_fdb_deletions(&mut self, heard: bool);
@@ -53,7 +53,7 @@ impl DataPlane for Kernel {
         Kernel::observe_rules(self, interest, observed)
     }
 
-    async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Refused>, KernelError> {
+    async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Failed>, KernelError> {
         Kernel::apply(self, operations).await
     }
 

@@ -2,10 +2,10 @@
 //! believes, and looks again where the two disagree.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use loden_core::observed::{Address, Link, Nexthop, Route};
-use loden_netlink::{Error, Events, FdbDeletions, OVERLAY_GROUPS, message_type, nexthop, nftset};
+use loden_netlink::{Events, OVERLAY_GROUPS, message_type, nexthop, nftset};
 use loden_proto::Mac;
 use std::net::IpAddr;
 use tokio::io::unix::AsyncFd;
@@ -65,8 +65,10 @@ const BURST: usize = 256;
 pub struct Watch {
     route: AsyncFd<Arc<Events>>,
     netfilter: AsyncFd<Arc<Events>>,
-    /// Told when the rule set was changed while nobody listened to it.
-    unheard: Arc<Notify>,
+    /// Told when something may have changed that was not heard.
+    missed: Arc<Notify>,
+    /// As the kernel that it ignores knows it.
+    subscription: OnceLock<Arc<Subscription>>,
     /// Name of our table.
     table: String,
     /// What the generation that is under way has changed so far.
@@ -89,23 +91,26 @@ impl Watch {
         Ok(Self {
             route: registered(route)?,
             netfilter: registered(Events::netfilter(&[nftset::GROUP])?)?,
-            unheard: Arc::default(),
+            missed: Arc::default(),
+            subscription: OnceLock::new(),
             table: table.to_owned(),
             touched: Mutex::default(),
         })
     }
 
-    /// Leaves the echo of this kernel's own writes out: 10,000 peers' are more than a socket holds.
+    /// Leaves the echo of this kernel's own writes out: 10,000 peers' are more than a socket holds. From now on
+    /// the kernel pauses the watch where it makes many changes.
     pub fn ignore(&self, kernel: &mut Kernel) -> io::Result<()> {
-        self.netfilter.get_ref().ignore(kernel.netfilter.port()?, FdbDeletions::Heard)?;
-        let listening = Listening {
+        self.netfilter.get_ref().ignore(kernel.netfilter.port()?, true)?;
+        let subscription = Subscription {
             route: Arc::clone(self.route.get_ref()),
             netfilter: Arc::clone(self.netfilter.get_ref()),
-            unheard: Arc::clone(&self.unheard),
+            missed: Arc::clone(&self.missed),
             writer: kernel.route.port()?,
         };
-        listening.set_fdb_deletions(FdbDeletions::Heard)?;
-        kernel.listening = Some(listening);
+        subscription.hear_fdb_deletions(true)?;
+        let subscription = self.subscription.get_or_init(|| Arc::new(subscription));
+        kernel.subscription = Some(Arc::clone(subscription));
         Ok(())
     }
 
@@ -115,7 +120,13 @@ impl Watch {
             let (socket, rules) = tokio::select! {
                 ready = self.route.readable() => (ready?, false),
                 ready = self.netfilter.readable() => (ready?, true),
-                () = self.unheard.notified() => return Ok(vec![Notice::Overrun]),
+                () = self.missed.notified() => {
+                    if let Some(subscription) = self.subscription.get() {
+                        subscription.restore()?;
+                    }
+                    *self.touched() = Touched::default();
+                    return Ok(vec![Notice::Overrun]);
+                }
             };
             let mut ready = socket;
             let take = |notices: &mut Vec<Notice>, message_type, payload: &[u8]| match rules {
@@ -138,9 +149,13 @@ impl Watch {
 }
 
 impl Watch {
+    fn touched(&self) -> MutexGuard<'_, Touched> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A generation's changes come one by one, then the generation with the process that made it.
     fn rule_notices(&self, message_type: u16, payload: &[u8], notices: &mut Vec<Notice>) {
-        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut touched = self.touched();
         if let Some((family, table)) = nftset::table_of(message_type, payload) {
             touched.ours |= family == nftset::FAMILY_INET && table == self.table;
             touched.filter |= family != nftset::FAMILY_INET && table == "filter";
@@ -164,37 +179,43 @@ impl Watch {
     }
 }
 
-/// A watch as its kernel knows it, which is not to hear of many changes of its own: of each the kernel makes a
-/// notice, and queues it, which takes as long as the change.
+/// A watch as its kernel knows it, which pauses it where it makes many changes: that the kernel tells of each,
+/// queues it, and it is read, takes as long as the change.
 #[derive(Debug)]
-pub(super) struct Listening {
+pub(super) struct Subscription {
     route: Arc<Events>,
     netfilter: Arc<Events>,
-    unheard: Arc<Notify>,
+    missed: Arc<Notify>,
     /// Port id of the socket that changes links, routes and neighbours.
     writer: u32,
 }
 
-impl Listening {
-    /// Nothing is heard of the rule set until it is joined again. Whoever does so tells whether others changed
-    /// it meanwhile ([`Listening::missed`]): by its generation.
-    pub(super) fn leave_rules(&self) -> Result<(), Error> {
-        Ok(self.netfilter.leave(nftset::GROUP)?)
+impl Subscription {
+    /// The watch does not hear of the rule set until [`Subscription::join_rules`]. While nobody listens to it in
+    /// any namespace, no notice of it is made (`nfnetlink_has_listeners`).
+    pub(super) fn leave_rules(&self) -> io::Result<()> {
+        self.netfilter.leave(nftset::GROUP)
     }
 
-    /// Takes back [`Listening::leave_rules`].
-    pub(super) fn join_rules(&self) -> Result<(), Error> {
-        Ok(self.netfilter.join(nftset::GROUP)?)
+    /// Takes back [`Subscription::leave_rules`]. Whoever does so finds out whether others changed it meanwhile.
+    pub(super) fn join_rules(&self) -> io::Result<()> {
+        self.netfilter.join(nftset::GROUP)
     }
 
-    /// Something was changed unheard.
-    pub(super) fn missed(&self) {
-        self.unheard.notify_one();
-    }
-
-    /// Whoever has them unheard looks at the FDB afterwards.
-    pub(super) fn set_fdb_deletions(&self, heard: FdbDeletions) -> io::Result<()> {
+    /// Whether the watch hears of deletions of FDB entries. Whoever has it not hear looks at the FDB afterwards.
+    pub(super) fn hear_fdb_deletions(&self, heard: bool) -> io::Result<()> {
         self.route.ignore(self.writer, heard)
+    }
+
+    /// Something may have changed unheard, or the watch may still be paused: it listens to everything again, and
+    /// tells that notices were lost.
+    pub(super) fn missed(&self) {
+        self.missed.notify_one();
+    }
+
+    fn restore(&self) -> io::Result<()> {
+        self.join_rules()?;
+        self.hear_fdb_deletions(true)
     }
 }
 

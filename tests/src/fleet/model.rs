@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use loden_core::diff::{Operation, applied};
 use loden_core::observed::{Address, FdbEntry, Link, Observed, VxlanLink};
 use loden_core::plan::Device;
-use loden_daemon::kernel::{DataPlane, Interest, KernelError, Notice, Notices, Refused};
+use loden_daemon::kernel::{DataPlane, Failed, Interest, KernelError, Notice, Notices};
 use loden_proto::Family;
 use tokio::sync::watch;
 
@@ -90,7 +90,7 @@ impl DataPlane for ModelledKernel {
         Ok(())
     }
 
-    async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Refused>, KernelError> {
+    async fn apply(&mut self, operations: &[Operation]) -> Result<Vec<Failed>, KernelError> {
         if self.refuses.load(Ordering::Relaxed) {
             return Ok(operations.iter().map(refusal).enumerate().collect());
         }
