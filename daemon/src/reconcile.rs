@@ -156,8 +156,8 @@ struct Pass {
 
 /// Operations carried out between two turns of the other tasks.
 const TURN: usize = 1024;
-/// Of so many FDB entries one does not hear that one deletes them, if they are more than a quarter: to look at
-/// those that stay costs less.
+/// The notices of our own deletions of FDB entries are left out where they are more than this and more than a
+/// quarter of the entries: to look at those that stay costs less.
 const UNHEARD_FROM: usize = 256;
 /// Notices within this time are answered together.
 const COALESCE: Duration = Duration::from_millis(5);

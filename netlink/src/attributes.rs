@@ -1,6 +1,6 @@
-//! Attributes of netlink messages (`struct nlattr`), one level at a time. For `nftset.rs`, `nfttable.rs`,
-//! `nexthop.rs` and `socket.rs`, for the CNI plugin, to whom decoding all of a link takes longer than the kernel's answer, and
-//! for the daemon's dumps of ten thousand objects.
+//! Attributes of netlink messages (`struct nlattr`), one level at a time. For the modules of this
+//! crate, for the CNI plugin, to whom decoding all of a link takes longer than the kernel's answer, and for the
+//! daemon's dumps of ten thousand objects.
 
 use std::net::IpAddr;
 

@@ -4,8 +4,8 @@
 //! careful caller needs around them: batches that tell the kernel's verdict on every message
 //! ([`Socket::batch`]), dumps that are repeated when the kernel says they were interrupted
 //! ([`Socket::gather`]), the kernel's own error text, nexthop objects ([`nexthop`]), nftables set
-//! elements ([`nftset`]) and tables ([`nfttable`]), and features of NICs ([`ethtool`]). Who wants a few attributes of a long
-//! answer reads those alone ([`attributes`]).
+//! elements ([`nftset`]) and tables ([`nfttable`]), and features of NICs ([`ethtool`]). Who wants a few
+//! attributes of a long answer reads those alone ([`attributes`]).
 //!
 //! A socket belongs to the network namespace of the thread that opened it, for ever; the
 //! plugin opens one in each namespace and passes them down. The kernel answers rtnetlink

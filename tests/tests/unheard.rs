@@ -1,5 +1,5 @@
-//! Of many changes of its own the daemon makes sure not to hear. What others change meanwhile is found all the
-//! same.
+//! While the daemon makes many changes it does not listen to these kinds. What others change meanwhile is found
+//! all the same.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
