@@ -154,6 +154,8 @@ struct Pass {
     failed: Vec<(Operation, String)>,
 }
 
+/// How often one pass brings filters, devices, addresses and forwarding.
+const ROUNDS: u32 = 3;
 /// Operations carried out between two turns of the other tasks.
 const TURN: usize = 1024;
 /// The notices of our own deletions of FDB entries are left out where they are more than this and more than a
@@ -452,16 +454,21 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     }
 
     /// Filters, devices, addresses and forwarding. A device must be there before its address can be;
-    /// three rounds do for everything.
+    /// three rounds do for everything, unless somebody undoes it at once.
     async fn bring_base(&mut self, desired: &Desired, pass: &mut Pass) -> anyhow::Result<()> {
         if pass.look < Look::Full && self.observe_rules() {
             // Which peers are admitted is compared with all of them.
             pass.look = Look::Full;
         }
-        for round in 0..3 {
+        for round in 0..=ROUNDS {
             let (operations, found) = diff::base(desired, &self.observed);
             pass.conflicts = found;
             if operations.is_empty() || round > 0 && !pass.failed.is_empty() {
+                break;
+            }
+            if round == ROUNDS {
+                // The notices of it are gone.
+                self.agenda.contradict(Look::Base);
                 break;
             }
             let (filters, rest): (Vec<Operation>, Vec<Operation>) =

@@ -321,6 +321,46 @@ fn all_this_comes_back_in_a_dual_stack_network_while_ipv4_loses_nothing() {
     is_repaired("repair46", Stack::Dual, DAMAGES);
 }
 
+/// More often than the daemon writes the table in its first two passes.
+#[test]
+fn a_rule_added_right_after_its_table_was_written_goes() {
+    goes_although_added_at_once("inet", "vxlan_in", 19);
+}
+
+/// More often than the daemon writes it at once.
+#[test]
+fn a_rule_added_right_after_the_port_filter_was_written_goes() {
+    goes_although_added_at_once("bridge", "container", 4);
+}
+
+/// So many times somebody adds a rule before the daemon can have looked at what it wrote.
+fn goes_although_added_at_once(family: &str, chain: &str, times: usize) {
+    let lab = Lab::new(&format!("disturbed_{family}"));
+    lab.etcd().config(VXLAN);
+    let a = lab.host("a");
+    let script = format!(
+        "#!/bin/sh
+        /usr/sbin/nft \"$@\" || exit
+        [ \"$(cat /run/times)\" = {} ] && exit
+        /usr/sbin/nft add rule {family} loden {chain} udp dport 9999 counter && printf . >>/run/times
+        exit 0",
+        ".".repeat(times)
+    );
+    a.write_file("/opt/nft", &script);
+    a.run(&["chmod", "+x", "/opt/nft"]);
+    let daemon = a.daemon_under(&["env", "PATH=/opt:/usr/bin"], &[]).ready();
+    let as_written = || {
+        let table = kernel::table(&a, family, "loden").ok_or("no table")?;
+        match a.read_file("/run/times").unwrap_or_default().len() {
+            added if added >= times && !table.contains("9999") => Ok(()),
+            added => Err(format!("added {added} times; {table}")),
+        }
+    };
+    eventually(SOON, "the table is as the daemon wrote it", as_written);
+    daemon.restart();
+    eventually(SOON, "also after a restart", as_written);
+}
+
 #[test]
 fn an_interface_that_has_just_come_is_no_repair() {
     let cluster = Cluster::<2>::start("no_repair", VXLAN, &[]);

@@ -16,12 +16,19 @@ use loden_netlink::nftset::{self, AddressKey, FAMILY_BRIDGE, FAMILY_INET, Set};
 use loden_netlink::{Error, Socket, nfttable};
 use loden_proto::Family;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 
+use super::program;
 use super::watch::Subscription;
-use super::{KernelError, program};
 
 /// A change of so many elements pauses the watch: notices of fewer cost less than that.
 const PAUSE_FROM: usize = 64;
+
+/// How often at once a table is written until nobody else changes the rule set at that moment.
+const ATTEMPTS: usize = 3;
+
+/// Held while a table is written: of two at once each would take the other for somebody else's change.
+static WRITING: Mutex<()> = Mutex::const_new(());
 
 /// What we wrote last and how the kernel had it then.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -125,27 +132,46 @@ impl Ledger {
         Ok(Some(written.digest.clone()))
     }
 
-    /// Puts the table in place by a script.
+    /// Puts the table in place by a script. While others change the rule set all the time it cannot be told what
+    /// of its contents is theirs: then they are not remembered, and the next look has the table written again.
     pub(super) async fn replace(
         &mut self,
         socket: &mut Socket,
         script: &str,
         digest: String,
     ) -> Result<(), String> {
+        let _alone = WRITING.lock().await;
         self.intact_at = None;
-        nft(&["-f", "-"], script).await?;
-        let generation = nftset::generation(socket).map_err(|e| e.to_string())?;
-        let contents = self.table.contents(socket).map_err(|e| e.to_string())?;
-        let contents =
-            contents.ok_or_else(|| format!("somebody deleted the table {} at once", self.table))?;
-        let written = Written { digest, contents };
-        let text = serde_json::to_vec(&written).map_err(|e| e.to_string())?;
-        if let Err(error) = crate::files::write_atomically(&self.path, &text, 0o644) {
+        for _ in 0..ATTEMPTS {
+            let before = nftset::generation(socket).map_err(|e| e.to_string())?;
+            nft(&["-f", "-"], script).await?;
+            if self.remember(socket, before, &digest).map_err(|e| e.to_string())? {
+                return Ok(());
+            }
+        }
+        tracing::warn!(table = %self.table, "others change nftables all the while; the table is written again soon");
+        Ok(())
+    }
+
+    /// Remembers the contents that this table, just written, has; whether they are ours for certain.
+    /// `before` is the generation before it was written.
+    fn remember(&mut self, socket: &mut Socket, before: u32, digest: &str) -> Result<bool, Error> {
+        let generation = nftset::generation(socket)?;
+        let Some(contents) = self.table.contents(socket)? else { return Ok(false) };
+        let written = Written { digest: digest.to_owned(), contents };
+        // Nobody's change but ours, or the same as when nobody's was.
+        let alone = generation == before.wrapping_add(1) && nftset::generation(socket)? == generation;
+        if !alone && self.written.as_ref() != Some(&written) {
+            return Ok(false);
+        }
+        let saved = serde_json::to_vec(&written).map_err(std::io::Error::other);
+        let saved = saved.and_then(|text| crate::files::write_atomically(&self.path, &text, 0o644));
+        if let Err(error) = saved {
             tracing::warn!(%error, "cannot remember the filters; a restart will write them anew");
         }
         self.written = Some(written);
         self.intact_at = Some(generation);
-        Ok(())
+        Ok(true)
     }
 
     /// Adds to the peer sets or removes from them. A change of many pauses the watch.
@@ -155,7 +181,7 @@ impl Ledger {
         members: &[Member],
         add: bool,
         watch: Option<&Subscription>,
-    ) -> Result<(), KernelError> {
+    ) -> Result<(), Error> {
         let watch = watch.filter(|_| members.len() >= PAUSE_FROM);
         let before = nftset::generation(socket)?;
         if let (Some(watch), Some((set, address))) = (watch, members.first()) {
@@ -181,7 +207,7 @@ impl Ledger {
     }
 
     /// How many transactions that took.
-    fn change_sets(&self, socket: &mut Socket, members: &[Member], add: bool) -> Result<u32, KernelError> {
+    fn change_sets(&self, socket: &mut Socket, members: &[Member], add: bool) -> Result<u32, Error> {
         let mut by_set: BTreeMap<&'static str, Vec<AddressKey>> = BTreeMap::new();
         for (set, address) in members {
             by_set.entry(set.name(Family::of(*address))).or_default().push((*address).into());
@@ -203,7 +229,7 @@ pub(super) fn admitted(
     socket: &mut Socket,
     table: &Table,
     sets: &[PeerSet],
-) -> Result<BTreeSet<Member>, KernelError> {
+) -> Result<BTreeSet<Member>, Error> {
     let mut all = BTreeSet::new();
     for family in Family::ALL {
         for set in sets {

@@ -165,11 +165,13 @@ impl Kernel {
                 let replaced = self.filters.replace(&mut self.netfilter, &script, digest).await;
                 replaced.map_err(|e| refused(e, ""))
             }
-            Operation::Admit(all) => {
-                self.filters.change(&mut self.netfilter, all, true, self.subscription.as_deref())
-            }
-            Operation::Dismiss(all) => {
-                self.filters.change(&mut self.netfilter, all, false, self.subscription.as_deref())
+            Operation::Admit(all) | Operation::Dismiss(all) => {
+                let (add, watch) = (matches!(operation, Operation::Admit(_)), self.subscription.as_deref());
+                match self.filters.change(&mut self.netfilter, all, add, watch) {
+                    // Somebody has just deleted the set, and with it what was to be removed.
+                    Err(e) if !add && e.kernel().is_some_and(Refusal::is_absent) => Ok(()),
+                    changed => changed.map_err(|e| refused(e.to_string(), "")),
+                }
             }
             Operation::AddDevice(device) => {
                 let checksum = plan::outer_checksum(device.family, &features(device.lower));
