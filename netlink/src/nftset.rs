@@ -100,12 +100,26 @@ impl Set<'_> {
         parts.sum()
     }
 
-    /// Removes keys, each of which must be in the set. All or none of 4,096, which are one transaction. Returns
-    /// how many transactions it took.
+    /// Removes keys; those not in the set are fine. All or none of 4,096, which are one transaction, or two where
+    /// some are not in the set. Returns how many transactions it took.
     pub fn remove(&self, socket: &mut Socket, keys: &[impl AsRef<[u8]>]) -> Result<u32, Error> {
-        let parts =
-            keys.chunks(AT_ONCE).map(|keys| change(socket, &[(*self, Change::Remove(keys))]).map(|()| 1));
-        parts.sum()
+        let mut transactions = 0;
+        for keys in keys.chunks(AT_ONCE) {
+            match change(socket, &[(*self, Change::Remove(keys))]) {
+                Err(Error::Kernel(e)) if e.is_absent() => {
+                    // Adding first makes the removal always succeed.
+                    for keys in keys.chunks(AT_ONCE / 2) {
+                        change(socket, &[(*self, Change::Add(keys)), (*self, Change::Remove(keys))])?;
+                        transactions += 1;
+                    }
+                }
+                removed => {
+                    removed?;
+                    transactions += 1;
+                }
+            }
+        }
+        Ok(transactions)
     }
 
     /// Changes nothing, and so waits until whoever changes the rule set at this moment has done so and has told

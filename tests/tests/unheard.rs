@@ -1,5 +1,5 @@
-//! While the daemon makes many changes it does not listen to these kinds. What others change meanwhile is found
-//! all the same.
+//! What others change at the same time as the daemon. While it makes many changes it does not listen to these kinds;
+//! what others change meanwhile is found all the same.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -124,6 +124,34 @@ fn a_change_of_rules_while_many_peers_are_admitted_is_told() {
                 "somebody else's changes: {disturbed}"
             );
         }
+    });
+}
+
+/// What somebody has removed already does not keep the rest in, nor is it an error.
+#[test]
+fn peers_are_dismissed_although_some_or_all_are_gone_already() {
+    let (ns, folder) = (Ns::new(), tempfile::tempdir().expect("a folder"));
+    ns.nft("add table inet loden\nadd set inet loden peers4 { type ipv4_addr; }");
+    let members: Vec<Member> =
+        (0..5000).map(|n| (PeerSet::Sources, Ipv4Addr::from_bits(0xac10_0000 + n).into())).collect();
+    let (some, all) = (members[..4500].to_vec(), members);
+    ns.within(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _inside = runtime.enter();
+        let mut kernel = Kernel::open(folder.path(), "loden").expect("a kernel");
+        let mut apply = |operation: Operation| {
+            let refused = runtime.block_on(kernel.apply(&[operation])).expect("a kernel that answers");
+            assert!(refused.is_empty(), "{refused:?}");
+        };
+        let set = Set { family: FAMILY_INET, table: "loden", set: "peers4" };
+        let left = || set.list(&mut Socket::netfilter().expect("a socket")).expect("a set").len();
+        apply(Operation::Admit(all.clone()));
+        ns.nft("delete element inet loden peers4 { 172.16.0.7, 172.16.17.0 }");
+        assert_eq!(left(), 4998);
+        apply(Operation::Dismiss(some));
+        assert_eq!(left(), 500);
+        ns.nft("delete table inet loden");
+        apply(Operation::Dismiss(all));
     });
 }
 
