@@ -71,11 +71,11 @@ impl Etcd {
 
     /// Starts it and waits until it answers.
     pub fn start(&self) {
-        self.start_with(&[]);
+        self.start_with(&[], &[]);
     }
 
-    /// The same with further flags.
-    pub fn start_with(&self, flags: &[&str]) {
+    /// The same with further flags and variables.
+    pub fn start_with(&self, flags: &[&str], environment: &[(&str, &str)]) {
         let first = {
             let mut state = lock(&self.inner.state);
             if state.process.as_ref().is_some_and(|p| p.exited().is_none()) {
@@ -95,7 +95,9 @@ impl Etcd {
             argv.extend(self.inner.tls.server_flags());
             let argv: Vec<&str> = argv.iter().map(String::as_str).chain(flags.iter().copied()).collect();
             let log = self.inner.dir.join("etcd.log");
-            let process = Process::start("etcd", self.inner.ns.command(&argv), &log).expect("starting etcd");
+            let mut command = self.inner.ns.command(&argv);
+            command.envs(environment.iter().copied());
+            let process = Process::start("etcd", command, &log).expect("starting etcd");
             let process = Arc::new(process);
             if let Some(lab) = self.inner.lab.upgrade() {
                 lock(&lab.processes).insert(0, (String::new(), process.clone()));

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::contender::{Found, Kind, Limit, Metric};
 use super::notices::{Direction, Notices};
 use super::usage::{self, Peak};
-use super::{FEW, MANY, Stage, fleet};
+use super::{FEW, MANY, SHORT, Stage, fleet};
 use crate::report::Row;
 
 /// Those in between show how it grows.
@@ -26,7 +26,8 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for size in SIZES {
         let mut found = Found::new(format!("start, {size} leases"));
-        stage.in_turns(&format!("start with {size} leases"), |stage, kind| {
+        let rounds = if size < MANY { SHORT * stage.rounds } else { stage.rounds };
+        stage.in_turns(rounds, &format!("start with {size} leases"), |stage, kind| {
             stage.fleet.resize(size)?;
             start(stage, kind, &mut found)
         })?;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::contender::{Found, Kind, Limit, Metric};
 use super::notices::{Change, Direction, Notices, SILENCE};
-use super::{FEW, MANY, Stage, fleet};
+use super::{FEW, MANY, SHORT, Stage, fleet};
 use crate::cpus::{self, Pinned};
 use crate::report::{Row, percentile};
 
@@ -23,7 +23,7 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
     for size in [FEW, MANY] {
         let mut found = Found::new(format!("put, {size} leases"));
         let (mut event_p50, mut event_p99) = (Vec::new(), Vec::new());
-        stage.in_turns(&format!("convergence with {size} leases"), |stage, kind| {
+        stage.in_turns(SHORT * stage.rounds, &format!("convergence with {size} leases"), |stage, kind| {
             stage.fleet.resize(size)?;
             let times = milliseconds(watching(stage, kind)?);
             found.push(kind, P50, percentile(&times, 50.0));

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::contender::{Found, Kind, Limit, Metric};
 use super::notices::{Direction, Notices};
-use super::{FEW, MANY, Stage, fleet, usage};
+use super::{FEW, MANY, SHORT, Stage, fleet, usage};
 use crate::report::Row;
 
 /// What leaves at once: more would be held (`--peer-hold`).
@@ -21,7 +21,7 @@ const MEMORY: Metric = Metric { name: "memory after", unit: "MiB" };
 
 pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
     let (mut join, mut leave) = (Found::new("10,000 join"), Found::new("4,000 leave"));
-    stage.in_turns("10,000 join and 4,000 leave", |stage, kind| {
+    stage.in_turns(SHORT * stage.rounds, "10,000 join and 4,000 leave", |stage, kind| {
         stage.fleet.resize(FEW)?;
         mass(stage, kind, &mut join, &mut leave)
     })?;

@@ -28,12 +28,15 @@ use fleet::Fleet;
 const FEW: u32 = 3;
 /// The many.
 const MANY: u32 = 10_000;
+/// So many times the rounds has what takes seconds: in one or the other the machine pauses.
+const SHORT: u32 = 3;
 
 /// What a part works with: a lab, the fleet in its etcd, and who is measured.
 struct Stage<'a> {
     lab: &'a Lab,
     etcd: &'a Etcd,
     fleet: &'a mut Fleet,
+    /// Of what takes long.
     rounds: u32,
     /// Loden first.
     kinds: Vec<Kind>,
@@ -51,13 +54,14 @@ impl Stage<'_> {
     /// Measures each contender once a round; who begins changes from round to round.
     fn in_turns(
         &mut self,
+        rounds: u32,
         situation: &str,
         mut measure: impl FnMut(&mut Self, Kind) -> Result<()>,
     ) -> Result<()> {
-        for round in 0..self.rounds as usize {
+        for round in 0..rounds as usize {
             for turn in 0..self.kinds.len() {
                 let kind = self.kinds[(round + turn) % self.kinds.len()];
-                eprintln!("control: {situation}, round {} of {}, {}", round + 1, self.rounds, kind.name());
+                eprintln!("control: {situation}, round {} of {rounds}, {}", round + 1, kind.name());
                 measure(self, kind)?;
             }
         }
@@ -93,9 +97,9 @@ pub(crate) fn repair(rounds: u32) -> Result<Vec<Row>> {
 fn on_stage(rounds: u32, measure: fn(&mut Stage<'_>) -> Result<Vec<Row>>) -> Result<Vec<Row>> {
     let lab = Lab::new("bench_control");
     let etcd = lab.etcd_later();
-    // etcd stops for a millisecond when it commits, every 100 ms by default: the slowest puts of a hundred
-    // would be those, whoever follows.
-    etcd.start_with(&["--backend-batch-interval=100s"]);
+    // etcd stops for a millisecond when it commits, every 100 ms by default, and for several when Go collects
+    // garbage: the slowest puts of a hundred would be those, whoever follows.
+    etcd.start_with(&["--backend-batch-interval=100s"], &[("GOGC", "1000")]);
     // Sockets of this thread, and of the clients that it makes, are then in etcd's namespace.
     etcd.ns().within(|| {
         let mut fleet = Fleet::connect(&etcd)?;

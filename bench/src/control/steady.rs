@@ -24,7 +24,7 @@ const WAKE_UPS: Metric = Metric { name: "wake-ups an hour", unit: "" };
 
 pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
     let mut found = Found::new("at rest");
-    stage.in_turns("at rest", |stage, kind| {
+    stage.in_turns(stage.rounds, "at rest", |stage, kind| {
         stage.fleet.resize(MANY)?;
         rest(stage, kind, &mut found)
     })?;
