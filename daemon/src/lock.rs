@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
@@ -16,6 +18,10 @@ pub fn runs(run_dir: &Path) -> bool {
 
 /// Held for the daemon's life, in its folder of run-time state.
 const LOCK_FILE: &str = "loden.lock";
+
+/// For as long the lock may be held by nobody who runs: by a child that the former daemon started in its last
+/// moment and that has not closed what it inherited yet, or by [`runs`].
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// One daemon per network on a host. The lock goes with the process.
 pub fn take(run_dir: &Path, network: &str) -> anyhow::Result<File> {
@@ -33,7 +39,12 @@ pub fn take(run_dir: &Path, network: &str) -> anyhow::Result<File> {
                 anyhow::Error::new(error).context(format!("cannot open {}; {hint}", path.display()))
             },
         )?;
-    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+    let end = Instant::now() + PATIENCE;
+    while rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() < end {
+            sleep(PATIENCE / 50);
+            continue;
+        }
         let mut holder = String::new();
         file.read_to_string(&mut holder)?;
         bail!(

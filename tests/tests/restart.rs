@@ -1,10 +1,11 @@
 //! Restarts, crashes and reboots lose no packet that they need not lose.
 
-use std::thread::sleep;
+use std::fs::File;
+use std::thread::{self, sleep};
 use std::time::Duration;
 
 use loden_tests::story::{Cluster, SOON, Stack, VXLAN};
-use loden_tests::{eventually, matrix};
+use loden_tests::{Lab, eventually, matrix};
 
 #[test]
 fn a_killed_and_restarted_daemon_loses_no_packet() {
@@ -24,6 +25,25 @@ fn a_killed_and_restarted_daemon_loses_no_packet_of_an_ipv6_network() {
 #[test]
 fn a_killed_and_restarted_daemon_loses_no_packet_of_either_family() {
     kill_and_restart_under("kill9_46", Stack::Dual, 1000);
+}
+
+/// As by a child that the former daemon started in its last moment.
+#[test]
+fn a_daemon_starts_although_its_lock_is_held_for_a_moment() {
+    let lab = Lab::new("lock_held");
+    lab.etcd().config(VXLAN);
+    let a = lab.host("a");
+    a.write_file("/run/loden/loden.lock", "4711\n");
+    let lock = a.ns().within_all(|| File::open("/run/loden/loden.lock").expect("the file"));
+    lock.lock().expect("nobody else holds it");
+    let daemon = a.daemon(&[]);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            sleep(Duration::from_millis(300));
+            drop(lock);
+        });
+        daemon.wait_ready();
+    });
 }
 
 fn kill_and_restart_under(name: &str, stack: Stack, per_second: u32) {
