@@ -154,6 +154,7 @@ impl Endpoints {
             if look.note("containers are not held to their own addresses: ", brought) == Some(true) {
                 let table = self.ports.table();
                 look.repaired.push(("port_filter", format!("made the nftables table bridge {table}")));
+                look.note("the port filter does not follow the containers: ", self.add_needed());
             }
         }
         // Without the table there are no sets.
@@ -196,7 +197,7 @@ impl Endpoints {
         let lacking: Vec<String> = difference.lacking_ports().into_iter().map(str::to_owned).collect();
         let mut changed = self.ports.change(difference);
         if sweeps && look.surplus && changed.is_ok() {
-            changed = self.sweep(&table, surplus);
+            changed = self.sweep(surplus);
         }
         if look.note("the port filter does not follow the containers: ", changed).is_some()
             && !lacking.is_empty()
@@ -205,13 +206,19 @@ impl Endpoints {
         }
     }
 
-    /// Removes elements that nobody needs. For the container that an address or port had before, an ADD
-    /// may have counted on them since the files were read: so what these say now is added at once, before
-    /// that ADD has made its pair.
-    fn sweep(&mut self, table: &str, surplus: BTreeSet<Element>) -> Result<(), loden_netlink::Error> {
+    /// Removes elements that nobody needs.
+    fn sweep(&mut self, surplus: BTreeSet<Element>) -> Result<(), loden_netlink::Error> {
         self.ports.change(Difference { surplus, ..Difference::default() })?;
+        self.add_needed()
+    }
+
+    /// Adds what the files say by now, right after elements were removed or the table made anew: an ADD may have
+    /// added some since the files were read, or have counted on those of a former container, and has not made
+    /// its pair yet.
+    fn add_needed(&mut self) -> Result<(), loden_netlink::Error> {
         let (found, _) = super::look(&self.folder);
-        self.ports.change(Difference { lacking: needed(table, &found), ..Difference::default() })
+        let lacking = needed(self.ports.table(), &found);
+        self.ports.change(Difference { lacking, ..Difference::default() })
     }
 
     /// Mends the bridge of the containers, and puts their ports back on it. Returns the ports that are gone.
