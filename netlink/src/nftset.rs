@@ -100,7 +100,7 @@ impl Set<'_> {
         parts.sum()
     }
 
-    /// Removes keys; those not in the set are fine. All or none of 4,096, which are one transaction, or two where
+    /// Removes keys; those not in the set are fine. All or none of 4,096, which are one transaction; of 2,048 where
     /// some are not in the set. Returns how many transactions it took.
     pub fn remove(&self, socket: &mut Socket, keys: &[impl AsRef<[u8]>]) -> Result<u32, Error> {
         let mut transactions = 0;
@@ -120,15 +120,6 @@ impl Set<'_> {
             }
         }
         Ok(transactions)
-    }
-
-    /// Changes nothing, and so waits until whoever changes the rule set at this moment has done so and has told
-    /// of it: its generation is another before (net/netfilter/nf_tables_api.c: `nf_tables_commit`,
-    /// `nf_tables_valid_genid`).
-    pub fn wait_for_others(&self, socket: &mut Socket) -> Result<(), Error> {
-        let nothing: [AddressKey; 0] = [];
-        let request = self.message(MSG_NEWSETELEM, flags::CREATE, &nothing);
-        socket.transaction(&[marker(BATCH_BEGIN), request, marker(BATCH_END)])
     }
 
     /// The keys in the set, in the kernel's order.
@@ -177,6 +168,19 @@ pub fn change<K: AsRef<[u8]>>(
     }
     requests.push(marker(BATCH_END));
     socket.transaction(&requests)
+}
+
+/// Changes nothing, and so waits until whoever changes the rule set at this moment has done so and has told of it:
+/// a transaction begins when no other is under way (net/netfilter/nf_tables_api.c: `nf_tables_valid_genid`,
+/// `nf_tables_commit`). This one is about a table that cannot be, and fails.
+pub fn wait_for_others(socket: &mut Socket) -> Result<(), Error> {
+    let nothing: [AddressKey; 0] = [];
+    let none = Set { family: FAMILY_INET, table: "", set: "" };
+    let request = none.message(MSG_NEWSETELEM, flags::CREATE, &nothing);
+    match socket.transaction(&[marker(BATCH_BEGIN), request, marker(BATCH_END)]) {
+        Err(Error::Kernel(e)) if e.is_absent() => Ok(()),
+        waited => waited,
+    }
 }
 
 /// The beginning or the end of a transaction.

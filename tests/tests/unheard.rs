@@ -138,7 +138,9 @@ fn peers_are_dismissed_although_some_or_all_are_gone_already() {
     ns.within(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let _inside = runtime.enter();
+        let watch = Watch::open("loden").expect("a watch");
         let mut kernel = Kernel::open(folder.path(), "loden").expect("a kernel");
+        watch.ignore(&mut kernel).expect("its own changes are ignored");
         let mut apply = |operation: Operation| {
             let refused = runtime.block_on(kernel.apply(&[operation])).expect("a kernel that answers");
             assert!(refused.is_empty(), "{refused:?}");
@@ -148,8 +150,11 @@ fn peers_are_dismissed_although_some_or_all_are_gone_already() {
         apply(Operation::Admit(all.clone()));
         ns.nft("delete element inet loden peers4 { 172.16.0.7, 172.16.17.0 }");
         assert_eq!(left(), 4998);
+        let news = || runtime.block_on(async { tokio::time::timeout(A_MOMENT, watch.next()).await });
+        assert_eq!(news().expect("somebody else's change").expect("a watch"), [Notice::Rules]);
         apply(Operation::Dismiss(some));
         assert_eq!(left(), 500);
+        assert!(news().is_err(), "its own changes are no news");
         ns.nft("delete table inet loden");
         apply(Operation::Dismiss(all));
     });

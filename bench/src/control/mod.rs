@@ -28,7 +28,7 @@ use fleet::Fleet;
 const FEW: u32 = 3;
 /// The many.
 const MANY: u32 = 10_000;
-/// So many times the rounds has what takes seconds: in one or the other the machine pauses.
+/// Factor of rounds for what takes seconds: in one or the other the machine pauses.
 const SHORT: u32 = 3;
 
 /// What a part works with: a lab, the fleet in its etcd, and who is measured.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -13,22 +14,15 @@ use std::str::FromStr;
 use loden_core::filters::{Filters, Member, PeerSet, rejected_set};
 use loden_core::fnv::Fnv;
 use loden_netlink::nftset::{self, AddressKey, FAMILY_BRIDGE, FAMILY_INET, Set};
-use loden_netlink::{Error, Socket, nfttable};
+use loden_netlink::{Error, Events, Socket, nfttable};
 use loden_proto::Family;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
 
 use super::program;
 use super::watch::Subscription;
 
 /// A change of so many elements pauses the watch: notices of fewer cost less than that.
 const PAUSE_FROM: usize = 64;
-
-/// How often at once a table is written until nobody else changes the rule set at that moment.
-const ATTEMPTS: usize = 3;
-
-/// Held while a table is written: of two at once each would take the other for somebody else's change.
-static WRITING: Mutex<()> = Mutex::const_new(());
 
 /// What we wrote last and how the kernel had it then.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,6 +70,26 @@ impl Table {
             format!("{:016x}", hash.finish())
         };
         Ok(nfttable::contents(socket, self.family, &self.name)?.map(digest))
+    }
+
+    /// In how many generations it was changed, apart from the elements of its sets, by the notices that have
+    /// come. Those of a generation come before the generation's own.
+    fn times_changed(&self, changes: &Events) -> io::Result<u32> {
+        let (mut times, mut touched) = (0, false);
+        loop {
+            let read = changes.read(|message_type, payload| {
+                let named = nftset::table_of(message_type, payload);
+                touched |=
+                    named == Some((self.family, self.name.as_str())) && !nftset::is_element(message_type);
+                if nftset::generation_of(message_type, payload).is_some() {
+                    times += u32::from(std::mem::take(&mut touched));
+                }
+            });
+            match read {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(times),
+                read => read?,
+            }
+        }
     }
 
     /// As words of an `nft` command.
@@ -132,46 +146,35 @@ impl Ledger {
         Ok(Some(written.digest.clone()))
     }
 
-    /// Puts the table in place by a script. While others change the rule set all the time it cannot be told what
-    /// of its contents is theirs: then they are not remembered, and the next look has the table written again.
+    /// Puts the table in place by a script. If somebody else changed the table at the same moment, what of its
+    /// contents is theirs cannot be told: then it is not remembered, and the next look has it written again.
     pub(super) async fn replace(
         &mut self,
         socket: &mut Socket,
         script: &str,
         digest: String,
     ) -> Result<(), String> {
-        let _alone = WRITING.lock().await;
         self.intact_at = None;
-        for _ in 0..ATTEMPTS {
-            let before = nftset::generation(socket).map_err(|e| e.to_string())?;
-            nft(&["-f", "-"], script).await?;
-            if self.remember(socket, before, &digest).map_err(|e| e.to_string())? {
-                return Ok(());
-            }
+        let changes = Events::netfilter(&[nftset::GROUP]).map_err(|e| e.to_string())?;
+        nft(&["-f", "-"], script).await?;
+        let generation = nftset::generation(socket).map_err(|e| e.to_string())?;
+        let contents = self.table.contents(socket).map_err(|e| e.to_string())?;
+        let contents =
+            contents.ok_or_else(|| format!("somebody deleted the table {} at once", self.table))?;
+        // A change under way shows in the contents before it is told.
+        nftset::wait_for_others(socket).map_err(|e| e.to_string())?;
+        if self.table.times_changed(&changes).ok() != Some(1) {
+            tracing::debug!(table = %self.table, "somebody else changed it while it was written");
+            return Ok(());
         }
-        tracing::warn!(table = %self.table, "others change nftables all the while; the table is written again soon");
-        Ok(())
-    }
-
-    /// Remembers the contents that this table, just written, has; whether they are ours for certain.
-    /// `before` is the generation before it was written.
-    fn remember(&mut self, socket: &mut Socket, before: u32, digest: &str) -> Result<bool, Error> {
-        let generation = nftset::generation(socket)?;
-        let Some(contents) = self.table.contents(socket)? else { return Ok(false) };
-        let written = Written { digest: digest.to_owned(), contents };
-        // Nobody's change but ours, or the same as when nobody's was.
-        let alone = generation == before.wrapping_add(1) && nftset::generation(socket)? == generation;
-        if !alone && self.written.as_ref() != Some(&written) {
-            return Ok(false);
-        }
-        let saved = serde_json::to_vec(&written).map_err(std::io::Error::other);
-        let saved = saved.and_then(|text| crate::files::write_atomically(&self.path, &text, 0o644));
-        if let Err(error) = saved {
+        let written = Written { digest, contents };
+        let text = serde_json::to_vec(&written).map_err(|e| e.to_string())?;
+        if let Err(error) = crate::files::write_atomically(&self.path, &text, 0o644) {
             tracing::warn!(%error, "cannot remember the filters; a restart will write them anew");
         }
         self.written = Some(written);
         self.intact_at = Some(generation);
-        Ok(true)
+        Ok(())
     }
 
     /// Adds to the peer sets or removes from them. A change of many pauses the watch.
@@ -184,9 +187,9 @@ impl Ledger {
     ) -> Result<(), Error> {
         let watch = watch.filter(|_| members.len() >= PAUSE_FROM);
         let before = nftset::generation(socket)?;
-        if let (Some(watch), Some((set, address))) = (watch, members.first()) {
+        if let Some(watch) = watch {
             // What `before` counts is still heard.
-            self.table.set(set.name(Family::of(*address))).wait_for_others(socket)?;
+            nftset::wait_for_others(socket)?;
             // One that cannot be paused hears more than it needs.
             let _ = watch.leave_rules();
         }
@@ -217,7 +220,11 @@ impl Ledger {
             let set = self.table.set(name);
             transactions += match add {
                 true => set.add(socket, &keys)?,
-                false => set.remove(socket, &keys)?,
+                false => match set.remove(socket, &keys) {
+                    // Somebody has just deleted the set, and with it what was to be removed.
+                    Err(e) if e.kernel().is_some_and(|e| e.is_absent()) => 0,
+                    removed => removed?,
+                },
             };
         }
         Ok(transactions)

@@ -167,11 +167,8 @@ impl Kernel {
             }
             Operation::Admit(all) | Operation::Dismiss(all) => {
                 let (add, watch) = (matches!(operation, Operation::Admit(_)), self.subscription.as_deref());
-                match self.filters.change(&mut self.netfilter, all, add, watch) {
-                    // Somebody has just deleted the set, and with it what was to be removed.
-                    Err(e) if !add && e.kernel().is_some_and(Refusal::is_absent) => Ok(()),
-                    changed => changed.map_err(|e| refused(e.to_string(), "")),
-                }
+                let changed = self.filters.change(&mut self.netfilter, all, add, watch);
+                changed.map_err(|e| refused(e.to_string(), ""))
             }
             Operation::AddDevice(device) => {
                 let checksum = plan::outer_checksum(device.family, &features(device.lower));
