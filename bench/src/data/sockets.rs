@@ -31,10 +31,15 @@ pub(crate) fn congestion_control() -> &'static str {
     })
 }
 
+/// Connections that wait to be accepted: what the kernel allows by default (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+
 /// A listener whose `accept` returns now and then without a connection. What it accepts inherits
 /// its options.
 pub(crate) fn listen(address: IpAddr) -> Result<TcpListener> {
     let listener = TcpListener::bind((address, PORT)).context("a TCP listener")?;
+    // The standard library's 128 are full before the server, on the client's CPU, has its turn.
+    rustix::net::listen(&listener, BACKLOG).context("listen")?;
     set_tcp_congestion(&listener, congestion_control()).context("set TCP_CONGESTION")?;
     returns_now_and_then(&listener)?;
     Ok(listener)
