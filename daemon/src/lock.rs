@@ -40,7 +40,10 @@ pub fn take(run_dir: &Path, network: &str) -> anyhow::Result<File> {
             },
         )?;
     let end = Instant::now() + PATIENCE;
-    while rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+    while let Err(error) = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        if error != rustix::io::Errno::WOULDBLOCK {
+            bail!("cannot lock {}: {error}", path.display());
+        }
         if Instant::now() < end {
             sleep(PATIENCE / 50);
             continue;

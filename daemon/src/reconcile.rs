@@ -117,6 +117,8 @@ struct Loop<K, N> {
     held: usize,
     /// Whether the book knows what lasting state and kernel tell of peers.
     seeded: bool,
+    /// Whether something was left in the kernel because etcd had not told who the peers are.
+    spared: bool,
     rules: Option<Arc<Rules>>,
     /// What was last brought about.
     desired: Option<Desired>,
@@ -180,6 +182,7 @@ impl<K: DataPlane, N: Notices> Reconciler<K, N> {
             observed: Observed::default(),
             book: PeerBook::default(),
             held: 0,
+            spared: false,
             seeded: false,
             rules: None,
             desired: None,
@@ -499,7 +502,9 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
         pass.conflicts.extend(found);
         if !self.io.views.borrow().synced {
             // Until etcd has told who the peers are, none is taken away.
+            let all = operations.len();
             operations.retain(|o| !o.removes());
+            self.spared |= operations.len() < all;
         }
         self.apply(operations, pass).await
     }
@@ -697,6 +702,10 @@ impl<K: DataPlane, N: Notices> Loop<K, N> {
     fn update_peers(&mut self) {
         let view = self.io.views.borrow_and_update().clone();
         let Some(rules) = self.rules.clone().filter(|_| view.synced && self.seeded) else { return };
+        if std::mem::take(&mut self.spared) {
+            // What is no peer's, or was, no lease that comes or goes tells of.
+            self.agenda.contradict(Look::Full);
+        }
         for (key, reason) in self.book.update(view.table, rules, clock::now()) {
             tracing::warn!(key, "refused a lease: {reason}");
         }

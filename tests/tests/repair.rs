@@ -321,12 +321,13 @@ fn all_this_comes_back_in_a_dual_stack_network_while_ipv4_loses_nothing() {
     is_repaired("repair46", Stack::Dual, DAMAGES);
 }
 
-/// Once more often than the daemon writes the table in its first two passes.
+/// Once more often than the daemon writes the table in its first two passes, of three rounds each.
 #[test]
 fn a_rule_added_right_after_its_table_was_written_goes() {
     goes_although_added_at_once("inet", "vxlan_in", 7);
 }
 
+/// Once more often than the daemon writes it at a start.
 #[test]
 fn a_rule_added_right_after_the_port_filter_was_written_goes() {
     goes_although_added_at_once("bridge", "container", 2);

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
+use loden_proto::Family;
 use loden_tests::story::{Cluster, SOON, Stack, VXLAN};
-use loden_tests::{Lab, eventually, matrix};
+use loden_tests::{Lab, eventually, kernel, matrix};
 
 #[test]
 fn a_killed_and_restarted_daemon_loses_no_packet() {
@@ -44,6 +45,28 @@ fn a_daemon_starts_although_its_lock_is_held_for_a_moment() {
         });
         daemon.wait_ready();
     });
+}
+
+#[test]
+fn what_somebody_added_while_the_daemon_was_away_goes_once_etcd_has_told_the_peers() {
+    let cluster = Cluster::<2>::start("added_away", VXLAN, &[]);
+    let [a, _] = &cluster.hosts;
+    let device = a.device_of(Family::V4).name;
+    cluster.daemons[0].terminate();
+    a.run(&["nft", "add", "element", "inet", "loden", "peers4", "{ 198.51.100.9 }"]);
+    a.run(&["bridge", "fdb", "append", "02:00:00:00:00:99", "dev", &device, "dst", "198.51.100.9"]);
+    a.ip("route add 10.5.250.0/24 via 192.168.77.1 proto 177");
+    cluster.daemons[0].start();
+    cluster.daemons[0].wait_ready();
+    eventually(SOON, "nothing of it is left", || {
+        let table = kernel::table(a, "inet", "loden").unwrap_or_default();
+        let left = format!("{table}{:?}{:?}", kernel::fdb(a, &device), kernel::routes_in(a, "10.5.0.0/16"));
+        match ["198.51.100.9", "00:99", "10.5.250.0"].into_iter().find(|part| left.contains(part)) {
+            None => Ok(()),
+            Some(part) => Err(part),
+        }
+    });
+    matrix(&[&a.container("a1"), &cluster.hosts[1].container("b1")]);
 }
 
 fn kill_and_restart_under(name: &str, stack: Stack, per_second: u32) {

@@ -28,7 +28,7 @@ use fleet::Fleet;
 const FEW: u32 = 3;
 /// The many.
 const MANY: u32 = 10_000;
-/// Factor of rounds for what takes seconds: in one or the other the machine pauses.
+/// Factor of rounds for what takes seconds: the median of more of them bears one in which the machine paused.
 const SHORT: u32 = 3;
 
 /// What a part works with: a lab, the fleet in its etcd, and who is measured.
@@ -36,7 +36,7 @@ struct Stage<'a> {
     lab: &'a Lab,
     etcd: &'a Etcd,
     fleet: &'a mut Fleet,
-    /// Of what takes long.
+    /// Rounds of what takes minutes; [`SHORT`] times as many of what takes seconds.
     rounds: u32,
     /// Loden first.
     kinds: Vec<Kind>,

@@ -2,7 +2,8 @@
 //! changed straight over nfnetlink.
 //!
 //! Whether somebody changed the table is told by its contents, whose digest is remembered from
-//! right after we wrote it; and whether anybody changed anything, by the rule set's generation.
+//! right after we wrote it, if nobody else changed it meanwhile; and whether anybody changed
+//! anything, by the rule set's generation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -147,7 +148,9 @@ impl Ledger {
     }
 
     /// Puts the table in place by a script. If somebody else changed the table at the same moment, what of its
-    /// contents is theirs cannot be told: then it is not remembered, and the next look has it written again.
+    /// contents is theirs cannot be told: then it is not remembered, and the next look has it written again. That
+    /// comes soon: a pass of the reconciler looks at what it has done, and the notice of this write has the
+    /// endpoints' task look.
     pub(super) async fn replace(
         &mut self,
         socket: &mut Socket,
@@ -162,7 +165,7 @@ impl Ledger {
         let contents = self.table.contents(socket).map_err(|e| e.to_string())?;
         let contents =
             contents.ok_or_else(|| format!("somebody deleted the table {} at once", self.table))?;
-        // A change under way shows in the contents before it is told.
+        // A change under way shows in the contents before it is told: so it is counted only when it is over.
         nftset::wait_for_others(socket).map_err(|e| e.to_string())?;
         let alone = match self.table.times_changed(&changes) {
             Ok(times) => times == 1,

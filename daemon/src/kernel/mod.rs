@@ -168,7 +168,13 @@ impl Kernel {
             Operation::Admit(all) | Operation::Dismiss(all) => {
                 let (add, watch) = (matches!(operation, Operation::Admit(_)), self.subscription.as_deref());
                 let changed = self.filters.change(&mut self.netfilter, all, add, watch);
-                changed.map_err(|e| refused(e.to_string(), ""))
+                changed.map_err(|e| {
+                    let gone = e.kernel().is_some_and(Refusal::is_absent);
+                    refused(
+                        e.to_string(),
+                        if gone { "; somebody has just deleted our nftables table" } else { "" },
+                    )
+                })
             }
             Operation::AddDevice(device) => {
                 let checksum = plan::outer_checksum(device.family, &features(device.lower));
