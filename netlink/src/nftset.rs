@@ -101,7 +101,7 @@ impl Set<'_> {
     }
 
     /// Removes keys; those not in the set are fine. All or none of 4,096, which are one transaction; if some are not
-    /// in the set, all are added and removed in two. Returns how many transactions it took.
+    /// in the set, they are added and removed by 2,048 instead. Returns how many transactions it took.
     pub fn remove(&self, socket: &mut Socket, keys: &[impl AsRef<[u8]>]) -> Result<u32, Error> {
         let mut transactions = 0;
         for keys in keys.chunks(AT_ONCE) {

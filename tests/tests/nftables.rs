@@ -1,7 +1,6 @@
 //! Whether somebody changed a table, by what the kernel tells of it.
 
-use loden_netlink::nftset;
-use loden_netlink::{Socket, nfttable};
+use loden_netlink::{Socket, nftset, nfttable};
 use loden_tests::Ns;
 
 const FAMILY: u8 = nftset::FAMILY_INET;

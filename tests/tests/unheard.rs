@@ -18,6 +18,7 @@ use loden_netlink::{Events, Request, Socket, message_type};
 use loden_proto::{Family, Mac};
 use loden_tests::story::{SOON, vxlan_lease};
 use loden_tests::{Etcd, Lab, Ns, eventually, kernel};
+use tokio::runtime::{Builder, Runtime};
 
 const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetMin":"10.50.0.0","SubnetMax":"10.59.255.0","Backend":{"Type":"vxlan"}}"#;
 const A_MOMENT: Duration = Duration::from_millis(300);
@@ -86,21 +87,33 @@ fn delete_at_first_deletion(
     socket.request(&Request::of(message_type::DELETE_NEIGHBOUR, &message, 0)).expect("it is there");
 }
 
-/// A change of the rule set in the middle of thousands of the daemon's own is as if notices were lost; and
-/// these by themselves are no news.
-#[test]
-fn a_change_of_rules_while_many_peers_are_admitted_is_told() {
-    let (ns, folder) = (Ns::new(), tempfile::tempdir().expect("a folder"));
-    ns.nft("add table inet loden\nadd set inet loden peers4 { type ipv4_addr; }");
-    ns.nft("add table inet other\nadd set inet other some { type ipv4_addr; }");
-    let members: Vec<Member> =
-        (0..16_384).map(|n| (PeerSet::Sources, Ipv4Addr::from_bits(0xac10_0000 + n).into())).collect();
+/// Does something in a namespace with a kernel and the watch that ignores it.
+fn watched(ns: &Ns, work: impl FnOnce(&Runtime, &Watch, Kernel) + Send) {
+    let folder = tempfile::tempdir().expect("a folder");
     ns.within(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         let _inside = runtime.enter();
         let watch = Watch::open("loden").expect("a watch");
         let mut kernel = Kernel::open(folder.path(), "loden").expect("a kernel");
         watch.ignore(&mut kernel).expect("its own changes are ignored");
+        work(&runtime, &watch, kernel);
+    });
+}
+
+/// So many peers, from 172.16.0.0 on.
+fn sources(count: u32) -> Vec<Member> {
+    (0..count).map(|n| (PeerSet::Sources, Ipv4Addr::from_bits(0xac10_0000 + n).into())).collect()
+}
+
+/// A change of the rule set in the middle of thousands of the daemon's own is as if notices were lost; and
+/// these by themselves are no news.
+#[test]
+fn a_change_of_rules_while_many_peers_are_admitted_is_told() {
+    let ns = Ns::new();
+    ns.nft("add table inet loden\nadd set inet loden peers4 { type ipv4_addr; }");
+    ns.nft("add table inet other\nadd set inet other some { type ipv4_addr; }");
+    let members = sources(16_384);
+    watched(&ns, |runtime, watch, mut kernel| {
         for disturbed in [false, true] {
             let stop = AtomicBool::new(false);
             let refused = thread::scope(|scope| {
@@ -130,17 +143,10 @@ fn a_change_of_rules_while_many_peers_are_admitted_is_told() {
 /// What somebody has removed already does not keep the rest in, nor is it an error.
 #[test]
 fn peers_are_dismissed_although_some_or_all_are_gone_already() {
-    let (ns, folder) = (Ns::new(), tempfile::tempdir().expect("a folder"));
+    let ns = Ns::new();
     ns.nft("add table inet loden\nadd set inet loden peers4 { type ipv4_addr; }");
-    let members: Vec<Member> =
-        (0..5000).map(|n| (PeerSet::Sources, Ipv4Addr::from_bits(0xac10_0000 + n).into())).collect();
-    let (some, all) = (members[..4500].to_vec(), members);
-    ns.within(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let _inside = runtime.enter();
-        let watch = Watch::open("loden").expect("a watch");
-        let mut kernel = Kernel::open(folder.path(), "loden").expect("a kernel");
-        watch.ignore(&mut kernel).expect("its own changes are ignored");
+    let (some, all) = (sources(4500), sources(5000));
+    watched(&ns, |runtime, watch, mut kernel| {
         let mut apply = |operation: Operation| {
             let refused = runtime.block_on(kernel.apply(&[operation])).expect("a kernel that answers");
             assert!(refused.is_empty(), "{refused:?}");
