@@ -60,6 +60,8 @@ const TABLE_NAME: u16 = 1;
 const TABLE_FLAGS: u16 = 2;
 /// `NFTA_CHAIN_TABLE`, `NFTA_SET_TABLE`, `NFTA_RULE_TABLE`
 const OF_TABLE: u16 = 1;
+/// `NFT_TABLE_F_DORMANT`: none of its chains sees a packet.
+const DORMANT: u32 = 1;
 /// `NFTA_SET_NAME`
 const SET_NAME: u16 = 2;
 /// `NFTA_SET_FLAGS`
@@ -77,23 +79,24 @@ pub fn exists(socket: &mut Socket, family: u8, table: &str) -> Result<bool, Erro
 }
 
 /// What of a table decides over packets: its chains, sets and rules, in the kernel's order and form, without
-/// what changes by itself and without the elements of sets that have a name; `None` when there is no such table.
-/// Equal for a table that nobody changed, as long as the kernel is the same.
+/// what changes by itself and without the elements of sets that have a name; `None` when there is no such table, or
+/// it is dormant, which shows before the transaction that makes it so has taken effect (`nf_tables_updtable`). Equal for
+/// a table that nobody changed, as long as the kernel is the same.
 pub fn contents(socket: &mut Socket, family: u8, table: &str) -> Result<Option<Vec<u8>>, Error> {
     let Some(found) = socket.get(&TABLE.request(family, table))? else { return Ok(None) };
+    if word(&found.payload, TABLE_FLAGS) & DORMANT != 0 {
+        return Ok(None);
+    }
     let mut all = TABLE.told(&found.payload);
     let mut anonymous = Vec::new();
     for kind in [CHAINS, SETS, RULES] {
         let parts = socket.gather(&kind.request(family, table), |_, payload| {
-            let value =
-                |wanted| attributes(payload.get(4..)?).find(|(kind, _)| *kind == wanted).map(|(_, v)| v);
-            let name = |wanted| value(wanted).map(text);
+            let name = |wanted| value(payload, wanted).map(text);
             // A dump of chains is of all tables.
             if name(OF_TABLE)? != table {
                 return None;
             }
-            let flags = value(SET_FLAGS).and_then(|v| v.try_into().ok()).map_or(0, u32::from_be_bytes);
-            if kind.get == SETS.get && flags & ANONYMOUS != 0 {
+            if kind.get == SETS.get && word(payload, SET_FLAGS) & ANONYMOUS != 0 {
                 anonymous.extend(name(SET_NAME));
             }
             Some(kind.told(payload))
@@ -107,6 +110,16 @@ pub fn contents(socket: &mut Socket, family: u8, table: &str) -> Result<Option<V
         all.extend(keys.concat());
     }
     Ok(Some(all))
+}
+
+/// The value of an attribute of an object.
+fn value(payload: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(payload.get(4..)?).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+/// An attribute that is a number; 0 where there is none.
+fn word(payload: &[u8], wanted: u16) -> u32 {
+    value(payload, wanted).and_then(|v| v.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 
 impl Kind {

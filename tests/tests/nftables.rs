@@ -66,6 +66,13 @@ fn every_change_of_a_table_is_seen() {
 }
 
 #[test]
+fn a_dormant_table_is_taken_for_none() {
+    let ns = table();
+    ns.nft("add table inet loden { flags dormant; }");
+    assert_eq!(contents(&ns), None);
+}
+
+#[test]
 fn a_rule_that_is_replaced_by_another_is_seen() {
     let ns = table();
     let before = contents(&ns);

@@ -11,6 +11,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use loden_core::filters::{Filters, Member, PeerSet, rejected_set};
 use loden_core::fnv::Fnv;
@@ -18,12 +19,16 @@ use loden_netlink::nftset::{self, AddressKey, FAMILY_BRIDGE, FAMILY_INET, Set};
 use loden_netlink::{Error, Events, Socket, nfttable};
 use loden_proto::Family;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use super::program;
 use super::watch::Subscription;
 
 /// A change of so many elements pauses the watch: notices of fewer cost less than that.
 const PAUSE_FROM: usize = 64;
+/// A change that is visible is told of within microseconds, unless whoever makes it has to wait for a CPU.
+const NOTICE_PACE: Duration = Duration::from_millis(1);
+const NOTICE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What we wrote last and how the kernel had it then.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -73,24 +78,27 @@ impl Table {
         Ok(nfttable::contents(socket, self.family, &self.name)?.map(digest))
     }
 
-    /// In how many generations it was changed, apart from the elements of its sets, by the notices that have
-    /// come. Those of a generation come before the generation's own.
-    fn times_changed(&self, changes: &Events) -> io::Result<u32> {
-        let (mut times, mut touched) = (0, false);
-        loop {
+    /// In how many generations it was changed, apart from the elements of its sets, by the notices up to that of
+    /// one that has come or is about to. The notices of a generation come before the generation's own.
+    async fn times_changed(&self, changes: &Events, last: u32) -> io::Result<u32> {
+        let (mut times, mut touched, mut told) = (0, false, false);
+        while !told {
             let read = changes.read(|message_type, payload| {
                 let named = nftset::table_of(message_type, payload);
                 touched |=
                     named == Some((self.family, self.name.as_str())) && !nftset::is_element(message_type);
-                if nftset::generation_of(message_type, payload).is_some() {
+                let generation = nftset::generation_of(message_type, payload).map(|(id, _)| id);
+                if let Some(generation) = generation.filter(|_| !told) {
                     times += u32::from(std::mem::take(&mut touched));
+                    told = generation == last;
                 }
             });
             match read {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(times),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(NOTICE_PACE).await,
                 read => read?,
             }
         }
+        Ok(times)
     }
 
     /// As words of an `nft` command.
@@ -161,18 +169,18 @@ impl Ledger {
         let changes = Events::netfilter(&[nftset::GROUP]).map_err(|e| e.to_string())?;
         let before = nftset::generation(socket).map_err(|e| e.to_string())?;
         nft(&["-f", "-"], script).await?;
-        let generation = nftset::generation(socket).map_err(|e| e.to_string())?;
         let contents = self.table.contents(socket).map_err(|e| e.to_string())?;
-        let contents =
-            contents.ok_or_else(|| format!("somebody deleted the table {} at once", self.table))?;
-        // A change under way shows in the contents before it is told: so it is counted only when it is over.
-        nftset::wait_for_others(socket).map_err(|e| e.to_string())?;
-        let alone = match self.table.times_changed(&changes) {
-            Ok(times) => times == 1,
+        let contents = contents.ok_or_else(|| {
+            format!("somebody deleted the table {} at once, or made it dormant", self.table)
+        })?;
+        // After the contents: a generation counts before its changes show, and is told of after that.
+        let generation = nftset::generation(socket).map_err(|e| e.to_string())?;
+        let told = timeout(NOTICE_PATIENCE, self.table.times_changed(&changes, generation)).await;
+        let alone = match told {
+            Ok(Ok(times)) => times == 1,
             // More notices than the socket holds: if nobody changed anything else, nobody changed this.
-            Err(_) => {
-                generation == before.wrapping_add(1) && nftset::generation(socket).ok() == Some(generation)
-            }
+            Ok(Err(_)) => generation == before.wrapping_add(1),
+            Err(_elapsed) => false,
         };
         if !alone {
             tracing::debug!(table = %self.table, "somebody else changed it while it was written");
