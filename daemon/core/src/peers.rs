@@ -212,6 +212,27 @@ struct Kept {
     mac: Option<Mac>,
 }
 
+/// Why keys, or halves of them, make no peer.
+#[derive(Debug, Default, Clone)]
+struct Refusals {
+    /// Of keys that are wrong in themselves.
+    refused: OrdMap<LeaseKey, String>,
+    /// Of keys in whose way is an older claim.
+    outdone: OrdMap<LeaseKey, String>,
+}
+
+impl Refusals {
+    fn keys(&self) -> BTreeSet<&LeaseKey> {
+        self.refused.keys().chain(self.outdone.keys()).collect()
+    }
+
+    fn reason(&self, key: &LeaseKey) -> Option<String> {
+        let reasons = [&self.refused, &self.outdone].into_iter().filter_map(|all| all.get(key));
+        let reasons: Vec<&str> = reasons.map(String::as_str).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+}
+
 /// Leases folded into peers. One whose lease goes is first in its moment of grace (`kept`), and remembered in
 /// case most others follow (`vanished`); then it is held, or let go.
 ///
@@ -221,10 +242,7 @@ struct Kept {
 pub struct PeerBook {
     table: LeaseTable,
     rules: Option<Arc<Rules>>,
-    /// Keys that make no peer, or one too few, with the reason.
-    refused: OrdMap<LeaseKey, String>,
-    /// Keys with a peer that is not accepted because of an older claim.
-    outdone: OrdMap<LeaseKey, String>,
+    refusals: Refusals,
     /// VTEP MACs with the sound keys that state them, the oldest first. What a key makes else of its
     /// lease is judged anew when it is asked for: that costs less than keeping it.
     macs: BTreeSet<(Family, Mac, i64, LeaseKey)>,
@@ -260,11 +278,8 @@ impl PeerBook {
     pub fn rejected(&self) -> Vec<(String, String)> {
         let mut all: Vec<(String, String)> =
             self.table.malformed().map(|(k, r)| (k.to_owned(), r.to_owned())).collect();
-        let keys: BTreeSet<&LeaseKey> = self.refused.keys().chain(self.outdone.keys()).collect();
-        let reasons = keys
-            .into_iter()
-            .filter_map(|key| Some((key.to_string(), refusal(key, &self.refused, &self.outdone)?)));
-        all.extend(reasons);
+        let keys = self.refusals.keys().into_iter();
+        all.extend(keys.filter_map(|key| Some((key.to_string(), self.refusals.reason(key)?))));
         all.sort();
         all
     }
@@ -290,7 +305,7 @@ impl PeerBook {
         let changes = if same_rules { former.changes(&table).collect() } else { former.beside(&table) };
         let first = former_rules.is_none();
         let known = if first { std::mem::take(&mut self.peers) } else { Tracked::default() };
-        let (refused_before, outdone_before) = (self.refused.clone(), self.outdone.clone());
+        let refusals_before = self.refusals.clone();
         let News { come: mut dirty, macs, mut gone } =
             self.take_in(&changes, former_rules.as_deref(), &rules);
         let mut macs = each_once(macs);
@@ -311,27 +326,7 @@ impl PeerBook {
         let subnets = each_once(rivals.chain(dirty.iter().copied()).flat_map(|key| key.subnets()));
         let claimants = subnets.iter().flat_map(|subnet| table.exactly(*subnet));
         let affected = each_once(claimants.chain(dirty));
-        let mut granted = BTreeSet::new();
-        for key in two_rounds(affected.iter()) {
-            let mut reasons = Vec::new();
-            let verdict = table.get(key).map(|record| judge(key, record, &rules));
-            for peer in verdict.into_iter().flat_map(Verdict::into_peers) {
-                if let Some(reason) = self.older_claim(key, &peer, &table, &rules) {
-                    reasons.push(reason);
-                } else if subnets.binary_search(&peer.subnet).is_ok() {
-                    granted.insert(peer.subnet);
-                    self.kept.remove(&peer.subnet);
-                    self.vanished.remove(&peer.subnet);
-                    if self.peers.get(&peer.subnet) != Some(&peer) {
-                        self.peers.insert(peer.subnet, peer);
-                    }
-                }
-            }
-            match reasons.is_empty() {
-                true => _ = self.outdone.remove(key),
-                false => _ = self.outdone.insert(*key, reasons.join("; ")),
-            }
-        }
+        let granted = self.grant(&affected, &subnets, &table, &rules);
         let lost = subnets.iter().filter(|subnet| !granted.contains(*subnet));
         for subnet in lost.filter(|subnet| !self.kept.contains_key(subnet)) {
             if left.binary_search(subnet).is_ok() {
@@ -353,10 +348,8 @@ impl PeerBook {
             self.vanished.insert(peer.subnet, (now, peer));
         }
         let refused = {
-            let before = |key: &LeaseKey| refusal(key, &refused_before, &outdone_before);
-            let now =
-                affected.iter().filter_map(|key| Some((key, refusal(key, &self.refused, &self.outdone)?)));
-            let news = now.filter(|(key, reason)| before(key).as_ref() != Some(reason));
+            let reasons = affected.iter().filter_map(|key| Some((key, self.refusals.reason(key)?)));
+            let news = reasons.filter(|(key, reason)| refusals_before.reason(key).as_ref() != Some(reason));
             let malformed_before: BTreeSet<&str> = former.malformed().map(|(k, _)| k).collect();
             let malformed = table.malformed().filter(|(name, _)| !malformed_before.contains(name));
             news.map(|(key, reason)| (key.to_string(), reason))
@@ -396,11 +389,44 @@ impl PeerBook {
                 news.gone.push((*key, former_macs));
             }
             match verdict.and_then(Verdict::into_reason) {
-                Some(reason) => _ = self.refused.insert(*key, reason),
-                None => _ = self.refused.remove(key),
+                Some(reason) => _ = self.refusals.refused.insert(*key, reason),
+                None => _ = self.refusals.refused.remove(key),
             }
         }
         news
+    }
+
+    /// Gives those of these subnets to the peers of these keys to which nobody has an older claim. Returns the
+    /// subnets that somebody got.
+    fn grant(
+        &mut self,
+        keys: &[LeaseKey],
+        subnets: &[Subnet],
+        table: &LeaseTable,
+        rules: &Rules,
+    ) -> BTreeSet<Subnet> {
+        let mut granted = BTreeSet::new();
+        for key in two_rounds(keys.iter()) {
+            let mut reasons = Vec::new();
+            let verdict = table.get(key).map(|record| judge(key, record, rules));
+            for peer in verdict.into_iter().flat_map(Verdict::into_peers) {
+                if let Some(reason) = self.older_claim(key, &peer, table, rules) {
+                    reasons.push(reason);
+                } else if subnets.binary_search(&peer.subnet).is_ok() {
+                    granted.insert(peer.subnet);
+                    self.kept.remove(&peer.subnet);
+                    self.vanished.remove(&peer.subnet);
+                    if self.peers.get(&peer.subnet) != Some(&peer) {
+                        self.peers.insert(peer.subnet, peer);
+                    }
+                }
+            }
+            match reasons.is_empty() {
+                true => _ = self.refusals.outdone.remove(key),
+                false => _ = self.refusals.outdone.insert(*key, reasons.join("; ")),
+            }
+        }
+        granted
     }
 
     /// Takes those out of the keys that are gone, as nearly all are, which had nothing that another key of the
@@ -411,7 +437,7 @@ impl PeerBook {
             let rivalled = key.subnets().any(|subnet| table.inside(&subnet).is_some())
                 || macs.iter().flatten().any(|(family, mac)| self.stating(*family, *mac).next().is_some());
             if !rivalled {
-                self.outdone.remove(key);
+                self.refusals.outdone.remove(key);
                 let unkept = key.subnets().filter(|subnet| !self.kept.contains_key(subnet));
                 vanished.extend(unkept.filter_map(|subnet| self.peers.get(&subnet)).cloned());
             }
@@ -521,17 +547,6 @@ fn each_once<T: Ord>(all: impl IntoIterator<Item = T>) -> Vec<T> {
     all.sort_unstable();
     all.dedup();
     all
-}
-
-/// Why a key, or a half of it, makes no peer.
-fn refusal(
-    key: &LeaseKey,
-    refused: &OrdMap<LeaseKey, String>,
-    outdone: &OrdMap<LeaseKey, String>,
-) -> Option<String> {
-    let reasons: Vec<&str> =
-        [refused, outdone].iter().filter_map(|all| all.get(key)).map(String::as_str).collect();
-    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
 fn describe(value: &LeaseValue) -> String {
