@@ -73,18 +73,20 @@ const RULE_EXPRESSIONS: u16 = 4;
 /// `NFTA_EXPR_NAME`
 const EXPRESSION_NAME: u16 = 1;
 
-/// Whether there is such a table. `family` is an `NFPROTO_…`.
+/// Whether there is such a table, dormant or not. `family` is an `NFPROTO_…`.
 pub fn exists(socket: &mut Socket, family: u8, table: &str) -> Result<bool, Error> {
     socket.get(&TABLE.request(family, table)).map(|found| found.is_some())
 }
 
 /// What of a table decides over packets: its chains, sets and rules, in the kernel's order and form, without
-/// what changes by itself and without the elements of sets that have a name; `None` when there is no such table, or
-/// it is dormant, which shows before the transaction that makes it so has taken effect (`nf_tables_updtable`). Equal for
-/// a table that nobody changed, as long as the kernel is the same.
+/// what changes by itself and without the elements of sets that have a name. Equal for a table that nobody changed,
+/// as long as the kernel is the same. `None` when there is no such table or it is dormant, that is, sees no packet.
+///
+/// Whether it is dormant shows before the transaction that changes it takes effect, also if that then fails
+/// (net/netfilter/nf_tables_api.c: `nf_tables_updtable`). Everything else shows when it takes effect.
 pub fn contents(socket: &mut Socket, family: u8, table: &str) -> Result<Option<Vec<u8>>, Error> {
     let Some(found) = socket.get(&TABLE.request(family, table))? else { return Ok(None) };
-    if word(&found.payload, TABLE_FLAGS) & DORMANT != 0 {
+    if number(&found.payload, TABLE_FLAGS) & DORMANT != 0 {
         return Ok(None);
     }
     let mut all = TABLE.told(&found.payload);
@@ -96,7 +98,7 @@ pub fn contents(socket: &mut Socket, family: u8, table: &str) -> Result<Option<V
             if name(OF_TABLE)? != table {
                 return None;
             }
-            if kind.get == SETS.get && word(payload, SET_FLAGS) & ANONYMOUS != 0 {
+            if kind.get == SETS.get && number(payload, SET_FLAGS) & ANONYMOUS != 0 {
                 anonymous.extend(name(SET_NAME));
             }
             Some(kind.told(payload))
@@ -118,7 +120,7 @@ fn value(payload: &[u8], wanted: u16) -> Option<&[u8]> {
 }
 
 /// An attribute that is a number; 0 where there is none.
-fn word(payload: &[u8], wanted: u16) -> u32 {
+fn number(payload: &[u8], wanted: u16) -> u32 {
     value(payload, wanted).and_then(|v| v.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 

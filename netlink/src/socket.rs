@@ -289,9 +289,10 @@ impl Socket {
         }
     }
 
-    /// Sends requests as one nftables transaction (`NFNL_MSG_BATCH_BEGIN` … `END`): all of
-    /// them take effect or none. The error is that of the first refused request.
-    pub(crate) fn transaction(&mut self, requests: &[Request]) -> Result<(), Error> {
+    /// Sends requests as one nftables transaction, the first and the last of which are its begin and its end
+    /// (`NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`): all of them take effect or none. The error is that of the
+    /// first refused request.
+    pub fn transaction(&mut self, requests: &[Request]) -> Result<(), Error> {
         let mut buffer = Vec::new();
         let first = self.sequence.wrapping_add(1);
         // A refusal is told in any case, so the last before the end marker speaks for all.

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use loden_netlink::{Request, Socket, nftset};
 use loden_proto::status::Status;
 use loden_proto::{Family, Subnet};
 use loden_tests::story::{Cluster, SOON, Stack, VXLAN};
@@ -362,6 +363,42 @@ fn goes_although_added_at_once(family: &str, chain: &str, times: usize) {
     a.run(&["nft", "add", "rule", family, "loden", chain, "udp", "dport", "9999", "counter"]);
     daemon.start();
     eventually(SOON, "also after a restart", as_written);
+}
+
+/// A table is awake for whoever looks while somebody's transaction to wake it is under way, also if that fails.
+#[test]
+fn a_table_that_somebody_failed_to_wake_is_awake_again() {
+    const NEW_TABLE: u16 = 10 << 8;
+    const NEW_CHAIN: u16 = 10 << 8 | 3;
+    const DORMANT: u32 = 1;
+    const TABLES: usize = 1000;
+    let lab = Lab::new("dormant");
+    lab.etcd().config(VXLAN);
+    let a = lab.host("a");
+    let _daemon = a.daemon(&["--resync=1s"]).ready();
+    // The kernel finds the last of them by a look at each.
+    let others = (0..TABLES).map(|i| format!("add table inet t{i}\n")).collect::<String>();
+    a.ns().nft(&others);
+    let mut socket = a.ns().within(Socket::netfilter).expect("a socket");
+    let marker = |kind| Request::new(kind, 0, &[0, 0, 0, 10]);
+    let table = |name: &str, flags: u32| {
+        let inet = [nftset::FAMILY_INET, 0, 0, 0];
+        Request::new(NEW_TABLE, 0, &inet).with(1, name.as_bytes()).with(2, &flags.to_be_bytes())
+    };
+    let last = table(&format!("t{}\0", TABLES - 1), 0);
+    let listed = || kernel::table(&a, "inet", "loden").ok_or_else(|| "no table".to_owned());
+    for _ in 0..3 {
+        socket.transaction(&[marker(0x10), table("loden\0", DORMANT), marker(0x11)]).expect("made dormant");
+        // Takes milliseconds, in which the daemon looks.
+        let mut wake = vec![marker(0x10), table("loden\0", 0)];
+        wake.extend(std::iter::repeat_n(last.clone(), 3000));
+        wake.extend([Request::new(NEW_CHAIN, 0, &[nftset::FAMILY_INET, 0, 0, 0]), marker(0x11)]);
+        socket.transaction(&wake).expect_err("a chain without a table");
+        eventually(SOON, "the table is awake", || match listed()? {
+            text if text.contains("dormant") => Err(text),
+            _ => Ok(()),
+        });
+    }
 }
 
 #[test]

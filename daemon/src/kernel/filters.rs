@@ -26,8 +26,10 @@ use super::watch::Subscription;
 
 /// A change of so many elements pauses the watch: notices of fewer cost less than that.
 const PAUSE_FROM: usize = 64;
-/// A change that is visible is told of within microseconds, unless whoever makes it has to wait for a CPU.
+/// How often we look for the notice of a change that shows. It mostly is there at once; it comes later when the
+/// change is one of thousands of objects, or whoever makes it waits for a CPU.
 const NOTICE_PACE: Duration = Duration::from_millis(1);
+/// After that we cannot tell whether somebody else changed the table.
 const NOTICE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What we wrote last and how the kernel had it then.
@@ -78,19 +80,20 @@ impl Table {
         Ok(nfttable::contents(socket, self.family, &self.name)?.map(digest))
     }
 
-    /// In how many generations it was changed, apart from the elements of its sets, by the notices up to that of
-    /// one that has come or is about to. The notices of a generation come before the generation's own.
+    /// Counts the generations that changed it, elements of its sets apart, up to and including the generation
+    /// `last`; waits for the notice of that one. The notices of a generation's changes come before its own.
     async fn times_changed(&self, changes: &Events, last: u32) -> io::Result<u32> {
-        let (mut times, mut touched, mut told) = (0, false, false);
-        while !told {
+        let (mut times, mut touched, mut reached) = (0, false, false);
+        while !reached {
             let read = changes.read(|message_type, payload| {
                 let named = nftset::table_of(message_type, payload);
                 touched |=
                     named == Some((self.family, self.name.as_str())) && !nftset::is_element(message_type);
                 let generation = nftset::generation_of(message_type, payload).map(|(id, _)| id);
-                if let Some(generation) = generation.filter(|_| !told) {
+                // Later ones do not count, also those of the same read.
+                if let Some(generation) = generation.filter(|_| !reached) {
                     times += u32::from(std::mem::take(&mut touched));
-                    told = generation == last;
+                    reached = generation == last;
                 }
             });
             match read {
@@ -141,17 +144,17 @@ impl Ledger {
         self.intact_at.is_some() && self.intact_at == nftset::generation(socket).ok()
     }
 
-    /// The digest of the rules in place; `None` when the table is missing or not as we left it.
+    /// The digest of the rules in place; `None` when the table is missing or not as we left it. That is read each
+    /// time: a table that somebody has made dormant shows as awake while a transaction that would wake it is under
+    /// way, and if that fails, no generation tells.
     pub(super) fn digest(&mut self, socket: &mut Socket) -> Result<Option<String>, Error> {
         let Some(written) = &self.written else { return Ok(None) };
         // Before the contents: a change in between is then seen by the next look.
         let generation = nftset::generation(socket)?;
-        if self.intact_at != Some(generation) {
-            if self.table.contents(socket)?.as_ref() != Some(&written.contents) {
-                return Ok(None);
-            }
-            self.intact_at = Some(generation);
+        if self.table.contents(socket)?.as_ref() != Some(&written.contents) {
+            return Ok(None);
         }
+        self.intact_at = Some(generation);
         Ok(Some(written.digest.clone()))
     }
 
@@ -170,22 +173,21 @@ impl Ledger {
         let before = nftset::generation(socket).map_err(|e| e.to_string())?;
         nft(&["-f", "-"], script).await?;
         let contents = self.table.contents(socket).map_err(|e| e.to_string())?;
-        let contents = contents.ok_or_else(|| {
-            format!("somebody deleted the table {} at once, or made it dormant", self.table)
-        })?;
-        // After the contents: a generation counts before its changes show, and is told of after that.
+        // After the contents: whatever shows in them is of this generation or an earlier one. Of each the kernel
+        // raises the number, then shows the changes, then tells of them, and last of the generation
+        // (net/netfilter/nf_tables_api.c: `nf_tables_commit`).
         let generation = nftset::generation(socket).map_err(|e| e.to_string())?;
-        let told = timeout(NOTICE_PATIENCE, self.table.times_changed(&changes, generation)).await;
-        let alone = match told {
+        let counted = timeout(NOTICE_PATIENCE, self.table.times_changed(&changes, generation)).await;
+        let alone = match counted {
             Ok(Ok(times)) => times == 1,
             // More notices than the socket holds: if nobody changed anything else, nobody changed this.
             Ok(Err(_)) => generation == before.wrapping_add(1),
             Err(_elapsed) => false,
         };
-        if !alone {
-            tracing::debug!(table = %self.table, "somebody else changed it while it was written");
+        let Some(contents) = contents.filter(|_| alone) else {
+            tracing::debug!(table = %self.table, "somebody else may have changed it while it was written");
             return Ok(());
-        }
+        };
         let written = Written { digest, contents };
         let text = serde_json::to_vec(&written).map_err(|e| e.to_string())?;
         if let Err(error) = crate::files::write_atomically(&self.path, &text, 0o644) {
