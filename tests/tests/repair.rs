@@ -368,6 +368,9 @@ fn goes_although_added_at_once(family: &str, chain: &str, times: usize) {
 /// A table is awake for whoever looks while somebody's transaction to wake it is under way, also if that fails.
 #[test]
 fn a_table_that_somebody_failed_to_wake_is_awake_again() {
+    // NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFT_MSG_NEWTABLE, NFT_MSG_NEWCHAIN, NFT_TABLE_F_DORMANT
+    const BEGIN: u16 = 0x10;
+    const END: u16 = 0x11;
     const NEW_TABLE: u16 = 10 << 8;
     const NEW_CHAIN: u16 = 10 << 8 | 3;
     const DORMANT: u32 = 1;
@@ -388,11 +391,11 @@ fn a_table_that_somebody_failed_to_wake_is_awake_again() {
     let last = table(&format!("t{}\0", TABLES - 1), 0);
     let listed = || kernel::table(&a, "inet", "loden").ok_or_else(|| "no table".to_owned());
     for _ in 0..3 {
-        socket.transaction(&[marker(0x10), table("loden\0", DORMANT), marker(0x11)]).expect("made dormant");
+        socket.transaction(&[marker(BEGIN), table("loden\0", DORMANT), marker(END)]).expect("made dormant");
         // Takes milliseconds, in which the daemon looks.
-        let mut wake = vec![marker(0x10), table("loden\0", 0)];
+        let mut wake = vec![marker(BEGIN), table("loden\0", 0)];
         wake.extend(std::iter::repeat_n(last.clone(), 3000));
-        wake.extend([Request::new(NEW_CHAIN, 0, &[nftset::FAMILY_INET, 0, 0, 0]), marker(0x11)]);
+        wake.extend([Request::new(NEW_CHAIN, 0, &[nftset::FAMILY_INET, 0, 0, 0]), marker(END)]);
         socket.transaction(&wake).expect_err("a chain without a table");
         eventually(SOON, "the table is awake", || match listed()? {
             text if text.contains("dormant") => Err(text),
