@@ -18,6 +18,7 @@ mod data;
 mod dns;
 mod host;
 mod peers;
+mod quiet;
 mod report;
 
 use std::fs;

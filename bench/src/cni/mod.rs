@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::host::{Sandbox, on_new_host};
+use crate::quiet;
 use crate::report::{Budget, Row, percentile};
 use call::Call;
 use contender::Contender;
@@ -119,6 +120,7 @@ fn measure(rounds: u32, plugin: PathBuf, floor: PathBuf) -> Result<Measured> {
             let (contender, found) = (&contenders[which], &mut found[which]);
             eprintln!("cni: round {} of {rounds}, {}", round + 1, contender.name);
             contender.rest()?;
+            quiet::wait()?;
             one_by_one(contender, &stage, targets[which], found)?;
             without_container(contender, found)?;
             at_once(contender, &stage, found)?;

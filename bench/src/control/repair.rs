@@ -16,6 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::contender::{Found, Kind, Limit, Metric};
 use super::notices::{Direction, Notices};
 use super::{MANY, Stage, fleet, usage};
+use crate::quiet;
 use crate::report::{Budget, Row};
 
 /// Passes to take the mean of.
@@ -44,6 +45,7 @@ fn full_pass(stage: &Stage<'_>, host: &Host, notices: &Notices) -> Result<Row> {
     let (mut passes, mut dumps) = (Vec::new(), Vec::new());
     for round in 0..stage.rounds {
         eprintln!("control: full passes, round {} of {}", round + 1, stage.rounds);
+        quiet::wait()?;
         let dump = dump(&host.ns())?;
         let before = usage::cpu_seconds(running.pid())?;
         // The time to the next begins when the kernel has been read.
@@ -108,6 +110,7 @@ fn deleted_objects(stage: &Stage<'_>, host: &Host, notices: &Notices) -> Result<
     sleep(Duration::from_secs(3));
     for round in 0..stage.rounds {
         eprintln!("control: deleted objects, round {} of {}", round + 1, stage.rounds);
+        quiet::wait()?;
         notices.forget();
         let start = Instant::now();
         host.ip(&of_ip);

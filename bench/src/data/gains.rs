@@ -14,6 +14,7 @@ use loden_tests::Host;
 use super::sides::{Arena, Side};
 use super::traffic::{Load, Timing};
 use super::underlay::{Mode, NIC};
+use crate::quiet;
 use crate::report::Row;
 
 /// A setting that is measured.
@@ -156,6 +157,7 @@ pub(crate) fn run(rounds: u32) -> Result<Vec<Row>> {
     for round in 0..rounds as usize {
         for (number, (name, .., load)) in LOADS.iter().enumerate() {
             eprintln!("gains: round {} of {rounds}, {name}", round + 1);
+            quiet::wait()?;
             let mut least = vec![f64::INFINITY; sides.len()];
             for turn in 0..WINDOWS * sides.len() {
                 let which = (round + turn) % sides.len();

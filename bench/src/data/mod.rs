@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::quiet;
 use crate::report::Row;
 use sides::Side;
 use traffic::{Cost, Load, Timing};
@@ -100,6 +101,7 @@ pub(crate) fn run(rounds: u32) -> Result<Vec<Row>> {
     for round in 0..rounds as usize {
         for (number, metric) in metrics.iter().enumerate() {
             eprintln!("data: round {} of {rounds}, {}", round + 1, metric.name);
+            quiet::wait()?;
             for turn in 0..sides.len() {
                 let which = (round + turn) % sides.len();
                 if let Some(cost) = measure(metric, &sides[which])? {

@@ -14,6 +14,7 @@ use super::names::{self, Change, Store, ZONE};
 use super::question::{self, Question, Said};
 use super::servers::{Place, Server};
 use crate::control::fleet;
+use crate::quiet;
 use crate::report::{Row, percentile};
 
 /// Names that are there meanwhile.
@@ -69,6 +70,7 @@ pub(super) fn measure(lab: &Lab, etcd: &Etcd, store: &mut Store, rounds: u32) ->
         let mut found = Found::default();
         for round in 0..rounds {
             eprintln!("dns: changes among {count} names, round {} of {rounds}", round + 1);
+            quiet::wait()?;
             let mut took = |what: &str, who, times: &[Duration]| {
                 let times: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
                 let name = |number: &str| format!("{what} among {count}: {number}");

@@ -15,6 +15,7 @@ use super::servers::{self, Place, Server};
 use crate::control::fleet;
 use crate::cpus;
 use crate::data::underlay::{NIC, Underlay};
+use crate::quiet;
 use crate::report::{Row, percentile};
 
 /// Names. Few, as of a small cluster, and many.
@@ -109,6 +110,7 @@ impl<'a> Stage<'a> {
         for round in 0..self.rounds as usize {
             for asked in &all {
                 eprintln!("dns: {count} names, {}, round {} of {}", asked.name, round + 1, self.rounds);
+                quiet::wait()?;
                 for turn in 0..servers.len() {
                     // Who begins changes from round to round.
                     self.ask(&servers[(round + turn) % servers.len()], asked, count, found)?;
