@@ -14,30 +14,32 @@ use crate::cpus;
 const LOOK: Duration = Duration::from_millis(200);
 /// Reading the clock takes some tens of nanoseconds, a timer's interrupt some microseconds.
 const GAP: Duration = Duration::from_micros(50);
-/// Part of the time that may go to others.
-const ACCEPTED: f64 = 0.02;
+/// Percent of the time that may go to others.
+const ACCEPTED: f64 = 2.0;
 /// Between two looks.
-const PAUSE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long this process, which is a part's, may still wait, in sum.
 static PATIENCE: Mutex<Duration> = Mutex::new(Duration::from_secs(600));
 
-/// Returns when the machine is quiet, or when there is no patience left.
+/// Returns when the machine is quiet, or when there is no patience left. For a thread that may use all CPUs.
 pub(crate) fn wait() -> Result<()> {
     let mut patience = PATIENCE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut looks = 0;
     while !patience.is_zero() {
-        let taken = taken()?;
-        if taken <= ACCEPTED {
+        let percent = taken()? * 100.0;
+        if percent <= ACCEPTED {
             break;
         }
         *patience = patience.saturating_sub(LOOK + PAUSE);
-        eprintln!(
-            "{:.0} % of the CPU time goes to others: {}",
-            taken * 100.0,
-            match patience.as_secs() {
-                0 => "waited long enough for less, so the numbers will be noisy".to_owned(),
-                left => format!("waiting for less, {left} s at most"),
-            }
-        );
+        let left = patience.as_secs();
+        if left == 0 {
+            eprintln!(
+                "others still take {percent:.0} % of the CPU time: going on, the numbers will be noisy"
+            );
+        } else if looks % 10 == 0 {
+            eprintln!("others take {percent:.0} % of the CPU time: waiting for less, {left} s at most");
+        }
+        looks += 1;
         thread::sleep(PAUSE);
     }
     Ok(())
@@ -48,16 +50,17 @@ fn taken() -> Result<f64> {
     let (one, other) = cpus::two()?;
     let looks: Vec<_> =
         BTreeSet::from([one, other]).into_iter().map(|cpu| thread::spawn(move || gaps(cpu))).collect();
-    let all = LOOK * u32::try_from(looks.len())?;
-    let mut sum = Duration::ZERO;
+    let (mut gaps, mut all) = (Duration::ZERO, Duration::ZERO);
     for look in looks {
-        sum += look.join().map_err(|_| anyhow!("a look at a CPU panicked"))??;
+        let (of_one, took) = look.join().map_err(|_| anyhow!("a look at a CPU panicked"))??;
+        gaps += of_one;
+        all += took;
     }
-    Ok(sum.as_secs_f64() / all.as_secs_f64())
+    Ok(gaps.as_secs_f64() / all.as_secs_f64())
 }
 
-/// The sum of a CPU's gaps in a look.
-fn gaps(cpu: usize) -> Result<Duration> {
+/// The sum of a CPU's gaps in a look, and how long the look took: more than planned where it ended in a gap.
+fn gaps(cpu: usize) -> Result<(Duration, Duration)> {
     cpus::stay_on(cpu)?;
     let start = Instant::now();
     let (mut last, mut sum) = (start, Duration::ZERO);
@@ -68,5 +71,5 @@ fn gaps(cpu: usize) -> Result<Duration> {
         }
         last = now;
     }
-    Ok(sum)
+    Ok((sum, last - start))
 }

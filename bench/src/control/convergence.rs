@@ -8,6 +8,7 @@ use super::contender::{Found, Kind, Limit, Metric};
 use super::notices::{Change, Direction, Notices, SILENCE};
 use super::{FEW, MANY, SHORT, Stage, fleet};
 use crate::cpus::{self, Pinned};
+use crate::quiet;
 use crate::report::{Row, percentile};
 
 /// Puts in a round, one after the other.
@@ -30,6 +31,7 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
             found.push(kind, P99, percentile(&times, 99.0));
             if kind == Kind::Bare {
                 stage.fleet.resize(size)?;
+                quiet::wait()?;
                 let _apart = apart(stage, std::process::id())?;
                 let times = milliseconds(stage.fleet.events(size..size + PUTS)?);
                 event_p50.push(percentile(&times, 50.0));
@@ -65,6 +67,7 @@ fn watching(stage: &mut Stage<'_>, kind: Kind) -> Result<Vec<Duration>> {
     notices.wait_for_all(fleet::routes(0..size), Direction::Come)?;
     // A daemon that has just started has more to do than to watch.
     notices.wait_for_silence(SILENCE)?;
+    quiet::wait()?;
     let apart = apart(stage, running.pid())?;
     let mut times = Vec::new();
     for host in size..size + PUTS {

@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::contender::{Found, Kind, Limit, Metric};
 use super::notices::{Direction, Notices};
 use super::{FEW, MANY, SHORT, Stage, fleet, usage};
+use crate::quiet;
 use crate::report::Row;
 
 /// What leaves at once: more would be held (`--peer-hold`).
@@ -41,6 +42,7 @@ fn mass(stage: &mut Stage<'_>, kind: Kind, join: &mut Found, leave: &mut Found) 
     let pid = running.pid();
     notices.wait_for_all(fleet::routes(0..FEW), Direction::Come)?;
 
+    quiet::wait()?;
     let before = usage::cpu_seconds(pid)?;
     let puts = stage.fleet.put_all(FEW..MANY)?;
     let told = notices.wait_for_all(fleet::routes(FEW..MANY), Direction::Come)?;
@@ -54,6 +56,7 @@ fn mass(stage: &mut Stage<'_>, kind: Kind, join: &mut Found, leave: &mut Found) 
     join.push(kind, MEMORY, usage::resident(pid)?);
     running.has_in_place(MANY)?;
 
+    quiet::wait()?;
     let before = usage::cpu_seconds(pid)?;
     let deleted = stage.fleet.delete_all(MANY - LEAVING..MANY)?;
     let told = notices.wait_for_all(fleet::routes(MANY - LEAVING..MANY), Direction::Go)?;
