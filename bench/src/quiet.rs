@@ -21,7 +21,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long this process, which is a part's, may still wait, in sum.
 static PATIENCE: Mutex<Duration> = Mutex::new(Duration::from_secs(600));
 
-/// Returns when the machine is quiet, or when there is no patience left. For a thread that may use all CPUs.
+/// Returns when the machine is quiet, or when there is no patience left. To be called right before a clock runs, while
+/// the process may use all CPUs.
 pub(crate) fn wait() -> Result<()> {
     let mut patience = PATIENCE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut looks = 0;

@@ -8,6 +8,7 @@ use super::contender::{Found, Kind, Limit, Metric};
 use super::notices::{Direction, Notices};
 use super::usage::{self, Peak};
 use super::{FEW, MANY, SHORT, Stage, fleet};
+use crate::quiet;
 use crate::report::Row;
 
 /// Those in between show how it grows.
@@ -48,6 +49,7 @@ fn start(stage: &mut Stage<'_>, kind: Kind, found: &mut Found) -> Result<()> {
     let size = stage.fleet.size();
     let host = stage.host();
     let notices = Notices::of(&host.ns())?;
+    quiet::wait()?;
     let requests = stage.fleet.requests()?;
     let running = kind.start(&host)?;
     let peak = Peak::of(running.pid());

@@ -20,7 +20,6 @@ pub(crate) mod usage;
 use anyhow::Result;
 use loden_tests::{Etcd, Host, Lab};
 
-use crate::quiet;
 use crate::report::Row;
 use contender::Kind;
 use fleet::Fleet;
@@ -63,7 +62,6 @@ impl Stage<'_> {
             for turn in 0..self.kinds.len() {
                 let kind = self.kinds[(round + turn) % self.kinds.len()];
                 eprintln!("control: {situation}, round {} of {rounds}, {}", round + 1, kind.name());
-                quiet::wait()?;
                 measure(self, kind)?;
             }
         }

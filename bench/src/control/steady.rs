@@ -8,6 +8,7 @@ use anyhow::Result;
 use super::contender::{Found, Kind, Limit, Metric};
 use super::notices::{Direction, Notices};
 use super::{MANY, Stage, fleet, usage};
+use crate::quiet;
 use crate::report::Row;
 
 /// How long after the last route each is looked at, and for how long. Loden writes what it has learnt to files at
@@ -42,6 +43,7 @@ fn rest(stage: &mut Stage<'_>, kind: Kind, found: &mut Found) -> Result<()> {
     notices.wait_for_all(fleet::routes(0..MANY), Direction::Come)?;
     let (after, observed) = observed(kind);
     sleep(after);
+    quiet::wait()?;
     let (start, requests) = (Instant::now(), stage.fleet.requests()?);
     let (cpu, wake_ups) = (usage::cpu_seconds(pid)?, usage::wake_ups(pid)?);
     sleep(observed);
