@@ -79,7 +79,10 @@ impl Peak {
         let sampler = thread::spawn(move || {
             let (highest, stop) = shared;
             while !stop.load(Ordering::Relaxed) {
-                let children: u64 = children(pid).filter_map(|child| status(child, "VmRSS:").ok()).sum();
+                let own_command = command(pid);
+                // Until it runs its program, a child shows its parent's memory as its own.
+                let children = children(pid).filter(|child| command(*child) != own_command);
+                let children: u64 = children.filter_map(|child| status(child, "VmRSS:").ok()).sum();
                 if children > 0 {
                     let own = status(pid, "VmRSS:").unwrap_or(0);
                     highest.fetch_max(own + children, Ordering::Relaxed);
@@ -107,9 +110,49 @@ impl Drop for Peak {
     }
 }
 
+/// The command line; `None` once it has ended.
+fn command(pid: u32) -> Option<Vec<u8>> {
+    fs::read(format!("/proc/{pid}/cmdline")).ok()
+}
+
 /// The children of all its threads.
 fn children(pid: u32) -> impl Iterator<Item = u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().filter_map(|c| c.parse().ok()).collect::<Vec<u32>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt as _;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_child_counts_from_when_it_runs_its_program() {
+        let own = std::process::id();
+        let memory = vec![1_u8; 64 << 20];
+        let before = Peak::of(own);
+        let mut late = Command::new("cat");
+        // SAFETY: it only sleeps.
+        unsafe {
+            late.pre_exec(|| {
+                thread::sleep(Duration::from_millis(200));
+                Ok(())
+            })
+        };
+        let mut late = late.stdin(Stdio::piped()).spawn().expect("cat");
+        let shared = before.mebibytes().expect("this process runs");
+        assert!(shared < 100.0, "{shared} MiB with a child that has not run its program");
+
+        let after = Peak::of(own);
+        thread::sleep(Duration::from_millis(100));
+        let counted = after.mebibytes().expect("this process runs");
+        let alone = status(own, "VmHWM:").expect("this process runs") as f64 / 1024.0;
+        assert!(counted > alone + 0.5, "{counted} MiB with cat, {alone} MiB without");
+        drop(late.stdin.take());
+        late.wait().expect("its input has ended");
+        drop(memory);
+    }
 }
