@@ -1,12 +1,14 @@
-//! Waits until the CPUs do what they are told. A hypervisor that gives them to others for milliseconds at a time is
-//! in every p99 and in every cache; it does so for minutes, whoever is measured next.
+//! Waits until the CPUs do what they are told, and tells whether they went on to. A hypervisor that gives them to others
+//! for milliseconds at a time is in every p99 and in every cache; it does so for minutes, whoever is measured next.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::cpus;
 
@@ -20,10 +22,37 @@ const ACCEPTED: f64 = 2.0;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long this process, which is a part's, may still wait, in sum.
 static PATIENCE: Mutex<Duration> = Mutex::new(Duration::from_secs(600));
+/// How many of its measurements this process may still make again.
+static REPEATS: AtomicU32 = AtomicU32::new(60);
+
+/// What the machine was when a clock began to run.
+#[derive(Debug)]
+pub(crate) struct Quiet {
+    stolen: u64,
+}
+
+impl Quiet {
+    /// Whether no hypervisor has taken CPU time since, as far as the kernel knows; also when there have been so many
+    /// that were not quiet that one more would not help.
+    pub(crate) fn lasted(&self) -> Result<bool> {
+        if stolen()? == self.stolen {
+            return Ok(true);
+        }
+        let left = REPEATS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        let left = left.unwrap_or(0);
+        match left {
+            0 => eprintln!("the hypervisor took CPU time meanwhile: the numbers will be noisy"),
+            left => {
+                eprintln!("the hypervisor took CPU time meanwhile: measuring again, {left} times at most");
+            }
+        }
+        Ok(left == 0)
+    }
+}
 
 /// Returns when the machine is quiet, or when there is no patience left. To be called right before a clock runs, while
 /// the process may use all CPUs.
-pub(crate) fn wait() -> Result<()> {
+pub(crate) fn wait() -> Result<Quiet> {
     let mut patience = PATIENCE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut looks = 0;
     while !patience.is_zero() {
@@ -43,7 +72,15 @@ pub(crate) fn wait() -> Result<()> {
         looks += 1;
         thread::sleep(PAUSE);
     }
-    Ok(())
+    Ok(Quiet { stolen: stolen()? })
+}
+
+/// The time for which CPUs had work and the hypervisor did not run them, in ticks (proc_stat(5), `steal`: the eighth
+/// number of the first line); it stands still where there is none.
+fn stolen() -> Result<u64> {
+    let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    let steal = stat.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse().ok());
+    steal.context("no steal time in /proc/stat")
 }
 
 /// Part of the time for which threads that never wait do not run, on the CPUs that the measurements use.
