@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long this process, which is a part's, may still wait, in sum.
 static PATIENCE: Mutex<Duration> = Mutex::new(Duration::from_secs(600));
 /// How many of its measurements this process may still make again.
-static REPEATS: AtomicU32 = AtomicU32::new(60);
+static REPEATS: AtomicU32 = AtomicU32::new(120);
 
 /// What the machine was when a clock began to run.
 #[derive(Debug)]

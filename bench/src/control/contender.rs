@@ -1,15 +1,20 @@
 //! Who is measured: Loden's daemon, real flanneld, and a bare client that does only what etcd and
 //! the kernel need; and what was found of them. Used by every part of the group.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use loden_tests::{Daemon, Host};
 
 use super::in_place;
+use super::notices::{Direction, Notices, Told};
 use crate::peers;
 use crate::report::{Budget, Row};
+
+/// Of a log, in an error.
+const LAST_LINES: usize = 10;
 
 /// One way of following the fleet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +88,26 @@ impl Running {
     /// When it told its service manager that it is ready.
     pub(crate) fn ready_at(&self) -> Option<Instant> {
         self.daemon.ready_at()
+    }
+
+    /// Waits until its host's kernel has told that these routes have all come, or gone. The error has what it logged
+    /// last.
+    pub(crate) fn brings(
+        &self,
+        notices: &Notices,
+        routes: BTreeSet<Ipv4Addr>,
+        direction: Direction,
+    ) -> Result<Told> {
+        notices.wait_for_all(routes, direction).map_err(|error| {
+            let state = match self.daemon.exited() {
+                Some(end) => format!("has ended ({end})"),
+                None => "still runs".into(),
+            };
+            let log = self.daemon.log();
+            let mut lines: Vec<_> = log.lines().collect();
+            let last = lines.split_off(lines.len().saturating_sub(LAST_LINES)).join("\n");
+            anyhow!("{error:#}; {} {state}, and its log ends:\n{last}", self.kind.name())
+        })
     }
 
     /// An error unless it runs and its host's kernel leads to the first `peers` hosts of the fleet, and
