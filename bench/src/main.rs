@@ -23,7 +23,6 @@ mod report;
 
 use std::fs;
 use std::io::{Write as _, stdout};
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -95,6 +94,9 @@ impl Part {
     }
 }
 
+/// More take days.
+const MOST_ROUNDS: u32 = 300;
+
 /// What a part's own process tells: its rows, or why there are none.
 type Answer = Result<Vec<Row>, String>;
 
@@ -144,22 +146,29 @@ fn run(wanted: &[String]) -> Result<End> {
     remarks.dedup();
     // At the beginning, while it can still be helped, and below the table.
     remarks.iter().for_each(|line| eprintln!("{line}"));
+    // Before hours of work for nothing.
+    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     let before = load();
     let (mut end, mut measured) = (End::Measured, Vec::new());
     for part in parts {
         // One part that cannot be measured keeps none of the others from it.
-        match measure_apart(part).and_then(|rows| Ok((write(&dir, part.name, &rows)?, rows))) {
-            Ok((written, rows)) => {
-                end = end.max(written);
+        let failure = match measure_apart(part) {
+            Ok(rows) => {
+                let written = write(&dir, part.name, &rows);
                 measured.push((part.name, rows));
+                match written {
+                    Ok(written) => {
+                        end = end.max(written);
+                        continue;
+                    }
+                    Err(error) => format!("{} could not be written: {error:#}", part.name),
+                }
             }
-            Err(error) => {
-                let remark = format!("{} could not be measured: {error:#}", part.name);
-                eprintln!("loden-bench: {remark}");
-                remarks.push(remark);
-                end = End::Failed;
-            }
-        }
+            Err(error) => format!("{} could not be measured: {error:#}", part.name),
+        };
+        eprintln!("loden-bench: {failure}");
+        remarks.push(failure);
+        end = End::Failed;
     }
     let mut out = stdout();
     out.write_all(report::table(&measured, rounds).as_bytes())?;
@@ -170,8 +179,8 @@ fn run(wanted: &[String]) -> Result<End> {
 
 fn rounds() -> Result<u32> {
     let Ok(text) = std::env::var("LODEN_BENCH_ROUNDS") else { return Ok(ROUNDS) };
-    let rounds: Result<NonZeroU32, _> = text.parse();
-    Ok(rounds.with_context(|| format!("LODEN_BENCH_ROUNDS={text:?} is no number above 0"))?.get())
+    let rounds = text.parse().ok().filter(|rounds| (1..=MOST_ROUNDS).contains(rounds));
+    rounds.with_context(|| format!("LODEN_BENCH_ROUNDS={text:?} is no number from 1 to {MOST_ROUNDS}"))
 }
 
 /// Has a part measured by a process of its own. Code of the lab panics where a scenario would fail,
@@ -198,7 +207,10 @@ fn measure(arguments: &[String]) -> Result<ExitCode> {
         let _ = answer(&Err(panic.to_string()));
         std::process::exit(1);
     }));
-    let rows = confined::prepare().and_then(|()| (part.measure)(rounds()?));
+    let mut rows = confined::prepare().and_then(|()| (part.measure)(rounds()?));
+    if let Some(rows) = rows.as_mut().ok().filter(|_| quiet::given_up()) {
+        rows.iter_mut().for_each(Row::disturb);
+    }
     answer(&rows.map_err(|error| format!("{error:#}")))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -221,7 +233,6 @@ fn write(dir: &Path, part: &str, rows: &[Row]) -> Result<End> {
         eprintln!("{part}: {why}; {} stays as it was", path.display());
         return Ok(end);
     }
-    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     // Beside it, then over it: an interrupt leaves the earlier one whole.
     let new = path.with_extension("json.new");
     fs::write(&new, report::json(rows)?).with_context(|| format!("write {}", new.display()))?;

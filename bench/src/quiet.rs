@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +25,9 @@ static PATIENCE: Mutex<Duration> = Mutex::new(Duration::from_secs(600));
 /// How many of its measurements this process may still make again.
 static REPEATS: AtomicU32 = AtomicU32::new(120);
 
+/// Whether this process has measured although the machine was not quiet.
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
 /// What the machine was when a clock began to run.
 #[derive(Debug)]
 pub(crate) struct Quiet {
@@ -32,22 +35,30 @@ pub(crate) struct Quiet {
 }
 
 impl Quiet {
-    /// Whether no hypervisor has taken CPU time since, as far as the kernel knows; also when there have been so many
-    /// that were not quiet that one more would not help.
-    pub(crate) fn lasted(&self) -> Result<bool> {
+    /// Whether what was measured since can be used: no hypervisor has taken CPU time, as far as the kernel knows, or
+    /// no repeat is left.
+    pub(crate) fn accepted(&self) -> Result<bool> {
         if stolen()? == self.stolen {
             return Ok(true);
         }
         let left = REPEATS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         let left = left.unwrap_or(0);
         match left {
-            0 => eprintln!("the hypervisor took CPU time meanwhile: the numbers will be noisy"),
+            0 => {
+                GIVEN_UP.store(true, Ordering::Relaxed);
+                eprintln!("the hypervisor took CPU time meanwhile: the numbers will be noisy");
+            }
             left => {
-                eprintln!("the hypervisor took CPU time meanwhile: measuring again, {left} times at most");
+                eprintln!("the hypervisor took CPU time meanwhile: measuring again ({left} repeats left)");
             }
         }
         Ok(left == 0)
     }
+}
+
+/// Whether anything was measured by this process when neither patience nor repeats were left.
+pub(crate) fn given_up() -> bool {
+    GIVEN_UP.load(Ordering::Relaxed)
 }
 
 /// Returns when the machine is quiet, or when there is no patience left. To be called right before a clock runs, while
@@ -55,6 +66,9 @@ impl Quiet {
 pub(crate) fn wait() -> Result<Quiet> {
     let mut patience = PATIENCE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut looks = 0;
+    if patience.is_zero() {
+        GIVEN_UP.store(true, Ordering::Relaxed);
+    }
     while !patience.is_zero() {
         let percent = taken()? * 100.0;
         if percent <= ACCEPTED {
@@ -62,7 +76,8 @@ pub(crate) fn wait() -> Result<Quiet> {
         }
         *patience = patience.saturating_sub(LOOK + PAUSE);
         let left = patience.as_secs();
-        if left == 0 {
+        if patience.is_zero() {
+            GIVEN_UP.store(true, Ordering::Relaxed);
             eprintln!(
                 "others still take {percent:.0} % of the CPU time: going on, the numbers will be noisy"
             );

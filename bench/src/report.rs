@@ -32,6 +32,8 @@ pub(crate) struct Row {
     loden: Vec<f64>,
     baseline: Option<Baseline>,
     budget: Option<Budget>,
+    /// Others had the CPUs meanwhile.
+    disturbed: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -185,7 +187,14 @@ impl Budget {
 impl Row {
     /// Loden's values, one a round.
     pub(crate) fn new(metric: impl Into<String>, unit: &'static str, loden: &[f64]) -> Self {
-        Self { metric: metric.into(), unit: unit.into(), loden: loden.into(), baseline: None, budget: None }
+        Self {
+            metric: metric.into(),
+            unit: unit.into(),
+            loden: loden.into(),
+            baseline: None,
+            budget: None,
+            disturbed: false,
+        }
     }
 
     /// Beside a baseline, measured in the same rounds.
@@ -198,6 +207,12 @@ impl Row {
     pub(crate) fn within(mut self, budget: Budget) -> Self {
         self.budget = Some(budget);
         self
+    }
+
+    /// Says that others had the CPUs meanwhile. What waits for a CPU takes as long whoever it is, which draws ratios
+    /// to 1 and the rounds together: no budget of a ratio is judged then.
+    pub(crate) fn disturb(&mut self) {
+        self.disturbed = true;
     }
 
     fn range(&self) -> Range {
@@ -221,6 +236,7 @@ impl Row {
     fn holds(&self) -> Told<bool> {
         match (self.budget, self.ratios()) {
             (Some(Budget::Value(most)), _) => self.tell(self.range().at_most(most)),
+            (Some(Budget::Ratio(_)), _) if self.disturbed => Told::TooNoisy,
             (Some(Budget::Ratio(most)), Some(ratios)) => self.tell(ratios.at_most(most)),
             _ => Told::Unasked,
         }
@@ -346,6 +362,12 @@ pub(crate) fn table(parts: &[(&str, Vec<Row>)], rounds: u32) -> String {
              budget; measure\nwhile nothing else runs, or with more rounds (LODEN_BENCH_ROUNDS={} make bench)",
             rows.len(),
             rounds * 3
+        );
+    }
+    for (part, _) in parts.iter().filter(|(_, rows)| rows.iter().any(|row| row.disturbed)) {
+        let _ = writeln!(
+            out,
+            "{part}: others took CPU time all along, so no budget of a ratio is judged; believe no number of it much"
         );
     }
     if rows.iter().any(|row| row.is(Told::TooFew)) {

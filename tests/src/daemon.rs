@@ -101,8 +101,9 @@ impl Host {
 impl Daemon {
     /// Where flanneld is: `FLANNELD`, else `target/peers/flanneld` of the workspace.
     pub fn flanneld_path() -> Option<String> {
-        let path = std::env::var("FLANNELD")
-            .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/flanneld").to_owned());
+        let named = std::env::var("FLANNELD").ok().filter(|path| !path.is_empty());
+        let path = named
+            .unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/flanneld").to_owned());
         Path::new(&path).is_file().then_some(path)
     }
 

@@ -100,6 +100,16 @@ fn more_rounds_can_bear_outliers() {
 }
 
 #[test]
+fn while_others_have_the_cpus_no_budget_of_a_ratio_is_judged() {
+    let mut of_ratio = row(&[0.5; 5]).within(Budget::Ratio(1.0));
+    assert_eq!(of_ratio.holds(), Told::Clearly(true));
+    of_ratio.disturb();
+    assert_eq!(of_ratio.holds(), Told::TooNoisy);
+    let table = table(&[("a.part", vec![of_ratio])], 5);
+    assert!(table.contains("a.part: others took CPU time"), "{table}");
+}
+
+#[test]
 fn rows_say_nothing_when_most_of_them_do_not() {
     let (clear, noisy) = (|| row(&[0.5; 5]), || row(&[0.5, 2.0, 1.0, 1.0, 1.0]));
     let few = || row(&[0.5; 4]);
