@@ -152,23 +152,17 @@ fn run(wanted: &[String]) -> Result<End> {
     let (mut end, mut measured) = (End::Measured, Vec::new());
     for part in parts {
         // One part that cannot be measured keeps none of the others from it.
-        let failure = match measure_apart(part) {
-            Ok(rows) => {
-                let written = write(&dir, part.name, &rows);
-                measured.push((part.name, rows));
-                match written {
-                    Ok(written) => {
-                        end = end.max(written);
-                        continue;
-                    }
-                    Err(error) => format!("{} could not be written: {error:#}", part.name),
-                }
-            }
-            Err(error) => format!("{} could not be measured: {error:#}", part.name),
-        };
-        eprintln!("loden-bench: {failure}");
-        remarks.push(failure);
-        end = End::Failed;
+        let outcome = measure_apart(part).map_err(|error| ("measured", error)).and_then(|rows| {
+            let written = write(&dir, part.name, &rows);
+            measured.push((part.name, rows));
+            written.map_err(|error| ("written", error))
+        });
+        end = end.max(outcome.unwrap_or_else(|(what, error)| {
+            let remark = format!("{} could not be {what}: {error:#}", part.name);
+            eprintln!("loden-bench: {remark}");
+            remarks.push(remark);
+            End::Failed
+        }));
     }
     let mut out = stdout();
     out.write_all(report::table(&measured, rounds).as_bytes())?;

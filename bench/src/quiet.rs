@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,9 +25,6 @@ static PATIENCE: Mutex<Duration> = Mutex::new(Duration::from_secs(600));
 /// How many of its measurements this process may still make again.
 static REPEATS: AtomicU32 = AtomicU32::new(120);
 
-/// Whether this process has measured although the machine was not quiet.
-static GIVEN_UP: AtomicBool = AtomicBool::new(false);
-
 /// What the machine was when a clock began to run.
 #[derive(Debug)]
 pub(crate) struct Quiet {
@@ -44,21 +41,18 @@ impl Quiet {
         let left = REPEATS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         let left = left.unwrap_or(0);
         match left {
-            0 => {
-                GIVEN_UP.store(true, Ordering::Relaxed);
-                eprintln!("the hypervisor took CPU time meanwhile: the numbers will be noisy");
-            }
+            0 => eprintln!("the hypervisor took CPU time meanwhile: the numbers will be noisy"),
             left => {
-                eprintln!("the hypervisor took CPU time meanwhile: measuring again ({left} repeats left)");
+                eprintln!("the hypervisor took CPU time meanwhile: measuring again ({left} repeats left)")
             }
         }
         Ok(left == 0)
     }
 }
 
-/// Whether anything was measured by this process when neither patience nor repeats were left.
+/// Whether this process has used up its patience or its repeats, so that what it measured may be noisy.
 pub(crate) fn given_up() -> bool {
-    GIVEN_UP.load(Ordering::Relaxed)
+    PATIENCE.lock().unwrap_or_else(PoisonError::into_inner).is_zero() || REPEATS.load(Ordering::Relaxed) == 0
 }
 
 /// Returns when the machine is quiet, or when there is no patience left. To be called right before a clock runs, while
@@ -66,9 +60,6 @@ pub(crate) fn given_up() -> bool {
 pub(crate) fn wait() -> Result<Quiet> {
     let mut patience = PATIENCE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut looks = 0;
-    if patience.is_zero() {
-        GIVEN_UP.store(true, Ordering::Relaxed);
-    }
     while !patience.is_zero() {
         let percent = taken()? * 100.0;
         if percent <= ACCEPTED {
@@ -77,7 +68,6 @@ pub(crate) fn wait() -> Result<Quiet> {
         *patience = patience.saturating_sub(LOOK + PAUSE);
         let left = patience.as_secs();
         if patience.is_zero() {
-            GIVEN_UP.store(true, Ordering::Relaxed);
             eprintln!(
                 "others still take {percent:.0} % of the CPU time: going on, the numbers will be noisy"
             );

@@ -236,7 +236,7 @@ impl Row {
     fn holds(&self) -> Told<bool> {
         match (self.budget, self.ratios()) {
             (Some(Budget::Value(most)), _) => self.tell(self.range().at_most(most)),
-            (Some(Budget::Ratio(_)), _) if self.disturbed => Told::TooNoisy,
+            (Some(Budget::Ratio(_)), Some(_)) if self.disturbed => Told::TooNoisy,
             (Some(Budget::Ratio(most)), Some(ratios)) => self.tell(ratios.at_most(most)),
             _ => Told::Unasked,
         }

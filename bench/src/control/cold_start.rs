@@ -53,7 +53,7 @@ fn start(stage: &mut Stage<'_>, kind: Kind, found: &mut Found) -> Result<()> {
     let requests = stage.fleet.requests()?;
     let running = kind.start(&host)?;
     let peak = Peak::of(running.pid());
-    let told = running.brings(&notices, fleet::routes(0..size), Direction::Come)?;
+    let told = running.wait_for_routes(&notices, fleet::routes(0..size), Direction::Come)?;
     std::thread::sleep(SETTLED);
     found.push(kind, LAST_OBJECT, (told.last_change - running.started).as_secs_f64());
     match running.ready_at() {

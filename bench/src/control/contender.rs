@@ -92,7 +92,7 @@ impl Running {
 
     /// Waits until its host's kernel has told that these routes have all come, or gone. The error has what it logged
     /// last.
-    pub(crate) fn brings(
+    pub(crate) fn wait_for_routes(
         &self,
         notices: &Notices,
         routes: BTreeSet<Ipv4Addr>,

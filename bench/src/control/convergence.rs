@@ -77,7 +77,7 @@ fn watching(stage: &mut Stage<'_>, kind: Kind, size: u32) -> Result<Option<Vec<D
     let host = stage.host();
     let notices = Notices::of(&host.ns())?;
     let running = kind.start(&host)?;
-    running.brings(&notices, fleet::routes(0..size), Direction::Come)?;
+    running.wait_for_routes(&notices, fleet::routes(0..size), Direction::Come)?;
     // A daemon that has just started has more to do than to watch.
     notices.wait_for_silence(SILENCE)?;
     let quiet = quiet::wait()?;

@@ -40,12 +40,12 @@ fn mass(stage: &mut Stage<'_>, kind: Kind, join: &mut Found, leave: &mut Found) 
     let notices = Notices::of_routes(&host.ns())?;
     let running = kind.start(&host)?;
     let pid = running.pid();
-    running.brings(&notices, fleet::routes(0..FEW), Direction::Come)?;
+    running.wait_for_routes(&notices, fleet::routes(0..FEW), Direction::Come)?;
 
     quiet::wait()?;
     let before = usage::cpu_seconds(pid)?;
     let puts = stage.fleet.put_all(FEW..MANY)?;
-    let told = running.brings(&notices, fleet::routes(FEW..MANY), Direction::Come)?;
+    let told = running.wait_for_routes(&notices, fleet::routes(FEW..MANY), Direction::Come)?;
     join.push(kind, FROM_FIRST_PUT, (told.last_route - puts.first_sent).as_secs_f64());
     // Beside one that keeps up as well it is only chance which of the two is ahead.
     if kind == Kind::Loden {
@@ -59,7 +59,7 @@ fn mass(stage: &mut Stage<'_>, kind: Kind, join: &mut Found, leave: &mut Found) 
     quiet::wait()?;
     let before = usage::cpu_seconds(pid)?;
     let deleted = stage.fleet.delete_all(MANY - LEAVING..MANY)?;
-    let told = running.brings(&notices, fleet::routes(MANY - LEAVING..MANY), Direction::Go)?;
+    let told = running.wait_for_routes(&notices, fleet::routes(MANY - LEAVING..MANY), Direction::Go)?;
     let after = told.last_change.saturating_duration_since(deleted);
     leave.push(kind, AFTER_DELETE, after.as_secs_f64());
     leave.push(kind, CPU, usage::cpu_seconds(pid)? - before);

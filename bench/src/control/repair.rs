@@ -40,7 +40,7 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Result<Vec<Row>> {
 /// The first start on the host.
 fn full_pass(stage: &Stage<'_>, host: &Host, notices: &Notices) -> Result<Row> {
     let running = Kind::Loden.start_with(host, &["--resync=1s"])?;
-    running.brings(notices, fleet::routes(0..MANY), Direction::Come)?;
+    running.wait_for_routes(notices, fleet::routes(0..MANY), Direction::Come)?;
     sleep(Duration::from_secs(2));
     let (mut passes, mut dumps) = (Vec::new(), Vec::new());
     for round in 0..stage.rounds {
@@ -115,7 +115,7 @@ fn deleted_objects(stage: &Stage<'_>, host: &Host, notices: &Notices) -> Result<
         let start = Instant::now();
         host.ip(&of_ip);
         host.bridge(&of_bridge);
-        let told = running.brings(notices, fleet::routes(ROUTES), Direction::Come)?;
+        let told = running.wait_for_routes(notices, fleet::routes(ROUTES), Direction::Come)?;
         found.push(Kind::Loden, ALL_BACK, (told.last_change - start).as_secs_f64());
         running.has_in_place(MANY)?;
         // Repairs in a row wait longer each time; ten seconds of peace end that.

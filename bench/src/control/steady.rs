@@ -40,7 +40,7 @@ fn rest(stage: &mut Stage<'_>, kind: Kind, found: &mut Found) -> Result<()> {
     let notices = Notices::of(&host.ns())?;
     let running = kind.start(&host)?;
     let pid = running.pid();
-    running.brings(&notices, fleet::routes(0..MANY), Direction::Come)?;
+    running.wait_for_routes(&notices, fleet::routes(0..MANY), Direction::Come)?;
     let (after, observed) = observed(kind);
     sleep(after);
     quiet::wait()?;
